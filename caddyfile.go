@@ -1,0 +1,249 @@
+package chatbroadcast
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+)
+
+// parseCaddyfile sets up the handler from its directive; Caddy has taken the matcher.
+func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h := new(Handler)
+	if err := h.UnmarshalCaddyfile(helper.Dispenser); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// UnmarshalCaddyfile implements caddyfile.Unmarshaler. Syntax:
+//
+//	chat_broadcast [<matcher>] [<hub>] {
+//	    hub                 <name>
+//	    user                <value>
+//	    origins             <pattern...> | *
+//	    read_only
+//	    echo                on|off
+//	    max_message_size    <size>
+//	    rate                <messages> <window>
+//	    max_clients         <n>
+//	    max_clients_per_hub <n>
+//	    max_clients_per_ip  <n>
+//	    max_hubs            <n>
+//	    buffer              <messages> [<size>]
+//	    on_lag              close|skip
+//	    ping                <interval> [<timeout>] | off
+//	    write_timeout       <duration>
+//	}
+//
+// Counts, sizes and durations are at least 1: what is left out is off, or has its default. Every error names
+// its line.
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive
+	seen := map[string]bool{}
+	if inline := d.RemainingArgs(); len(inline) > 0 {
+		seen["hub"] = true
+		args := &arguments{name: "hub", values: inline}
+		subdirectives["hub"](h, args)
+		if err := args.done(); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		parse, known := subdirectives[name]
+		if !known {
+			return d.Errf("unrecognized subdirective %q", name)
+		}
+		if seen[name] {
+			return d.Errf("%s: given more than once", name)
+		}
+		seen[name] = true
+		args := &arguments{name: name, values: d.RemainingArgs()}
+		parse(h, args)
+		if err := args.done(); err != nil {
+			return d.WrapErr(err)
+		}
+		if d.NextBlock(d.Nesting()) {
+			return d.Errf("%s: takes no block", name)
+		}
+	}
+	return nil
+}
+
+// subdirectives parse the arguments of each.
+var subdirectives = map[string]func(h *Handler, args *arguments){
+	"hub": func(h *Handler, args *arguments) {
+		h.Hub = args.text("<name>")
+		args.check(checkHub(h.Hub))
+	},
+	"user": func(h *Handler, args *arguments) {
+		h.User = args.text("<value>")
+	},
+	"origins": func(h *Handler, args *arguments) {
+		h.Origins = append(h.Origins, args.text("<pattern...> or *"))
+		for args.more() {
+			h.Origins = append(h.Origins, args.text("<pattern>"))
+		}
+		args.check(named("origins", checkOrigins(h.Origins)))
+	},
+	"read_only": func(h *Handler, _ *arguments) {
+		h.ReadOnly = true
+	},
+	"echo": func(h *Handler, args *arguments) {
+		echo := args.oneOf("on", "off") == "on"
+		h.Echo = &echo
+	},
+	"max_message_size": func(h *Handler, args *arguments) {
+		h.MaxMessageSize = args.size("<size>")
+	},
+	"rate": func(h *Handler, args *arguments) {
+		h.Rate = &Rate{Messages: args.count("<messages>"), Window: args.duration("<window>")}
+	},
+	"max_clients": func(h *Handler, args *arguments) {
+		h.MaxClients = args.count("<n>")
+	},
+	"max_clients_per_hub": func(h *Handler, args *arguments) {
+		h.MaxClientsPerHub = args.count("<n>")
+	},
+	"max_clients_per_ip": func(h *Handler, args *arguments) {
+		h.MaxClientsPerIP = args.count("<n>")
+	},
+	"max_hubs": func(h *Handler, args *arguments) {
+		h.MaxHubs = args.count("<n>")
+	},
+	"buffer": func(h *Handler, args *arguments) {
+		h.Buffer = &Buffer{Messages: args.count("<messages>")}
+		if args.more() {
+			h.Buffer.Size = args.size("<size>")
+		}
+	},
+	"on_lag": func(h *Handler, args *arguments) {
+		h.OnLag = args.oneOf(onLagClose, onLagSkip)
+	},
+	"ping": func(h *Handler, args *arguments) {
+		h.Ping = new(Ping)
+		if args.peek() == "off" {
+			h.Ping.Off = args.text("off") == "off"
+			return
+		}
+		h.Ping.Interval = args.duration("<interval> or off")
+		if args.more() {
+			h.Ping.Timeout = args.duration("<timeout>")
+		}
+	},
+	"write_timeout": func(h *Handler, args *arguments) {
+		h.WriteTimeout = args.duration("<duration>")
+	},
+}
+
+// arguments are those of one subdirective, taken from the left. The first fault is kept for done, and what is
+// taken after it is zero.
+type arguments struct {
+	name   string
+	values []string
+	err    error
+}
+
+// done returns the first fault, also that of an argument which was not taken.
+func (a *arguments) done() error {
+	if a.more() {
+		a.fail("unexpected argument %q", a.values[0])
+	}
+	return a.err
+}
+
+func (a *arguments) fail(format string, v ...any) {
+	a.check(fmt.Errorf("%s: "+format, append([]any{a.name}, v...)...))
+}
+
+// check keeps err, which names the subdirective, if it is the first.
+func (a *arguments) check(err error) {
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+// more reports whether another argument is there to be taken.
+func (a *arguments) more() bool { return a.err == nil && len(a.values) > 0 }
+
+// peek returns the next argument without taking it, or "".
+func (a *arguments) peek() string {
+	if !a.more() {
+		return ""
+	}
+	return a.values[0]
+}
+
+// text takes a non-empty argument, described by what.
+func (a *arguments) text(what string) string {
+	switch {
+	case a.err != nil:
+		return ""
+	case len(a.values) == 0:
+		a.fail("missing %s", what)
+		return ""
+	case a.values[0] == "":
+		a.fail("%s must not be empty", what)
+		return ""
+	}
+	v := a.values[0]
+	a.values = a.values[1:]
+	return v
+}
+
+func (a *arguments) oneOf(words ...string) string {
+	v := a.text(strings.Join(words, " or "))
+	if a.err == nil && !slices.Contains(words, v) {
+		a.fail("want %s, got %q", strings.Join(words, " or "), v)
+	}
+	return v
+}
+
+func (a *arguments) count(what string) int {
+	v := a.text(what)
+	if a.err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		a.fail("%s must be a whole number from 1 to %d, got %q", what, maxCount, v)
+	}
+	a.check(checkRange(a.name+": "+what, n, 1, maxCount))
+	return n
+}
+
+func (a *arguments) size(what string) int64 {
+	v := a.text(what)
+	if a.err != nil {
+		return 0
+	}
+	n, err := humanize.ParseBytes(v)
+	if err != nil {
+		a.fail("%s must be a size such as 64KiB, got %q", what, v)
+	}
+	// What does not fit is far over the bound.
+	size := int64(min(n, math.MaxInt64))
+	a.check(checkRange(a.name+": "+what, size, 1, maxSize))
+	return size
+}
+
+func (a *arguments) duration(what string) caddy.Duration {
+	v := a.text(what)
+	if a.err != nil {
+		return 0
+	}
+	d, err := caddy.ParseDuration(v)
+	if err != nil {
+		a.fail("%s must be a duration such as 10s, got %q", what, v)
+	}
+	a.check(checkDuration(a.name+": "+what, caddy.Duration(d), 1))
+	return caddy.Duration(d)
+}

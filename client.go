@@ -1,0 +1,506 @@
+package chatbroadcast
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+// closeTimeout bounds the two halves of a close: flushing what is due and sending the close frame, and then
+// waiting for the peer's answer. Browsers wait for about as long themselves.
+const closeTimeout = 5 * time.Second
+
+// maxDiscarded bounds what is read and thrown away while waiting for the peer's answer. It is larger than
+// what kernels buffer, so that a peer in the middle of a large message still sees our close frame instead of
+// a reset.
+const maxDiscarded = 16 << 20
+
+// maxPending bounds the control frames that wait for the writer, in bytes: 16 of the largest. When they
+// exceed it only the newest is kept, which RFC 6455 §5.5.3 allows for pongs.
+const maxPending = 16 * 127
+
+// The states of a client's writer. Whoever moves idle to writing must start the writer; whoever finds the
+// other gone finishes the client.
+const (
+	stateIdle     int32 = iota // no writer: everything that was due is written
+	stateWriting               // a writer runs, or is about to
+	stateOrphaned              // the reader has ended: no writer may start
+)
+
+// A client is one connection and its place in a hub. Two goroutines work for it: a reader for as long as the
+// connection lives, and a writer for as long as there is something to write.
+type client struct {
+	// Set once, before the client joins or starts.
+	settings *settings
+	hub      *hub
+	scope    *scope
+	user     string
+	ip       string       // as Caddy sees it, behind trusted proxies too
+	prefix   netip.Prefix // what max_clients_per_ip counts as one address
+	ws       *websocket.Conn
+	wire     wire // what ws reads from
+	joined   time.Time
+
+	state atomic.Int32
+
+	// Owned by the reader.
+	heard      time.Time // when the last bytes came
+	pinged     bool      // a ping is out, and nothing has come since
+	limiter    *rate.Limiter
+	dropped    int // messages over the rate since the bucket was last full
+	messagesIn uint64
+	bytesIn    uint64
+
+	// Owned by the writer.
+	messagesOut uint64
+	bytesOut    uint64
+
+	// Guarded by hub.mu. nextWoken belongs to the publisher that woke the client until it starts the writer.
+	index     int // in hub.clients; negative when dropped
+	cursor    uint64
+	left      bool
+	until     uint64   // once left: the head at that moment
+	pinned    *segment // what the writer is writing from
+	own       []uint64 // with echo off: sequence numbers, from cursor on, of the client's own messages
+	missed    uint64   // messages lost under on_lag skip
+	nextWoken *client
+
+	// Guarded by registry.mu.
+	scopeIndex int // in scope.clients
+
+	// Guarded by mu.
+	mu          sync.Mutex
+	pending     []byte // pongs and pings, wire-ready
+	closing     bool   // cause is decided; nothing more is published for the client
+	cause       cause
+	deadline    time.Time // once closing: when patience with the peer ends
+	saidGoodbye bool      // our close frame is out
+	gotGoodbye  bool      // the peer's close frame is in
+}
+
+// start runs the connection. It clears what the HTTP server has left on it and becomes the reader, which
+// ends with the connection: at the latest when the peer is silent for the ping's interval and timeout or,
+// once closing, after twice closeTimeout. It must run after the handler chain has returned, because wrappers
+// may set deadlines until then.
+func (c *client) start() {
+	c.mu.Lock()
+	_ = c.wire.conn.SetDeadline(c.deadline) // fails only on a dead connection, as will the next read
+	c.mu.Unlock()
+	if interval := c.settings.pingInterval; interval > 0 {
+		// The first ping comes early, and at another time for each of the clients that joined together.
+		first := time.Now().Add(interval/2 + rand.N(interval/2+1))
+		c.heard = first.Add(-interval)
+		c.armRead(first)
+	}
+	c.startWriter()
+	c.read()
+	c.awaitEnd()
+	c.end()
+}
+
+// startWriter starts the writer that the caller has put the client in stateWriting for. It ends when nothing
+// is left to write or the connection fails, which end makes it do.
+func (c *client) startWriter() { go c.write() }
+
+// wake starts a writer unless one runs, which then sees what is new before it ends.
+func (c *client) wake() {
+	if c.state.CompareAndSwap(stateIdle, stateWriting) {
+		c.startWriter()
+	}
+}
+
+// end is the reader's last act: with the connection closed a running writer fails, and the later of the two
+// finishes the client.
+func (c *client) end() {
+	_ = c.wire.conn.Close() // the error of a connection that is given up helps nobody
+	if c.state.Swap(stateOrphaned) == stateIdle {
+		c.finish()
+	}
+}
+
+// finish reports the connection. Nothing works for the client any more.
+func (c *client) finish() {
+	c.hub.drop(c)
+	c.mu.Lock()
+	why := c.cause
+	c.mu.Unlock()
+	c.scope.logger().Info("client closed",
+		zap.String("hub", c.hub.name),
+		zap.String("user", c.user),
+		zap.String("client_ip", c.ip),
+		zap.Int("code", why.code),
+		zap.String("reason", why.reason),
+		zap.Duration("duration", time.Since(c.joined)),
+		zap.Uint64("messages_in", c.messagesIn),
+		zap.Uint64("messages_out", c.messagesOut),
+		zap.Uint64("bytes_in", c.bytesIn),
+		zap.Uint64("bytes_out", c.bytesOut),
+	)
+}
+
+// panicked reports a bug that would otherwise end the server, since no HTTP server stands above our
+// goroutines to recover it.
+func (c *client) panicked(v any) {
+	c.scope.logger().Error("panic in a connection", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+}
+
+// close ends the client politely: it leaves the hub at once, its writer flushes what was published before and
+// sends the close frame, and the reader waits for the peer's answer. The first cause holds.
+func (c *client) close(why cause) {
+	if c.decide(why) {
+		hubs.leave(c)
+		c.wake()
+	}
+}
+
+// cut ends the client without waiting for anything: the peer sees a reset. It never blocks.
+func (c *client) cut(why cause) {
+	if c.decide(why) {
+		hubs.leave(c)
+	}
+	c.wire.abort()
+}
+
+// decide makes why the client's cause, unless it has one, and starts the clock of closeTimeout.
+func (c *client) decide(why cause) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return false
+	}
+	c.closing, c.cause = true, why
+	c.pending = nil
+	c.setDeadlineLocked(time.Now().Add(closeTimeout))
+	return true
+}
+
+// setDeadlineLocked bounds every read and write from now on. A client that has not started gets it then.
+func (c *client) setDeadlineLocked(t time.Time) {
+	c.deadline = t
+	if c.wire.conn != nil {
+		_ = c.wire.conn.SetDeadline(t)
+	}
+}
+
+// ---- the reader ----
+
+// read relays the client's messages until the connection fails or is closing. It is the only reader.
+func (c *client) read() {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			c.close(causeInternal)
+		}
+	}()
+	for {
+		opcode, r, err := c.ws.NextReader()
+		if err != nil {
+			c.readFailed(err)
+			return
+		}
+		if c.settings.readOnly {
+			c.close(causeReadOnly)
+			return
+		}
+		if !c.receive(opcode, r) {
+			return
+		}
+	}
+}
+
+// messageBuffers hold messages while they are received, so that a client between two messages has none.
+var messageBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// minRead is what a message's buffer begins with: most chat messages fit.
+const minRead = 512
+
+// maxPooledMessage keeps the memory of rare large messages out of the pool.
+const maxPooledMessage = 64 << 10
+
+// receive reads one message and publishes it. It returns false when the client is closing.
+func (c *client) receive(opcode int, r io.Reader) bool {
+	buf := messageBuffers.Get().(*[]byte)
+	msg, ok := c.readMessage((*buf)[:0], opcode, r)
+	ok = ok && c.relay(opcode, msg)
+	if cap(msg) <= maxPooledMessage {
+		*buf = msg
+		messageBuffers.Put(buf)
+	}
+	return ok
+}
+
+// readMessage appends one message to msg. Text is checked as it arrives, so that a message is refused at its
+// first bad byte, not at its end. It returns false when the client is closing.
+func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool) {
+	text := opcode == websocket.TextMessage
+	for valid := 0; ; {
+		if len(msg) == cap(msg) {
+			// Twice what has come: a peer that stalls within a message costs no more. ws refuses what
+			// exceeds the maximum size before it is read.
+			msg = slices.Grow(msg, max(minRead, min(len(msg), c.settings.maxMessageSize-len(msg))))
+		}
+		n, err := r.Read(msg[len(msg):cap(msg)])
+		msg = msg[:len(msg)+n]
+		if text {
+			whole, ok := validUTF8(msg[valid:])
+			valid += whole
+			if !ok || err == io.EOF && valid < len(msg) {
+				c.close(causeInvalidUTF8)
+				return msg, false
+			}
+		}
+		if err == io.EOF {
+			return msg, true
+		}
+		if err != nil {
+			c.readFailed(err)
+			return msg, false
+		}
+	}
+}
+
+// relay publishes a message within the client's rate. It returns false when the client is closing.
+func (c *client) relay(opcode int, msg []byte) bool {
+	c.messagesIn++
+	if !c.allow() {
+		return !c.isClosing()
+	}
+	return c.hub.publish(c, opcode, msg)
+}
+
+// allow takes one message from the client's bucket. A client that goes on sending at an empty one is closed.
+func (c *client) allow() bool {
+	if c.limiter == nil {
+		return true
+	}
+	now := time.Now()
+	if c.limiter.TokensAt(now) >= float64(c.limiter.Burst()) {
+		c.dropped = 0
+	}
+	if c.limiter.AllowN(now, 1) {
+		return true
+	}
+	c.dropped++
+	if c.dropped >= c.limiter.Burst() {
+		c.close(causeRateLimited)
+	}
+	return false
+}
+
+// readFailed closes the client for the reason that ended its reading.
+func (c *client) readFailed(err error) {
+	var peer *websocket.CloseError
+	switch {
+	case errors.As(err, &peer) && peer.Code != websocket.CloseAbnormalClosure:
+		c.mu.Lock()
+		c.gotGoodbye = true
+		c.mu.Unlock()
+		c.close(echoed(peer.Code))
+	case errors.Is(err, errPingTimeout):
+		c.cut(causePingTimeout)
+	case errors.Is(err, websocket.ErrReadLimit):
+		c.close(causeTooBig)
+	case c.wire.refused:
+		c.close(causeProtocolError)
+	default:
+		c.cut(causeGone)
+	}
+}
+
+// awaitEnd reads on and discards after a close, until the peer closes, patience ends, or it has sent too
+// much. Closing a socket with unread bytes makes TCP send a reset, upon which the peer throws away the close
+// frame that it has not read yet.
+func (c *client) awaitEnd() {
+	c.mu.Lock()
+	done := c.saidGoodbye && c.gotGoodbye && !c.wire.canCloseWrite()
+	c.mu.Unlock()
+	if !done {
+		_, _ = io.CopyN(io.Discard, &c.wire, maxDiscarded) // however it ends, it ends
+	}
+}
+
+func (c *client) isClosing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
+}
+
+// armRead sets when the reader wants to be woken from silence.
+func (c *client) armRead(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing { // else the deadline is the close's
+		_ = c.wire.conn.SetReadDeadline(t)
+	}
+}
+
+// errPingTimeout ends a read: the peer has been silent since the ping.
+var errPingTimeout = errors.New("nothing heard since the ping")
+
+// onSilence handles an expired read deadline: time to ping, time to give up or, where something was heard
+// since it was set, nothing yet. With a nil error the read goes on.
+func (c *client) onSilence() error {
+	if c.settings.pingInterval == 0 || c.isClosing() {
+		return os.ErrDeadlineExceeded
+	}
+	if c.pinged {
+		return errPingTimeout
+	}
+	now := time.Now()
+	if due := c.heard.Add(c.settings.pingInterval); due.After(now) {
+		c.armRead(due)
+		return nil
+	}
+	c.pinged = true
+	c.armRead(now.Add(c.settings.pingTimeout))
+	c.push(websocket.PingMessage, nil)
+	return nil
+}
+
+// onHeard notes a sign of life of n bytes.
+func (c *client) onHeard(n int) {
+	c.bytesIn += uint64(n)
+	if c.settings.pingInterval > 0 {
+		c.heard, c.pinged = time.Now(), false
+	}
+}
+
+// push hands a control frame to the writer. A closing client gets none.
+func (c *client) push(opcode int, payload []byte) {
+	c.mu.Lock()
+	if !c.closing {
+		if len(c.pending)+frameSize(len(payload)) > maxPending {
+			c.pending = c.pending[:0]
+		}
+		c.pending = appendFrame(c.pending, opcode, payload)
+	}
+	c.mu.Unlock()
+	c.wake()
+}
+
+// ---- the writer ----
+
+// write is the client's only writer while it runs.
+func (c *client) write() {
+	switch c.flush() {
+	case progressIdle:
+	case progressOrphaned:
+		c.finish()
+	default: // the connection takes nothing more
+		c.hub.drop(c)
+		if !c.state.CompareAndSwap(stateWriting, stateIdle) {
+			c.finish()
+		}
+	}
+}
+
+// flush writes control frames first, then the hub's, until there are none left or, for a client that has
+// left, until the close frame is out. It returns progressFlushed also when the connection failed.
+func (c *client) flush() (last progress) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			c.cut(causeInternal) // in the middle of a frame, for all we know
+			last = progressFlushed
+		}
+	}()
+	for {
+		if p := c.takePending(); p != nil && !c.send(p) {
+			return progressFlushed
+		}
+		frames, n, p := c.hub.next(c)
+		switch p {
+		case progressFrames:
+			if !c.send(frames) {
+				return progressFlushed
+			}
+			c.messagesOut += uint64(n)
+		case progressLagged:
+			c.close(causeLagged)
+		case progressFlushed:
+			c.sayGoodbye()
+			return p
+		case progressIdle:
+			// A control frame that came after takePending found a writer running.
+			if !c.hasPending() || !c.state.CompareAndSwap(stateIdle, stateWriting) {
+				return p
+			}
+		case progressOrphaned:
+			return p
+		}
+	}
+}
+
+func (c *client) takePending() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.pending
+	c.pending = nil
+	return p
+}
+
+func (c *client) hasPending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending != nil
+}
+
+// send writes p. It returns false when the connection has failed or made no progress for the write timeout,
+// and has cut it then: what follows a broken frame would be garbage to the peer.
+func (c *client) send(p []byte) bool {
+	for len(p) > 0 {
+		c.armWrite()
+		n, err := c.wire.conn.Write(p[:min(len(p), c.wire.maxWrite)])
+		c.bytesOut += uint64(n)
+		p = p[n:]
+		switch {
+		case err == nil:
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			c.cut(causeGone)
+			return false
+		case n == 0 || !c.wire.resumable || c.isClosing():
+			c.cut(causeWriteTimeout)
+			return false
+		}
+	}
+	return true
+}
+
+// armWrite gives the next write its deadline.
+func (c *client) armWrite() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing { // else the deadline is the close's
+		_ = c.wire.conn.SetWriteDeadline(time.Now().Add(c.settings.writeTimeout))
+	}
+}
+
+// sayGoodbye sends the close frame and ends our half of the connection.
+func (c *client) sayGoodbye() {
+	c.mu.Lock()
+	frame := c.cause.frame()
+	c.mu.Unlock()
+	if frame == nil || !c.send(frame) {
+		return
+	}
+	halfClosed := c.wire.closeWrite()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.saidGoodbye = true
+	c.setDeadlineLocked(time.Now().Add(closeTimeout))
+	if c.gotGoodbye && !halfClosed {
+		// Both sides are done, and the peer waits for the server to close (RFC 6455 §7.1.1).
+		_ = c.wire.conn.Close()
+	}
+}

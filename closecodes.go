@@ -1,0 +1,41 @@
+package chatbroadcast
+
+import "github.com/gorilla/websocket"
+
+// cause is why a connection ended: the close code (RFC 6455 §7.4) and the reason that the close frame,
+// the log and the documentation give for it.
+type cause struct {
+	code   int
+	reason string
+}
+
+// Every close that the server initiates is listed here, once. The README's table is this one; a test
+// compares the two.
+var (
+	causeShuttingDown  = cause{websocket.CloseGoingAway, "shutting_down"}
+	causeProtocolError = cause{websocket.CloseProtocolError, ""}
+	causeInvalidUTF8   = cause{websocket.CloseInvalidFramePayloadData, "invalid_utf8"}
+	causeReadOnly      = cause{websocket.ClosePolicyViolation, "read_only"}
+	causeRateLimited   = cause{websocket.ClosePolicyViolation, "rate_limited"}
+	causeTooBig        = cause{websocket.CloseMessageTooBig, "too_big"}
+	causeInternal      = cause{websocket.CloseInternalServerErr, "internal"}
+	causeHubRemoved    = cause{websocket.CloseServiceRestart, "hub_removed"}
+	causeLagged        = cause{websocket.CloseTryAgainLater, "lagged"}
+	causeWriteTimeout  = cause{websocket.CloseTryAgainLater, "write_timeout"}
+
+	// The two that no frame carries: the peer sees an abnormal closure, 1006 (RFC 6455 §7.1.5).
+	causePingTimeout = cause{websocket.CloseAbnormalClosure, "ping_timeout"}
+	causeGone        = cause{websocket.CloseAbnormalClosure, ""}
+)
+
+// echoed returns the cause of a close that the peer asked for. code is legal to send (RFC 6455 §7.4.1)
+// or 1005, which stands for a close frame without one.
+func echoed(code int) cause { return cause{code: code} }
+
+// frame returns the close frame that tells the peer, or nil where none can.
+func (w cause) frame() []byte {
+	if w.code == websocket.CloseAbnormalClosure {
+		return nil
+	}
+	return appendFrame(nil, websocket.CloseMessage, websocket.FormatCloseMessage(w.code, w.reason))
+}

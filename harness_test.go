@@ -1,0 +1,357 @@
+package chatbroadcast
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddytest"
+	"github.com/gorilla/websocket"
+	"go.uber.org/goleak"
+)
+
+// The addresses of the Caddy under test.
+const (
+	adminAddr = "localhost:2999"
+	httpAddr  = "localhost:9080"
+	httpsAddr = "localhost:9443"
+)
+
+// patience is how long a test waits for what must happen. Nothing takes that long on a machine that is not
+// overloaded; what must not happen is never waited for.
+const patience = 20 * time.Second
+
+// TestMain fails the run when a connection's goroutine outlives the tests.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := caddy.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping Caddy:", err)
+		code = 1
+	}
+	if code == 0 {
+		err := goleak.Find(
+			// Caddy and its libraries keep these for the life of the process.
+			goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/cmd.cmdRun"),
+			goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.trapSignalsCrossPlatform.func1"),
+			goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.trapSignalsPosix.func1"),
+			goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.replaceLocalAdminServer.func2"),
+			goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),
+			goleak.IgnoreAnyFunction("github.com/DeRuina/timberjack.(*Logger).millRun"),
+		)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// A server is the Caddy under test, running in this process.
+type server struct {
+	t       testing.TB
+	tester  *caddytest.Tester
+	logFile string
+}
+
+// startCaddy runs Caddy with the sites of a Caddyfile, whose global options it adds. Its log goes to a file.
+func startCaddy(t testing.TB, sites string) *server {
+	t.Helper()
+	s := &server{t: t, tester: caddytest.NewTester(t), logFile: filepath.Join(t.TempDir(), "caddy.log")}
+	s.load(sites)
+	t.Cleanup(func() {
+		// An empty configuration closes what the test has left open.
+		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+		if t.Failed() {
+			log, _ := os.ReadFile(s.logFile)
+			t.Logf("Caddy's log:\n%s", log)
+		}
+	})
+	return s
+}
+
+// caddyfile adds the global options to sites.
+func (s *server) caddyfile(sites string) string {
+	return fmt.Sprintf(`{
+	admin %s
+	http_port 9080
+	https_port 9443
+	skip_install_trust
+	local_certs
+	grace_period 1s
+	persist_config off
+	storage file_system %s
+	log {
+		output file %s
+		format json
+	}
+}
+%s`, adminAddr, filepath.Dir(s.logFile), s.logFile, sites)
+}
+
+// load replaces the configuration.
+func (s *server) load(sites string) {
+	s.t.Helper()
+	s.tester.InitServer(s.caddyfile(sites), "caddyfile")
+	if s.t.Failed() {
+		s.t.FailNow()
+	}
+}
+
+// post sends a configuration to the admin endpoint and returns the status and the answer.
+func (s *server) post(contentType, config string) (int, string) {
+	s.t.Helper()
+	resp, err := http.Post("http://"+adminAddr+"/load", contentType, strings.NewReader(config))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// logged returns the entries of one logger so far, once there are at least n.
+func (s *server) logged(logger string, n int) []map[string]any {
+	s.t.Helper()
+	var entries []map[string]any
+	eventually(s.t, fmt.Sprintf("%d entries of logger %s", n, logger), func() bool {
+		entries = nil
+		data, err := os.ReadFile(s.logFile)
+		if err != nil {
+			return false
+		}
+		for line := range bytes.Lines(data) {
+			var entry map[string]any
+			if json.Unmarshal(line, &entry) == nil && entry["logger"] == logger {
+				entries = append(entries, entry)
+			}
+		}
+		return len(entries) >= n
+	})
+	return entries
+}
+
+// eventually waits until ok returns true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s", patience, what)
+		}
+		time.Sleep(2 * time.Millisecond) // the pace of polling, not a wait for something
+	}
+}
+
+// A peer is a WebSocket client that can do everything wrong.
+type peer struct {
+	t    testing.TB
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+// handshakeRequest is a correct one; header lines, each with its CRLF, are added to it.
+func handshakeRequest(host, path, header string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\n" +
+		"Connection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + header + "\r\n"
+}
+
+// join connects a peer to path over plain HTTP. header lines, each with its CRLF, are added to the request.
+func join(t testing.TB, path string, header ...string) *peer {
+	t.Helper()
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return joinOn(t, conn, httpAddr, path, header...)
+}
+
+// joinTLS connects a peer to path over TLS.
+func joinTLS(t testing.TB, path string, header ...string) *peer {
+	t.Helper()
+	conn, err := tls.Dial("tcp", httpsAddr, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return joinOn(t, conn, httpsAddr, path, header...)
+}
+
+func joinOn(t testing.TB, conn net.Conn, host, path string, header ...string) *peer {
+	t.Helper()
+	p, resp := handshakeOn(t, conn, handshakeRequest(host, path, strings.Join(header, "")))
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("joining %s: got status %s, want 101", path, resp.Status)
+	}
+	return p
+}
+
+// refused makes a handshake that must fail with the given status, and returns the response.
+func refused(t testing.TB, status int, path string, header ...string) *http.Response {
+	t.Helper()
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, resp := handshakeOn(t, conn, handshakeRequest(httpAddr, path, strings.Join(header, "")))
+	if resp.StatusCode != status {
+		t.Fatalf("joining %s: got status %s, want %d", path, resp.Status, status)
+	}
+	return resp
+}
+
+// handshakeOn sends a request and reads the response's header.
+func handshakeOn(t testing.TB, conn net.Conn, request string) (*peer, *http.Response) {
+	t.Helper()
+	p := &peer{t: t, conn: conn, r: bufio.NewReader(conn)}
+	t.Cleanup(func() { conn.Close() })
+	p.write([]byte(request))
+	p.patient()
+	resp, err := http.ReadResponse(p.r, nil)
+	if err != nil {
+		t.Fatalf("reading the handshake's response: %v", err)
+	}
+	return p, resp
+}
+
+func (p *peer) patient() { _ = p.conn.SetReadDeadline(time.Now().Add(patience)) }
+
+// write sends raw bytes.
+func (p *peer) write(b []byte) {
+	p.t.Helper()
+	_ = p.conn.SetWriteDeadline(time.Now().Add(patience))
+	if _, err := p.conn.Write(b); err != nil {
+		p.t.Fatalf("writing: %v", err)
+	}
+}
+
+// clientFrame returns a frame as a client sends it; first is the byte with FIN, RSV and opcode.
+func clientFrame(first byte, payload []byte) []byte {
+	frame := []byte{first}
+	switch n := len(payload); {
+	case n <= 125:
+		frame = append(frame, 0x80|byte(n))
+	case n <= 0xffff:
+		frame = binary.BigEndian.AppendUint16(append(frame, 0x80|126), uint16(n))
+	default:
+		frame = binary.BigEndian.AppendUint64(append(frame, 0x80|127), uint64(n))
+	}
+	mask := [4]byte{0x12, 0x34, 0x56, 0x78}
+	frame = append(frame, mask[:]...)
+	for i, b := range payload {
+		frame = append(frame, b^mask[i%4])
+	}
+	return frame
+}
+
+// send sends a message in one frame.
+func (p *peer) send(opcode int, payload string) {
+	p.t.Helper()
+	p.write(clientFrame(finBit|byte(opcode), []byte(payload)))
+}
+
+func (p *peer) text(payload string) {
+	p.t.Helper()
+	p.send(websocket.TextMessage, payload)
+}
+
+// A frame is one that the server sent.
+type frame struct {
+	opcode  int
+	payload string
+}
+
+// readFrame reads one frame. An error is the connection's.
+func (p *peer) readFrame() (frame, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(p.r, head[:]); err != nil {
+		return frame{}, err
+	}
+	if head[0]&0xf0 != finBit || head[1]&0x80 != 0 {
+		return frame{}, fmt.Errorf("a server's frame is final, without RSV bits and unmasked, got % x", head)
+	}
+	length := uint64(head[1])
+	switch length {
+	case 126:
+		var b [2]byte
+		if _, err := io.ReadFull(p.r, b[:]); err != nil {
+			return frame{}, err
+		}
+		length = uint64(binary.BigEndian.Uint16(b[:]))
+	case 127:
+		var b [8]byte
+		if _, err := io.ReadFull(p.r, b[:]); err != nil {
+			return frame{}, err
+		}
+		length = binary.BigEndian.Uint64(b[:])
+	}
+	payload := make([]byte, length)
+	if _, err := io.ReadFull(p.r, payload); err != nil {
+		return frame{}, err
+	}
+	return frame{int(head[0] & 0x0f), string(payload)}, nil
+}
+
+// next returns the next frame.
+func (p *peer) next() frame {
+	p.t.Helper()
+	p.patient()
+	f, err := p.readFrame()
+	if err != nil {
+		p.t.Fatalf("reading a frame: %v", err)
+	}
+	return f
+}
+
+// wantText fails unless the next frame is a text message with the given payload.
+func (p *peer) wantText(payload string) {
+	p.t.Helper()
+	if got, want := p.next(), (frame{websocket.TextMessage, payload}); got != want {
+		p.t.Fatalf("got frame %.80v, want %.80v", got, want)
+	}
+}
+
+// wantClose fails unless the next frame, but for messages, is a close frame with the given code and reason.
+func (p *peer) wantClose(code int, reason string) {
+	p.t.Helper()
+	for {
+		f := p.next()
+		if f.opcode == websocket.TextMessage || f.opcode == websocket.BinaryMessage {
+			continue
+		}
+		want := frame{websocket.CloseMessage, string(websocket.FormatCloseMessage(code, reason))}
+		if f != want {
+			p.t.Fatalf("got frame %.80v, want %.80v", f, want)
+		}
+		return
+	}
+}
+
+// wantEOF fails unless the server has ended the connection, with or without a reset.
+func (p *peer) wantEOF() {
+	p.t.Helper()
+	p.patient()
+	for {
+		_, err := p.readFrame()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			p.t.Fatal("the connection is still open")
+		}
+		if err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,215 @@
+package chatbroadcast
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+)
+
+// A log is the recent past of one hub: server frames exactly as they go on the wire, one behind the
+// other, numbered from 0. A client is a cursor into it, the sequence number of the next frame it needs.
+//
+//	tail <= cursor <  head   the client is head-cursor messages behind
+//	        cursor == head   it has everything
+//	        cursor <  tail   it has lagged: tail-cursor messages are gone
+//
+// What is bounded: the frames from tail to head are at most maxMessages and at most maxBytes, but the
+// newest frame is always kept. What is lost first: the oldest. Segments that were evicted while a writer
+// still read from them are counted in stranded until the writer lets go.
+//
+// A log has no lock, clock or I/O of its own: every method needs the hub's lock. The bytes that next
+// returns may be read without it, for as long as their segment is pinned: they are never written again.
+type log struct {
+	maxMessages int
+	maxBytes    int
+
+	tail, head uint64
+	bytes      int        // of the frames from tail to head
+	segments   []*segment // the retained ones, oldest first, without gaps
+
+	stranded  []*segment // evicted but pinned, oldest first
+	sizeClass int        // of the next segment
+	appended  int        // bytes since the last recycle
+}
+
+// A segment holds consecutive whole frames in one buffer that never moves, so that any run of them is one
+// slice.
+type segment struct {
+	first   uint64   // the sequence number of the first frame
+	buf     []byte   // the frames; appended to, never rewritten while pinned or retained
+	ends    []uint32 // ends[i] is where frame first+i ends in buf
+	pins    int      // writers that read from buf
+	evicted bool
+}
+
+// maxWrite bounds what goes to a connection in one Write, and so the segments: large enough that the
+// system call is no longer what a message costs, small enough that a stuck client pins little.
+const maxWrite = 64 << 10
+
+// segmentSizes are the capacities of pooled segments. A quiet hub stays with the first, a busy one climbs,
+// so that an occasional message in each of many hubs does not cost maxWrite bytes each.
+var segmentSizes = [...]int{1 << 10, 4 << 10, 16 << 10, maxWrite}
+
+// segmentPools keep segments between uses, one pool a size: a hub whose clients have all caught up holds
+// none.
+var segmentPools [len(segmentSizes)]sync.Pool
+
+// grow raises the bounds; they are never lowered while the hub lives.
+func (l *log) grow(maxMessages, maxBytes int) {
+	l.maxMessages = max(l.maxMessages, maxMessages)
+	l.maxBytes = max(l.maxBytes, maxBytes)
+}
+
+// append adds one message, evicts what no longer fits and returns the message's sequence number. It copies
+// payload, which must be shorter than 4 GiB.
+func (l *log) append(opcode int, payload []byte) uint64 {
+	size := frameSize(len(payload))
+	s := l.room(size)
+	s.buf = appendFrame(s.buf, opcode, payload)
+	s.ends = append(s.ends, uint32(len(s.buf)))
+	seq := l.head
+	l.head++
+	l.bytes += size
+	l.appended += size
+	for l.head-l.tail > 1 && (l.head-l.tail > uint64(l.maxMessages) || l.bytes > l.maxBytes) {
+		l.evict()
+	}
+	return seq
+}
+
+// room returns the newest segment if it has size bytes left, or a new one.
+func (l *log) room(size int) *segment {
+	if n := len(l.segments); n > 0 {
+		if s := l.segments[n-1]; cap(s.buf)-len(s.buf) >= size {
+			return s
+		}
+		l.sizeClass++ // one was not enough
+	}
+	// Many small segments in a small buffer: an eighth of it is the most that is held beyond the bound.
+	for l.sizeClass = min(l.sizeClass, len(segmentSizes)-1); l.sizeClass > 0; l.sizeClass-- {
+		if segmentSizes[l.sizeClass] <= l.maxBytes/8 {
+			break
+		}
+	}
+	s := newSegment(l.head, size, l.sizeClass)
+	l.segments = append(l.segments, s)
+	return s
+}
+
+// evict drops the oldest frame, and its segment with the last frame of it.
+func (l *log) evict() {
+	s := l.segments[0]
+	i := l.tail - s.first
+	l.bytes -= int(s.ends[i]) - s.start(i)
+	l.tail++
+	if i+1 < uint64(len(s.ends)) {
+		return
+	}
+	l.segments[0] = nil
+	l.segments = l.segments[1:]
+	if s.pins == 0 {
+		s.free()
+		return
+	}
+	s.evicted = true
+	l.stranded = append(l.stranded, s)
+}
+
+// next pins and returns the frames from cursor to limit, as far as they lie in one segment: n messages in
+// one slice. It needs tail <= cursor < limit <= head; the caller unpins the segment.
+func (l *log) next(cursor, limit uint64) (s *segment, frames []byte, n int) {
+	last := len(l.segments) - 1
+	s = l.segments[last]
+	if cursor < s.first {
+		i, found := slices.BinarySearchFunc(l.segments, cursor, func(s *segment, seq uint64) int {
+			return cmp.Compare(s.first, seq)
+		})
+		if !found {
+			i--
+		}
+		s = l.segments[i]
+	}
+	from := cursor - s.first
+	to := min(limit-s.first, uint64(len(s.ends)))
+	s.pins++
+	return s, s.buf[s.start(from):s.ends[to-1]:s.ends[to-1]], int(to - from)
+}
+
+// unpin gives back what next pinned.
+func (l *log) unpin(s *segment) {
+	s.pins--
+	if s.pins > 0 || !s.evicted {
+		return
+	}
+	i := slices.Index(l.stranded, s)
+	l.stranded = slices.Delete(l.stranded, i, i+1)
+	s.free()
+}
+
+// overstranded returns the oldest stranded segment when the stranded ones hold too much, else nil: those
+// who pin it must go, or memory would grow with the number of stuck clients. Three quarters of maxBytes are
+// allowed, because the retained segments may exceed it by one partly evicted and one partly filled segment
+// of an eighth each: 2 × maxBytes for the hub altogether.
+func (l *log) overstranded() *segment {
+	if len(l.stranded) < 2 { // the newest message is always kept, and so may be the one before it
+		return nil
+	}
+	total := 0
+	for _, s := range l.stranded {
+		total += cap(s.buf)
+	}
+	if total <= l.maxBytes/4*3 {
+		return nil
+	}
+	return l.stranded[0]
+}
+
+// recycle forgets every frame. Nothing may be pinned and every cursor must be at head.
+func (l *log) recycle() {
+	for i, s := range l.segments {
+		l.segments[i] = nil
+		s.free()
+	}
+	l.segments = l.segments[:0]
+	l.tail, l.bytes = l.head, 0
+	// The next spell will be like this one: start with a segment that would have held it twice.
+	l.sizeClass = 0
+	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < 2*l.appended {
+		l.sizeClass++
+	}
+	l.appended = 0
+}
+
+// newSegment returns an empty segment with room for size bytes, of the given class if that is enough.
+func newSegment(first uint64, size, class int) *segment {
+	for class < len(segmentSizes) && segmentSizes[class] < size {
+		class++
+	}
+	if class == len(segmentSizes) {
+		return &segment{first: first, buf: make([]byte, 0, size)}
+	}
+	s, ok := segmentPools[class].Get().(*segment)
+	if !ok {
+		s = &segment{buf: make([]byte, 0, segmentSizes[class])}
+	}
+	s.first = first
+	return s
+}
+
+// free returns s to its pool, if it came from one. Nothing may refer to it any more.
+func (s *segment) free() {
+	class, pooled := slices.BinarySearch(segmentSizes[:], cap(s.buf))
+	if !pooled {
+		return
+	}
+	s.buf, s.ends, s.evicted = s.buf[:0], s.ends[:0], false
+	segmentPools[class].Put(s)
+}
+
+// start returns where frame first+i begins in buf.
+func (s *segment) start(i uint64) int {
+	if i == 0 {
+		return 0
+	}
+	return int(s.ends[i-1])
+}

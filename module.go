@@ -1,0 +1,332 @@
+// Package chatbroadcast is a Caddy HTTP handler that joins WebSocket clients to named, in-process broadcast
+// hubs: what one client sends, every client of its hub receives.
+package chatbroadcast
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+const moduleID = "http.handlers.chat_broadcast"
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+	httpcaddyfile.RegisterHandlerDirective("chat_broadcast", parseCaddyfile)
+	httpcaddyfile.RegisterDirectiveOrder("chat_broadcast", httpcaddyfile.Before, "respond")
+}
+
+// The defaults. Each is what a small server with strangers on it is safe with.
+const (
+	defaultHub            = "{http.request.host}{http.request.uri.path}"
+	defaultUser           = "{http.auth.user.id}"
+	defaultMaxMessageSize = 64 << 10 // a long chat message is 2 KiB; an inline thumbnail fits
+	defaultMaxHubs        = 10_000
+	defaultBufferMessages = 256
+	defaultBufferSize     = 1 << 20
+	defaultPingInterval   = caddy.Duration(25 * time.Second) // NATs forget idle connections after 30 s
+	defaultPingTimeout    = caddy.Duration(10 * time.Second)
+	defaultWriteTimeout   = caddy.Duration(10 * time.Second)
+)
+
+// The upper bounds: what a 32-bit integer holds with room for arithmetic.
+const (
+	maxCount = 1 << 24
+	maxSize  = 1 << 30
+)
+
+// The values of OnLag.
+const (
+	onLagClose = "close"
+	onLagSkip  = "skip"
+)
+
+// Handler joins clients that ask for WebSocket to a named broadcast hub: what one client sends, every client of
+// that hub receives. All other requests go to the next handler, so the same URL can serve a page.
+//
+// The zero value of every field is the safe default. A reload never drops a client whose `hub` value is still
+// configured; it keeps the settings it joined with unless a field says otherwise.
+type Handler struct {
+	// The name of the hub that a client joins: 1 to 255 bytes of valid UTF-8 without control characters, else
+	// the client is refused with 400. Placeholders are allowed, an unset one is empty; they are resolved once,
+	// at the handshake. Handlers whose hub resolves to the same name share that hub, so that routes give
+	// rights. Default: `{http.request.host}{http.request.uri.path}`. The value as written here is what a
+	// reload goes by: the clients of one that is gone from the configuration are closed with 1012.
+	Hub string `json:"hub,omitempty"`
+
+	// Who the client is, for the log; placeholders are allowed. At most 1024 bytes, else the client is refused
+	// with 400; empty is anonymous. Default: `{http.auth.user.id}`, what Caddy's authentication has found.
+	// After a reload it holds for new clients.
+	User string `json:"user,omitempty"`
+
+	// The pages that may connect, besides those of the request's own host: patterns `[scheme://]host[:port]`,
+	// where the host may begin with `*.` for one or more labels and a missing port is the default of the
+	// page's scheme. Placeholders are allowed. A single `*` allows every page, sandboxed ones too: any site
+	// that a visitor opens can then connect with the visitor's cookies. Requests without an Origin, which no
+	// browser makes, always pass. Default: the request's own host only; refused with 403. After a reload it
+	// holds for new clients.
+	Origins []string `json:"origins,omitempty"`
+
+	// Whether clients may only listen: the first data frame closes its sender with 1008 `read_only`. Default:
+	// false. After a reload it holds for new clients.
+	ReadOnly bool `json:"read_only,omitempty"`
+
+	// Whether a client receives its own messages. Default: true. After a reload it holds for new clients.
+	Echo *bool `json:"echo,omitempty"`
+
+	// The largest message a client may send, in bytes, 1 to 1 GiB; a larger one closes its sender with 1009
+	// `too_big`. Default: 64 KiB. After a reload it holds for new clients.
+	MaxMessageSize int64 `json:"max_message_size,omitempty"`
+
+	// How fast each client may send. Default: no limit. After a reload it holds for new clients.
+	Rate *Rate `json:"rate,omitempty"`
+
+	// The most clients that may be connected through handlers with the same `hub` value; more are refused with
+	// 503. At most 16,777,216. Default: no limit. After a reload it holds at once, but closes nobody.
+	MaxClients int `json:"max_clients,omitempty"`
+
+	// The most clients in one hub, whichever handler they came through; more are refused with 503. At most
+	// 16,777,216. Default: no limit. After a reload it holds at once, but closes nobody.
+	MaxClientsPerHub int `json:"max_clients_per_hub,omitempty"`
+
+	// The most clients from one address, counted over handlers with the same `hub` value; more are refused with
+	// 429. The address is Caddy's client IP; IPv6 addresses count by /64. At most 16,777,216. Default: no
+	// limit. After a reload it holds at once, but closes nobody.
+	MaxClientsPerIP int `json:"max_clients_per_ip,omitempty"`
+
+	// The most hubs that clients of handlers with the same `hub` value may be in at a time; a client that would
+	// open another is refused with 503. At most 16,777,216. Default: 10000. After a reload it holds at once,
+	// but closes nobody.
+	MaxHubs int `json:"max_hubs,omitempty"`
+
+	// How far behind a client may fall. A hub keeps the largest buffer of the handlers through which its clients
+	// joined. After a reload it holds for a hub as soon as a new client joins.
+	Buffer *Buffer `json:"buffer,omitempty"`
+
+	// What happens to a client that falls behind further than `buffer`: `close` closes it with 1013 `lagged`,
+	// `skip` lets it go on with the oldest message there still is. A client so stuck that it holds on to more of
+	// the past than the hub's buffer is closed in either case. Default: `close`. After a reload it holds for
+	// new clients.
+	OnLag string `json:"on_lag,omitempty"`
+
+	// When silent clients are pinged and given up. After a reload it holds for new clients.
+	Ping *Ping `json:"ping,omitempty"`
+
+	// How long one write to a client, of at most 64 KiB (over TLS at most 16 KiB), may make no progress; the
+	// client is then closed with 1013 `write_timeout`. Default: 10s. After a reload it holds for new clients.
+	WriteTimeout caddy.Duration `json:"write_timeout,omitempty"`
+
+	// What the fields above come to; set by Provision.
+	hub, user string
+	limits    limits
+	settings  *settings
+	lease     *lease
+}
+
+// Rate is how fast a client may send: a bucket of messages that is refilled evenly. A message that finds it
+// empty is dropped, and a client that has had as many dropped as the bucket holds since it was last full is
+// closed with 1008 `rate_limited`.
+type Rate struct {
+	// How many messages the bucket holds: 1 to 16,777,216. Required.
+	Messages int `json:"messages,omitempty"`
+
+	// How long an empty bucket takes to be full again; more than 0. Required.
+	Window caddy.Duration `json:"window,omitempty"`
+}
+
+// Buffer is how far behind a client may fall, whichever bound is reached first. The newest message is always
+// kept.
+type Buffer struct {
+	// In messages: 1 to 16,777,216. Default: 256.
+	Messages int `json:"messages,omitempty"`
+
+	// In bytes, frame headers included: 1 to 1 GiB. Default: 1 MiB. A hub's memory is at most twice that.
+	Size int64 `json:"size,omitempty"`
+}
+
+// Ping is how a dead client is found. Anything received counts as life.
+type Ping struct {
+	// How long a client may be silent before it is pinged; more than 0. The first ping comes after half of that
+	// at the earliest, so that clients that joined together are pinged apart. Default: 25s.
+	Interval caddy.Duration `json:"interval,omitempty"`
+
+	// How long after the ping something must be heard, else the connection is cut; more than 0. Default: 10s.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// Whether no pings are sent; a client that vanished without a word is then noticed when writing to it fails.
+	// Default: false.
+	Off bool `json:"off,omitempty"`
+}
+
+// settings is what concerns one client, as configured when it joined. It holds no reference to the
+// configuration, which clients outlive.
+type settings struct {
+	readOnly       bool
+	echo           bool
+	maxMessageSize int
+	bufferMessages int
+	bufferBytes    int
+	skip           bool          // on lag
+	pingInterval   time.Duration // 0: off
+	pingTimeout    time.Duration
+	writeTimeout   time.Duration
+}
+
+// CaddyModule implements caddy.Module.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: moduleID, New: func() caddy.Module { return new(Handler) }}
+}
+
+// Provision implements caddy.Provisioner.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.hub = orDefault(h.Hub, defaultHub)
+	h.user = orDefault(h.User, defaultUser)
+	h.limits = limits{
+		maxClients:       h.MaxClients,
+		maxClientsPerHub: h.MaxClientsPerHub,
+		maxClientsPerIP:  h.MaxClientsPerIP,
+		maxHubs:          orDefault(h.MaxHubs, defaultMaxHubs),
+	}
+	buffer := orDefault(h.Buffer, new(Buffer))
+	ping := orDefault(h.Ping, new(Ping))
+	h.settings = &settings{
+		readOnly:       h.ReadOnly,
+		echo:           h.Echo == nil || *h.Echo,
+		maxMessageSize: int(orDefault(h.MaxMessageSize, defaultMaxMessageSize)),
+		bufferMessages: orDefault(buffer.Messages, defaultBufferMessages),
+		bufferBytes:    int(orDefault(buffer.Size, defaultBufferSize)),
+		skip:           h.OnLag == onLagSkip,
+		pingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
+		pingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
+		writeTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
+	}
+	if ping.Off {
+		h.settings.pingInterval = 0
+	}
+	h.lease = hubs.lease(h.hub, ctx.Logger())
+	return nil
+}
+
+// Validate implements caddy.Validator. The Caddyfile's parser checks the same, to name the line.
+func (h *Handler) Validate() error {
+	return errors.Join(
+		checkHub(h.Hub),
+		named("origins", checkOrigins(h.Origins)),
+		checkRange("max_message_size", h.MaxMessageSize, 0, maxSize),
+		h.Rate.validate(),
+		checkRange("max_clients", h.MaxClients, 0, maxCount),
+		checkRange("max_clients_per_hub", h.MaxClientsPerHub, 0, maxCount),
+		checkRange("max_clients_per_ip", h.MaxClientsPerIP, 0, maxCount),
+		checkRange("max_hubs", h.MaxHubs, 0, maxCount),
+		h.Buffer.validate(),
+		checkOnLag(h.OnLag),
+		h.Ping.validate(),
+		checkDuration("write_timeout", h.WriteTimeout, 0),
+	)
+}
+
+func (r *Rate) validate() error {
+	if r == nil {
+		return nil
+	}
+	return errors.Join(
+		checkRange("rate: messages", r.Messages, 1, maxCount),
+		checkDuration("rate: window", r.Window, 1),
+	)
+}
+
+func (b *Buffer) validate() error {
+	if b == nil {
+		return nil
+	}
+	return errors.Join(
+		checkRange("buffer: messages", b.Messages, 0, maxCount),
+		checkRange("buffer: size", b.Size, 0, maxSize),
+	)
+}
+
+func (p *Ping) validate() error {
+	if p == nil {
+		return nil
+	}
+	if p.Off && (p.Interval != 0 || p.Timeout != 0) {
+		return errors.New("ping: off has neither interval nor timeout")
+	}
+	return errors.Join(
+		checkDuration("ping: interval", p.Interval, 0),
+		checkDuration("ping: timeout", p.Timeout, 0),
+	)
+}
+
+// checkHub checks a hub value as far as it does not depend on a request.
+func checkHub(hub string) error {
+	if hub == "" || strings.Contains(hub, "{") {
+		return nil
+	}
+	return named("hub", checkHubName(hub))
+}
+
+func checkOnLag(v string) error {
+	switch v {
+	case "", onLagClose, onLagSkip:
+		return nil
+	}
+	return fmt.Errorf("on_lag: want %s or %s, got %q", onLagClose, onLagSkip, v)
+}
+
+// checkRange checks a count, or a size in bytes.
+func checkRange[T int | int64](name string, v, least, most T) error {
+	if v < least || v > most {
+		return fmt.Errorf("%s: must be %d to %d, got %d", name, max(least, 1), most, v)
+	}
+	return nil
+}
+
+func checkDuration(name string, d, least caddy.Duration) error {
+	if d < least {
+		return fmt.Errorf("%s: must be longer than 0, got %s", name, time.Duration(d))
+	}
+	return nil
+}
+
+// named says which field err is about.
+func named(field string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", field, err)
+}
+
+// Cleanup implements caddy.CleanerUpper. Caddy calls it also after a Provision or Validate that failed.
+func (h *Handler) Cleanup() error {
+	if h.lease != nil {
+		hubs.release(h.lease)
+		h.lease = nil
+	}
+	return nil
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler. It returns as soon as the connection is upgraded.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !isUpgrade(r) {
+		return next.ServeHTTP(w, r)
+	}
+	return h.upgrade(w, r)
+}
+
+// Interface guards
+var (
+	_ caddy.Module                = (*Handler)(nil)
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+	_ caddyfile.Unmarshaler       = (*Handler)(nil)
+)

@@ -1,0 +1,197 @@
+package chatbroadcast
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+)
+
+// hubs are the hubs of this process. They outlive configurations: what a configuration holds is a lease.
+var hubs = &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+
+// A registry holds hubs by name, and by hub value the scopes that keep them open to new clients.
+type registry struct {
+	mu     sync.Mutex
+	hubs   map[string]*hub
+	scopes map[string]*scope
+}
+
+// A scope is what directives with the same `hub` value, as written, share in this and the following
+// configurations: the clients that came in through them and the limits on those. Its fields are guarded by
+// registry.mu, except loggers.
+type scope struct {
+	key     string
+	leases  int
+	clients []*client
+	perHub  map[string]int
+	perIP   map[netip.Prefix]int
+
+	loggersMu sync.Mutex
+	loggers   []*zap.Logger // of the leases, oldest first
+}
+
+// A lease is a configuration's hold on a scope. It is released once.
+type lease struct {
+	scope *scope
+	log   *zap.Logger
+}
+
+// lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
+// cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
+// nothing. log is used for the clients' lines until the lease is released or a newer one comes.
+func (r *registry) lease(key string, log *zap.Logger) *lease {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.scopes[key]
+	if s == nil {
+		s = &scope{key: key, perHub: map[string]int{}, perIP: map[netip.Prefix]int{}}
+		r.scopes[key] = s
+	}
+	s.leases++
+	s.loggersMu.Lock()
+	defer s.loggersMu.Unlock()
+	s.loggers = append(s.loggers, log)
+	return &lease{scope: s, log: log}
+}
+
+// release gives the lease back. With a scope's last lease its clients are closed in the background.
+func (r *registry) release(l *lease) {
+	s := l.scope
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.loggersMu.Lock()
+	i := slices.Index(s.loggers, l.log)
+	s.loggers = slices.Delete(s.loggers, i, i+1)
+	s.loggersMu.Unlock()
+	s.leases--
+	if s.leases > 0 {
+		return
+	}
+	if len(s.clients) == 0 {
+		delete(r.scopes, s.key)
+		return
+	}
+	why, within := causeHubRemoved, removalSpread
+	if caddy.Exiting() {
+		why, within = causeShuttingDown, 0
+	}
+	// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
+	go r.closeUnleased(s, why, within)
+}
+
+// removalSpread is the time over which the clients of a removed hub value are closed, so that they do not all
+// reconnect, wherever to, at the same moment; removalStep is how often some are.
+const (
+	removalSpread = 10 * time.Second
+	removalStep   = 100 * time.Millisecond
+)
+
+// closeUnleased closes the clients of s, spread over the given time, for as long as s has no lease.
+func (r *registry) closeUnleased(s *scope, why cause, within time.Duration) {
+	for steps := int(within/removalStep) + 1; steps > 0; steps-- {
+		r.mu.Lock()
+		if s.leases > 0 {
+			r.mu.Unlock()
+			return
+		}
+		n := (len(s.clients) + steps - 1) / steps
+		turn := slices.Clone(s.clients[len(s.clients)-n:])
+		r.mu.Unlock()
+		for _, c := range turn {
+			c.close(why)
+		}
+		if steps > 1 {
+			time.Sleep(removalStep)
+		}
+	}
+}
+
+// logger returns the logger of the newest configuration that has a lease on s, or Caddy's own.
+func (s *scope) logger() *zap.Logger {
+	s.loggersMu.Lock()
+	defer s.loggersMu.Unlock()
+	if n := len(s.loggers); n > 0 {
+		return s.loggers[n-1]
+	}
+	return caddy.Log().Named(moduleID)
+}
+
+// The refusals of join.
+var (
+	errMaxClients       = errors.New("the directive's max_clients is reached")
+	errMaxClientsPerHub = errors.New("the directive's max_clients_per_hub is reached")
+	errMaxClientsPerIP  = errors.New("the directive's max_clients_per_ip is reached")
+	errMaxHubs          = errors.New("the directive's max_hubs is reached")
+	errShuttingDown     = errors.New("the server is shutting down")
+)
+
+// limits are what join enforces; zero is no limit.
+type limits struct {
+	maxClients, maxClientsPerHub, maxClientsPerIP, maxHubs int
+}
+
+// join makes c, which came in through s, a member of the named hub, and creates it if need be. It returns
+// one of the refusals if a limit is reached.
+func (r *registry) join(c *client, name string, limits limits) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, b := c.scope, r.hubs[name]
+	switch {
+	case caddy.Exiting():
+		return errShuttingDown
+	case reached(len(s.clients), limits.maxClients):
+		return errMaxClients
+	case b != nil && reached(b.size(), limits.maxClientsPerHub):
+		return errMaxClientsPerHub
+	case reached(s.perIP[c.prefix], limits.maxClientsPerIP):
+		return errMaxClientsPerIP
+	case s.perHub[name] == 0 && reached(len(s.perHub), limits.maxHubs):
+		return errMaxHubs
+	}
+	if b == nil {
+		b = &hub{name: name}
+		r.hubs[name] = b
+	}
+	c.hub = b
+	b.join(c)
+	c.scopeIndex = len(s.clients)
+	s.clients = append(s.clients, c)
+	s.perHub[name]++
+	s.perIP[c.prefix]++
+	return nil
+}
+
+func reached(n, limit int) bool { return limit > 0 && n >= limit }
+
+// leave undoes join. The hub goes with its last member.
+func (r *registry) leave(c *client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.hub.leave(c) == 0 {
+		delete(r.hubs, c.hub.name)
+	}
+	s := c.scope
+	last := len(s.clients) - 1
+	s.clients[c.scopeIndex] = s.clients[last]
+	s.clients[c.scopeIndex].scopeIndex = c.scopeIndex
+	s.clients[last] = nil
+	s.clients = s.clients[:last]
+	decrement(s.perHub, c.hub.name)
+	decrement(s.perIP, c.prefix)
+	if last == 0 && s.leases == 0 && r.scopes[s.key] == s {
+		delete(r.scopes, s.key)
+	}
+}
+
+// decrement counts m[k] down and forgets it at zero, so that what is gone costs nothing.
+func decrement[K comparable](m map[K]int, k K) {
+	m[k]--
+	if m[k] == 0 {
+		delete(m, k)
+	}
+}

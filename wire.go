@@ -1,0 +1,126 @@
+package chatbroadcast
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// A wire is a client's connection as gorilla/websocket sees it: it reads through, but what gorilla writes
+// and the deadlines it sets stay here, because writing and patience are the client's (see client.go).
+type wire struct {
+	client *client
+	conn   net.Conn // nil until the handshake is done
+
+	early    []byte // what the HTTP server had read beyond the request
+	response []byte // the 101 that gorilla has written
+	refused  bool   // gorilla has written a close frame: a protocol error
+
+	// resumable says that a write that timed out may go on where it stopped. On TLS it may not: the record
+	// is broken. There a write is one record, so that each gets the full timeout.
+	resumable bool
+	maxWrite  int
+}
+
+// maxTLSRecord is the most that one TLS record carries (RFC 8446 §5.1).
+const maxTLSRecord = 16 << 10
+
+// attach gives the wire its connection and what was already read from it.
+func (w *wire) attach(conn net.Conn, early []byte) {
+	w.conn, w.early = conn, early
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		w.resumable, w.maxWrite = true, maxWrite
+	default:
+		w.maxWrite = maxTLSRecord
+	}
+}
+
+// Read reads for the client's reader. Silence is the client's to judge.
+func (w *wire) Read(p []byte) (int, error) {
+	if len(w.early) > 0 {
+		n := copy(p, w.early)
+		w.early = w.early[n:]
+		w.client.onHeard(n)
+		return n, nil
+	}
+	for {
+		n, err := w.conn.Read(p)
+		if n > 0 {
+			w.client.onHeard(n)
+			return n, err
+		}
+		if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = w.client.onSilence()
+			if err == nil {
+				continue
+			}
+		}
+		return n, err
+	}
+}
+
+// Write keeps what gorilla writes: during the handshake the response, and later a close frame, which says
+// that it has refused what it read.
+func (w *wire) Write(p []byte) (int, error) {
+	if w.conn == nil {
+		w.response = append(w.response, p...)
+	} else {
+		w.refused = true
+	}
+	return len(p), nil
+}
+
+// Close does nothing: the client closes its connection when its reader ends.
+func (w *wire) Close() error { return nil }
+
+// LocalAddr returns nil: gorilla does not need it.
+func (w *wire) LocalAddr() net.Addr { return nil }
+
+// RemoteAddr returns nil: gorilla does not need it.
+func (w *wire) RemoteAddr() net.Addr { return nil }
+
+// SetDeadline does nothing: deadlines are the client's.
+func (w *wire) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing: deadlines are the client's.
+func (w *wire) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing: deadlines are the client's.
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+
+// abort closes the connection with a reset, so that the kernel does not go on to send what a dead or stuck
+// peer will never take. It goes around TLS, whose Close may wait for the peer.
+func (w *wire) abort() {
+	conn := w.conn
+	if conn == nil {
+		return
+	}
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0) // best effort: without it the close is merely slower
+	}
+	_ = conn.Close() // the error of a connection that is given up helps nobody
+}
+
+// halfCloser is a connection whose sending half can be closed alone: TCP, Unix sockets and TLS.
+type halfCloser interface{ CloseWrite() error }
+
+func (w *wire) canCloseWrite() bool {
+	_, ok := w.conn.(halfCloser)
+	return ok
+}
+
+// closeWrite ends our half of the connection, so that the peer sees its end and can still be read. It returns
+// false where that is impossible.
+func (w *wire) closeWrite() bool {
+	hc, ok := w.conn.(halfCloser)
+	return ok && hc.CloseWrite() == nil
+}
+
+// Interface guards
+var _ net.Conn = (*wire)(nil)
