@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -85,6 +86,7 @@ type client struct {
 	closing     bool   // cause is decided; nothing more is published for the client
 	cause       cause
 	deadline    time.Time // once closing: when patience with the peer ends
+	broken      bool      // a write has failed; whatever the peer has still sent is read
 	saidGoodbye bool      // our close frame is out
 	gotGoodbye  bool      // the peer's close frame is in
 }
@@ -274,9 +276,13 @@ func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool)
 func (c *client) relay(opcode int, msg []byte) bool {
 	c.messagesIn++
 	if !c.allow() {
-		return !c.isClosing()
+		return !c.isEnding()
 	}
-	return c.hub.publish(c, opcode, msg)
+	published, ahead := c.hub.publish(c, opcode, msg)
+	if ahead {
+		runtime.Gosched()
+	}
+	return published
 }
 
 // allow takes one message from the client's bucket. A client that goes on sending at an empty one is closed.
@@ -313,8 +319,10 @@ func (c *client) readFailed(err error) {
 		c.close(causeTooBig)
 	case c.wire.refused:
 		c.close(causeProtocolError)
-	default:
-		c.cut(causeGone)
+	default: // no connection is left to say anything on
+		if c.decide(causeGone) {
+			hubs.leave(c)
+		}
 	}
 }
 
@@ -330,17 +338,18 @@ func (c *client) awaitEnd() {
 	}
 }
 
-func (c *client) isClosing() bool {
+// isEnding reports whether nothing more can be said to the client, but for a close frame.
+func (c *client) isEnding() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.closing
+	return c.closing || c.broken
 }
 
 // armRead sets when the reader wants to be woken from silence.
 func (c *client) armRead(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closing { // else the deadline is the close's
+	if !c.closing && !c.broken { // else there is a deadline already
 		_ = c.wire.conn.SetReadDeadline(t)
 	}
 }
@@ -351,7 +360,7 @@ var errPingTimeout = errors.New("nothing heard since the ping")
 // onSilence handles an expired read deadline: time to ping, time to give up or, where something was heard
 // since it was set, nothing yet. With a nil error the read goes on.
 func (c *client) onSilence() error {
-	if c.settings.pingInterval == 0 || c.isClosing() {
+	if c.settings.pingInterval == 0 || c.isEnding() {
 		return os.ErrDeadlineExceeded
 	}
 	if c.pinged {
@@ -376,10 +385,10 @@ func (c *client) onHeard(n int) {
 	}
 }
 
-// push hands a control frame to the writer. A closing client gets none.
+// push hands a control frame to the writer, unless the client is ending.
 func (c *client) push(opcode int, payload []byte) {
 	c.mu.Lock()
-	if !c.closing {
+	if !c.closing && !c.broken {
 		if len(c.pending)+frameSize(len(payload)) > maxPending {
 			c.pending = c.pending[:0]
 		}
@@ -428,6 +437,7 @@ func (c *client) flush() (last progress) {
 			c.messagesOut += uint64(n)
 		case progressLagged:
 			c.close(causeLagged)
+			runtime.Gosched() // somebody else may be closing it, between deciding and leaving
 		case progressFlushed:
 			c.sayGoodbye()
 			return p
@@ -456,8 +466,8 @@ func (c *client) hasPending() bool {
 	return c.pending != nil
 }
 
-// send writes p. It returns false when the connection has failed or made no progress for the write timeout,
-// and has cut it then: what follows a broken frame would be garbage to the peer.
+// send writes p. It returns false when the connection takes nothing more: it has failed, or has made no progress
+// for the write timeout and is cut, because what followed a broken frame would be garbage to the peer.
 func (c *client) send(p []byte) bool {
 	for len(p) > 0 {
 		c.armWrite()
@@ -467,14 +477,25 @@ func (c *client) send(p []byte) bool {
 		switch {
 		case err == nil:
 		case !errors.Is(err, os.ErrDeadlineExceeded):
-			c.cut(causeGone)
+			c.writeFailed()
 			return false
-		case n == 0 || !c.wire.resumable || c.isClosing():
+		case n == 0 || !c.wire.resumable || c.isEnding():
 			c.cut(causeWriteTimeout)
 			return false
 		}
 	}
 	return true
+}
+
+// writeFailed leaves the rest to the reader: a peer that closes the connection at once after its close frame makes
+// writing fail before that frame is read.
+func (c *client) writeFailed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing {
+		c.broken = true
+		_ = c.wire.conn.SetReadDeadline(time.Now().Add(closeTimeout))
+	}
 }
 
 // armWrite gives the next write its deadline.
@@ -490,8 +511,9 @@ func (c *client) armWrite() {
 func (c *client) sayGoodbye() {
 	c.mu.Lock()
 	frame := c.cause.frame()
+	done := !c.closing || c.saidGoodbye || frame == nil
 	c.mu.Unlock()
-	if frame == nil || !c.send(frame) {
+	if done || !c.send(frame) {
 		return
 	}
 	halfClosed := c.wire.closeWrite()

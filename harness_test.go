@@ -21,6 +21,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddytest"
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
 )
 
 // The addresses of the Caddy under test.
@@ -355,3 +357,6 @@ func (p *peer) wantEOF() {
 		}
 	}
 }
+
+// testLogger returns a logger whose lines are the test's.
+func testLogger(t testing.TB) *zap.Logger { return zaptest.NewLogger(t) }

@@ -68,9 +68,11 @@ func (b *hub) drop(c *client) {
 }
 
 // publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
-// reports whether the message was published: not if the sender has left.
-func (b *hub) publish(from *client, opcode int, payload []byte) bool {
-	wake, cut, ok := b.append(from, opcode, payload)
+// reports whether the message was published: not if the sender has left. ahead tells the caller that it is far
+// ahead of the hub's writers and should let those run that can: this is no waiting for a slow client, whose
+// writer cannot.
+func (b *hub) publish(from *client, opcode int, payload []byte) (published, ahead bool) {
+	wake, cut, published, ahead := b.append(from, opcode, payload)
 	for wake != nil {
 		c := wake
 		wake, c.nextWoken = c.nextWoken, nil
@@ -79,16 +81,16 @@ func (b *hub) publish(from *client, opcode int, payload []byte) bool {
 	for _, c := range cut {
 		c.cut(causeLagged)
 	}
-	return ok
+	return published, ahead
 }
 
 // append does publish's part under the lock. The caller starts the writers of the clients chained from wake,
 // which are its own until then, and cuts those in cut, which pin more of the past than the hub may hold.
-func (b *hub) append(from *client, opcode int, payload []byte) (wake *client, cut []*client, ok bool) {
+func (b *hub) append(from *client, opcode int, payload []byte) (wake *client, cut []*client, published, ahead bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if from != nil && from.left {
-		return nil, nil, false
+		return nil, nil, false, false
 	}
 	seq := b.log.append(opcode, payload)
 	if from != nil && !from.settings.echo {
@@ -108,7 +110,7 @@ func (b *hub) append(from *client, opcode int, payload []byte) (wake *client, cu
 			}
 		}
 	}
-	return wake, cut, true
+	return wake, cut, true, b.log.takeAhead()
 }
 
 // next is the writer's way through the log: it gives back the frames of the last call and returns those that
@@ -118,6 +120,9 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.unpinLocked(c)
+	if c.index < 0 { // dropped: the log may be recycled under it
+		return nil, 0, progressFlushed
+	}
 	limit := b.log.head
 	if c.left {
 		limit = c.until

@@ -30,6 +30,9 @@ type log struct {
 	stranded  []*segment // evicted but pinned, oldest first
 	sizeClass int        // of the next segment
 	appended  int        // bytes since the last recycle
+
+	// What was appended since takeAhead last said yes, or since every client had everything.
+	aheadMessages, aheadBytes int
 }
 
 // A segment holds consecutive whole frames in one buffer that never moves, so that any run of them is one
@@ -71,6 +74,8 @@ func (l *log) append(opcode int, payload []byte) uint64 {
 	l.head++
 	l.bytes += size
 	l.appended += size
+	l.aheadMessages++
+	l.aheadBytes += size
 	for l.head-l.tail > 1 && (l.head-l.tail > uint64(l.maxMessages) || l.bytes > l.maxBytes) {
 		l.evict()
 	}
@@ -85,11 +90,13 @@ func (l *log) room(size int) *segment {
 		}
 		l.sizeClass++ // one was not enough
 	}
-	// Many small segments in a small buffer: an eighth of it is the most that is held beyond the bound.
-	for l.sizeClass = min(l.sizeClass, len(segmentSizes)-1); l.sizeClass > 0; l.sizeClass-- {
-		if segmentSizes[l.sizeClass] <= l.maxBytes/8 {
-			break
-		}
+	l.sizeClass = min(l.sizeClass, len(segmentSizes)-1)
+	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < size {
+		l.sizeClass++
+	}
+	// Many small segments in a small buffer: what is held beyond the retained frames is an eighth at each end.
+	for l.sizeClass > 0 && segmentSizes[l.sizeClass] > l.maxBytes/8 {
+		l.sizeClass--
 	}
 	s := newSegment(l.head, size, l.sizeClass)
 	l.segments = append(l.segments, s)
@@ -113,6 +120,16 @@ func (l *log) evict() {
 	}
 	s.evicted = true
 	l.stranded = append(l.stranded, s)
+}
+
+// takeAhead reports whether a quarter of the buffer has been appended without a pause for the writers. A writer
+// that gets its turn every time is never late by its own fault.
+func (l *log) takeAhead() bool {
+	if l.aheadMessages < l.maxMessages/4 && l.aheadBytes < l.maxBytes/4 {
+		return false
+	}
+	l.aheadMessages, l.aheadBytes = 0, 0
+	return true
 }
 
 // next pins and returns the frames from cursor to limit, as far as they lie in one segment: n messages in
@@ -177,15 +194,12 @@ func (l *log) recycle() {
 	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < 2*l.appended {
 		l.sizeClass++
 	}
-	l.appended = 0
+	l.appended, l.aheadMessages, l.aheadBytes = 0, 0, 0
 }
 
-// newSegment returns an empty segment with room for size bytes, of the given class if that is enough.
+// newSegment returns an empty segment of the given class, or of just size bytes if it takes more.
 func newSegment(first uint64, size, class int) *segment {
-	for class < len(segmentSizes) && segmentSizes[class] < size {
-		class++
-	}
-	if class == len(segmentSizes) {
+	if size > segmentSizes[class] {
 		return &segment{first: first, buf: make([]byte, 0, size)}
 	}
 	s, ok := segmentPools[class].Get().(*segment)

@@ -95,7 +95,7 @@ const (
 func (r *registry) closeUnleased(s *scope, why cause, within time.Duration) {
 	for steps := int(within/removalStep) + 1; steps > 0; steps-- {
 		r.mu.Lock()
-		if s.leases > 0 {
+		if s.leases > 0 || len(s.clients) == 0 {
 			r.mu.Unlock()
 			return
 		}
