@@ -31,6 +31,18 @@ const maxDiscarded = 16 << 20
 // exceed it only the newest is kept, which RFC 6455 §5.5.3 allows for pongs.
 const maxPending = 16 * 127
 
+// maxOverhead is how many bytes that are no part of a message (control frames, empty fragments) a client may
+// send before it is not read for overheadPause: 2 MiB a second. Frames cost the server the more the smaller they
+// are; so paced, a flood of the smallest takes a few percent of a core and waits in its sender's own socket,
+// while a chat's pings and fragments come nowhere near.
+const (
+	maxOverhead   = 64 << 10
+	overheadPause = 32 * time.Millisecond
+)
+
+// maxClientHeader is the longest header of a client's frame: two bytes, a 64-bit length and the mask.
+const maxClientHeader = 14
+
 // The states of a client's writer. Whoever moves idle to writing must start the writer; whoever finds the
 // other gone finishes the client.
 const (
@@ -60,6 +72,7 @@ type client struct {
 	pinged     bool      // a ping is out, and nothing has come since
 	limiter    *rate.Limiter
 	dropped    int // messages over the rate since the bucket was last full
+	overhead   int // bytes received since the last pause that are no part of a message
 	messagesIn uint64
 	bytesIn    uint64
 
@@ -254,6 +267,7 @@ func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool)
 		}
 		n, err := r.Read(msg[len(msg):cap(msg)])
 		msg = msg[:len(msg)+n]
+		c.overhead -= n
 		if text {
 			whole, ok := validUTF8(msg[valid:])
 			valid += whole
@@ -275,6 +289,7 @@ func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool)
 // relay publishes a message within the client's rate. It returns false when the client is closing.
 func (c *client) relay(opcode int, msg []byte) bool {
 	c.messagesIn++
+	c.overhead = max(0, c.overhead-maxClientHeader)
 	if !c.allow() {
 		return !c.isEnding()
 	}
@@ -377,9 +392,18 @@ func (c *client) onSilence() error {
 	return nil
 }
 
+// pace lets a client wait that sends much and says nothing.
+func (c *client) pace() {
+	if c.overhead >= maxOverhead {
+		c.overhead = 0
+		time.Sleep(overheadPause)
+	}
+}
+
 // onHeard notes a sign of life of n bytes.
 func (c *client) onHeard(n int) {
 	c.bytesIn += uint64(n)
+	c.overhead += n
 	if c.settings.pingInterval > 0 {
 		c.heard, c.pinged = time.Now(), false
 	}

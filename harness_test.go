@@ -38,6 +38,12 @@ const patience = 20 * time.Second
 
 // TestMain fails the run when a connection's goroutine outlives the tests.
 func TestMain(m *testing.M) {
+	var err error
+	storage, err = os.MkdirTemp("", "chat-broadcast")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if err := caddy.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "stopping Caddy:", err)
@@ -58,8 +64,12 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
+	_ = os.RemoveAll(storage) // a leftover in the temporary folder is no fault of the code under test
 	os.Exit(code)
 }
+
+// storage is where Caddy keeps its certificates during the tests.
+var storage string
 
 // A server is the Caddy under test, running in this process.
 type server struct {
@@ -74,7 +84,17 @@ func startCaddy(t testing.TB, sites string) *server {
 	s := &server{t: t, tester: caddytest.NewTester(t), logFile: filepath.Join(t.TempDir(), "caddy.log")}
 	s.load(sites)
 	t.Cleanup(func() {
-		// An empty configuration closes what the test has left open.
+		// The test's peers are closed by now. Their log lines belong to this test, not to the next.
+		eventually(t, "the clients of the test to be gone", func() bool {
+			hubs.mu.Lock()
+			defer hubs.mu.Unlock()
+			for _, scope := range hubs.scopes {
+				if len(scope.clients) > 0 {
+					return false
+				}
+			}
+			return true
+		})
 		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
 		if t.Failed() {
 			log, _ := os.ReadFile(s.logFile)
@@ -85,7 +105,7 @@ func startCaddy(t testing.TB, sites string) *server {
 }
 
 // caddyfile adds the global options to sites.
-func (s *server) caddyfile(sites string) string {
+func (s *server) caddyfile(options, sites string) string {
 	return fmt.Sprintf(`{
 	admin %s
 	http_port 9080
@@ -99,14 +119,21 @@ func (s *server) caddyfile(sites string) string {
 		output file %s
 		format json
 	}
+	%s
 }
-%s`, adminAddr, filepath.Dir(s.logFile), s.logFile, sites)
+%s`, adminAddr, storage, s.logFile, options, sites)
 }
 
 // load replaces the configuration.
 func (s *server) load(sites string) {
 	s.t.Helper()
-	s.tester.InitServer(s.caddyfile(sites), "caddyfile")
+	s.loadWith("", sites)
+}
+
+// loadWith replaces the configuration by one with more global options.
+func (s *server) loadWith(options, sites string) {
+	s.t.Helper()
+	s.tester.InitServer(s.caddyfile(options, sites), "caddyfile")
 	if s.t.Failed() {
 		s.t.FailNow()
 	}
@@ -127,7 +154,7 @@ func (s *server) post(contentType, config string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-// logged returns the entries of one logger so far, once there are at least n.
+// logged returns the entries of one logger and those below it so far, once there are at least n.
 func (s *server) logged(logger string, n int) []map[string]any {
 	s.t.Helper()
 	var entries []map[string]any
@@ -139,7 +166,10 @@ func (s *server) logged(logger string, n int) []map[string]any {
 		}
 		for line := range bytes.Lines(data) {
 			var entry map[string]any
-			if json.Unmarshal(line, &entry) == nil && entry["logger"] == logger {
+			if json.Unmarshal(line, &entry) != nil {
+				continue
+			}
+			if name, _ := entry["logger"].(string); name == logger || strings.HasPrefix(name, logger+".") {
 				entries = append(entries, entry)
 			}
 		}
@@ -186,11 +216,20 @@ func join(t testing.TB, path string, header ...string) *peer {
 // joinTLS connects a peer to path over TLS.
 func joinTLS(t testing.TB, path string, header ...string) *peer {
 	t.Helper()
-	conn, err := tls.Dial("tcp", httpsAddr, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return joinOn(t, conn, httpsAddr, path, header...)
+	return joinOn(t, dialTLS(t), httpsAddr, path, header...)
+}
+
+// dialTLS connects, once Caddy has made itself a certificate.
+func dialTLS(t testing.TB, protocols ...string) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	eventually(t, "a TLS connection", func() (ok bool) {
+		var err error
+		conn, err = tls.Dial("tcp", httpsAddr, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", NextProtos: protocols})
+		return err == nil
+	})
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 func joinOn(t testing.TB, conn net.Conn, host, path string, header ...string) *peer {
@@ -251,6 +290,9 @@ func clientFrame(first byte, payload []byte) []byte {
 		frame = binary.BigEndian.AppendUint16(append(frame, 0x80|126), uint16(n))
 	default:
 		frame = binary.BigEndian.AppendUint64(append(frame, 0x80|127), uint64(n))
+	}
+	if len(payload) > 4096 { // masked with zeros: quicker, and the same to the server
+		return append(append(frame, 0, 0, 0, 0), payload...)
 	}
 	mask := [4]byte{0x12, 0x34, 0x56, 0x78}
 	frame = append(frame, mask[:]...)
@@ -360,3 +402,13 @@ func (p *peer) wantEOF() {
 
 // testLogger returns a logger whose lines are the test's.
 func testLogger(t testing.TB) *zap.Logger { return zaptest.NewLogger(t) }
+
+// dial opens another connection to the server, without a handshake.
+func (p *peer) dial() net.Conn {
+	p.t.Helper()
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return conn
+}

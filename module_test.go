@@ -1,28 +1,370 @@
 package chatbroadcast
 
 import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
 
-func TestHandler_RelaysToEveryClientOfAHub(t *testing.T) {
-	startCaddy(t, `http://localhost:9080 {
-	chat_broadcast /chat/*
-	respond "a page"
-}`)
-	a, b, c := join(t, "/chat/a"), join(t, "/chat/a"), join(t, "/chat/a")
-	a.text("hello")
-	b.send(websocket.BinaryMessage, "\x00\xff")
-	// b's message may overtake a's; the order is the same for all.
-	first, second := a.next(), a.next()
-	for _, p := range []*peer{b, c} {
-		if f1, f2 := p.next(), p.next(); f1 != first || f2 != second {
-			t.Errorf("got %v, %v, want %v, %v as the first client", f1, f2, first, second)
+func TestHandler_RelaysUnchangedToEveryClient(t *testing.T) {
+	startCaddy(t, plainChat)
+	peers := []*peer{join(t, "/chat/a"), join(t, "/chat/a"), join(t, "/chat/a")}
+	for _, want := range []frame{
+		{websocket.TextMessage, "hello"},
+		{websocket.TextMessage, ""},
+		{websocket.TextMessage, "κόσμε 🙂 \x00 \n"},
+		{websocket.BinaryMessage, "\x00\xff\xfe"},
+		{websocket.BinaryMessage, strings.Repeat("\xff", 125)},
+		{websocket.BinaryMessage, strings.Repeat("\xff", 126)},
+		{websocket.BinaryMessage, strings.Repeat("\xff", 65535)},
+		{websocket.BinaryMessage, strings.Repeat("\xff", 65536)},
+	} {
+		peers[0].send(want.opcode, want.payload)
+		for i, p := range peers {
+			if got := p.next(); got != want {
+				t.Fatalf("client %d: got %.80v, want %.80v", i, got, want)
+			}
 		}
 	}
-	want := map[frame]bool{{websocket.TextMessage, "hello"}: true, {websocket.BinaryMessage, "\x00\xff"}: true}
-	if !want[first] || !want[second] || first == second {
-		t.Errorf("got %v and %v, want each of %v", first, second, want)
+}
+
+func TestHandler_EightClientsSeeOneOrderWhileFourSend(t *testing.T) {
+	const senders, messages = 4, 500
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast * {
+		buffer 2000
+	}
+}`)
+	var peers []*peer
+	for range 8 {
+		peers = append(peers, join(t, "/"))
+	}
+	for i, p := range peers[:senders] {
+		go func() { // ends with its messages
+			for j := range messages {
+				p.text(fmt.Sprintf("%d/%d", i, j))
+			}
+		}()
+	}
+	for range senders * messages {
+		want := peers[0].next()
+		for i, p := range peers[1:] {
+			if got := p.next(); got != want {
+				t.Fatalf("client %d: got %v, want %v as the first client", i+1, got, want)
+			}
+		}
+	}
+}
+
+func TestHandler_BareDirectiveIsolatesByHostAndPath(t *testing.T) {
+	startCaddy(t, `http://localhost:9080, http://127.0.0.1:9080 {
+	chat_broadcast
+}`)
+	a := join(t, "/a")
+	others := []*peer{
+		join(t, "/b"), join(t, "/a/"), join(t, "/A"),
+		joinOn(t, a.dial(), "127.0.0.1:9080", "/a"),
+	}
+	same := join(t, "/a?query=1")
+	a.text("for /a alone")
+	same.wantText("for /a alone")
+	for i, p := range others {
+		want := fmt.Sprint("for ", i)
+		p.text(want)
+		p.wantText(want)
+	}
+}
+
+func TestHandler_RoutesThatNameOneHubShareIt(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	@members header Authorization secret
+	chat_broadcast @members lobby
+	chat_broadcast lobby {
+		read_only
+	}
+}`)
+	member, reader := join(t, "/", "Authorization: secret\r\n"), join(t, "/elsewhere")
+	member.text("hello")
+	reader.wantText("hello")
+	member.wantText("hello")
+	reader.text("me too")
+	reader.wantClose(websocket.ClosePolicyViolation, "read_only")
+	member.text("alone again")
+	member.wantText("alone again")
+}
+
+func TestHandler_Limits(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /clients/* {
+		hub clients{path}
+		max_clients 2
+	}
+	chat_broadcast /per-hub/* {
+		max_clients_per_hub 2
+	}
+	chat_broadcast /per-ip/* {
+		hub per-ip
+		max_clients_per_ip 2
+	}
+	chat_broadcast /hubs/* {
+		hub hubs{path}
+		max_hubs 2
+	}
+}`)
+	for _, tc := range []struct {
+		name   string
+		fill   []string
+		over   string
+		status int
+		other  string // where there is still room, if anywhere
+	}{
+		{"max_clients", []string{"/clients/a", "/clients/b"}, "/clients/c", 503, ""},
+		{"max_clients_per_hub", []string{"/per-hub/a", "/per-hub/a"}, "/per-hub/a", 503, "/per-hub/b"},
+		{"max_clients_per_ip", []string{"/per-ip/a", "/per-ip/b"}, "/per-ip/c", 429, ""},
+		{"max_hubs", []string{"/hubs/a", "/hubs/b"}, "/hubs/c", 503, "/hubs/b"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var peers []*peer
+			for _, path := range tc.fill {
+				peers = append(peers, join(t, path))
+			}
+			if got := refused(t, tc.status, tc.over).Header.Get("Retry-After"); got == "" {
+				t.Error("Retry-After is missing")
+			}
+			if tc.other != "" {
+				join(t, tc.other)
+			}
+			peers[0].conn.Close() // makes room
+			eventually(t, "room for another", func() bool {
+				_, resp := handshakeOn(t, peers[1].dial(), handshakeRequest(httpAddr, tc.over, ""))
+				return resp.StatusCode == http.StatusSwitchingProtocols
+			})
+		})
+	}
+}
+
+func TestHandler_Rate(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast * {
+		rate 3 1h
+	}
+}`)
+	p := join(t, "/")
+	for i := range 6 {
+		p.text(fmt.Sprint(i))
+	}
+	for i := range 3 {
+		p.wantText(fmt.Sprint(i))
+	}
+	p.wantClose(websocket.ClosePolicyViolation, "rate_limited")
+}
+
+func TestHandler_User(t *testing.T) {
+	s := startCaddy(t, `http://localhost:9080 {
+	basic_auth /default {
+		ada $2a$04$9aBQmv5R.QsqmruI6ZyCC.mngoaloyKD8UYmQ5Z0z/bsN1Vx0RRkG
+	}
+	chat_broadcast /default
+	chat_broadcast /anonymous
+	chat_broadcast /header {
+		user "header {header.X-User}"
+	}
+}`)
+	for i, tc := range []struct{ path, header, want string }{
+		{"/default", "Authorization: Basic YWRhOmxvdmVsYWNl\r\n", "ada"},
+		{"/anonymous", "", ""},
+		{"/header", "X-User: eve\r\n", "header eve"},
+	} {
+		join(t, tc.path, tc.header).conn.Close()
+		if got := s.logged(moduleID, i+1)[i]["user"]; got != tc.want {
+			t.Errorf("%s: got user %q, want %q", tc.path, got, tc.want)
+		}
+	}
+}
+
+func TestHandler_LogsOneLineForEachClosedConnection(t *testing.T) {
+	s := startCaddy(t, plainChat)
+	p := join(t, "/chat/a")
+	p.text("hello")
+	p.wantText("hello")
+	p.send(websocket.CloseMessage, string(websocket.FormatCloseMessage(4000, "see you")))
+	p.wantClose(4000, "")
+	p.conn.Close()
+	entry := s.logged(moduleID, 1)[0]
+	duration, ok := entry["duration"].(float64)
+	if !ok || duration <= 0 || duration > patience.Seconds() {
+		t.Errorf("duration: got %v, want a few milliseconds, in seconds", entry["duration"])
+	}
+	for field, want := range map[string]any{
+		"level": "info", "msg": "client closed", "hub": "localhost/chat/a", "user": "", "client_ip": "127.0.0.1",
+		"code": 4000.0, "reason": "", "messages_in": 1.0, "messages_out": 1.0,
+		"bytes_in":  float64(len(clientFrame(0x81, []byte("hello"))) + 6 + 2 + len("see you")),
+		"bytes_out": float64(frameSize(5) + frameSize(2)),
+	} {
+		if got := entry[field]; got != want {
+			t.Errorf("%s: got %v, want %v", field, got, want)
+		}
+	}
+}
+
+func TestHandler_LogsWhatWasSentOrReceived(t *testing.T) {
+	s := startCaddy(t, plainChat)
+	for i, tc := range []struct {
+		name string
+		end  func(p *peer)
+		want float64
+	}{
+		{"a bare close", func(p *peer) { p.send(websocket.CloseMessage, ""); p.wantClose(1005, "") }, 1005},
+		{"no close", func(*peer) {}, 1006},
+		{"a close and gone at once", func(p *peer) { p.send(websocket.CloseMessage, "\x03\xe9") }, 1001},
+	} {
+		p := join(t, "/chat/a")
+		tc.end(p)
+		p.conn.Close()
+		if got := s.logged(moduleID, i+1)[i]["code"]; got != tc.want {
+			t.Errorf("%s: got code %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+func TestHandler_ReloadKeepsSocketsAndAppliesToNewOnes(t *testing.T) {
+	const config = `http://localhost:9080 {
+	%s
+	chat_broadcast /chat/* {
+		%s
+	}
+	respond "%s"
+}`
+	s := startCaddy(t, fmt.Sprintf(config, "", "max_message_size 10", "first"))
+	a, b := join(t, "/chat/a"), join(t, "/chat/a")
+	for i := range 5 {
+		s.load(fmt.Sprintf(config, "log", "max_message_size 5", fmt.Sprint(i)))
+		status, answer := s.post("text/caddyfile", s.caddyfile("", fmt.Sprintf(config, "", "max_message_size none", "bad")))
+		if status != http.StatusBadRequest || !strings.Contains(answer, "max_message_size") {
+			t.Errorf("a bad configuration: got status %d, %s", status, answer)
+		}
+		want := fmt.Sprint("hello ", i)
+		a.text(want)
+		a.wantText(want)
+		b.wantText(want)
+	}
+	c := join(t, "/chat/a") // under the new settings
+	c.text("too big")
+	c.wantClose(websocket.CloseMessageTooBig, "too_big")
+	a.text("still")
+	b.wantText("still")
+}
+
+func TestHandler_RemovedHubIsClosedWith1012(t *testing.T) {
+	const site = "http://localhost:9080 {\n%s\n}"
+	s := startCaddy(t, fmt.Sprintf(site, "chat_broadcast /a hub-a\nchat_broadcast /b hub-b"))
+	a, b := join(t, "/a"), join(t, "/b")
+	began := time.Now()
+	s.load(fmt.Sprintf(site, "chat_broadcast /b hub-b"))
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the reload took %v", took)
+	}
+	a.wantClose(websocket.CloseServiceRestart, "hub_removed")
+	b.text("still here")
+	b.wantText("still here")
+}
+
+func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
+	const site = "http://localhost:9080 {\n%s\n}"
+	s := startCaddy(t, fmt.Sprintf(site, "chat_broadcast"))
+	const clients = 50
+	var peers []*peer
+	for range clients {
+		peers = append(peers, join(t, "/a"))
+	}
+	s.load(fmt.Sprintf(site, "respond gone"))
+	s.load(fmt.Sprintf(site, "chat_broadcast"))
+	survivors := func() int {
+		hubs.mu.Lock()
+		defer hubs.mu.Unlock()
+		return len(hubs.scopes[defaultHub].clients)
+	}
+	if got := survivors(); got == 0 || got > clients {
+		t.Fatalf("got %d of %d clients after the value came back", got, clients)
+	}
+	before := survivors()
+	sender := join(t, "/a")
+	sender.text("who is here?")
+	sender.wantText("who is here?")
+	got := 0
+	for _, p := range peers {
+		p.patient()
+		if f, err := p.readFrame(); err == nil && f.opcode == websocket.TextMessage {
+			got++
+		}
+	}
+	if got != before {
+		t.Errorf("got %d clients that still hear, want %d", got, before)
+	}
+}
+
+func TestHandler_ValidatesJSON(t *testing.T) {
+	s := startCaddy(t, plainChat)
+	for _, tc := range []struct{ handler, want string }{
+		{`"max_message_size": -1`, "max_message_size: must be 1 to 1073741824, got -1"},
+		{`"max_clients": -1`, "max_clients: must be 1 to 16777216, got -1"},
+		{`"max_hubs": 16777217`, "max_hubs: must be 1 to 16777216, got 16777217"},
+		{`"rate": {"messages": 5}`, "rate: window: must be longer than 0, got 0s"},
+		{`"rate": {"window": "1s"}`, "rate: messages: must be 1 to 16777216, got 0"},
+		{`"buffer": {"messages": -5}`, "buffer: messages: must be 1 to 16777216, got -5"},
+		{`"buffer": {"size": 1073741825}`, "buffer: size: must be 1 to 1073741824, got 1073741825"},
+		{`"ping": {"interval": -1}`, "ping: interval: must be longer than 0, got -1ns"},
+		{`"ping": {"off": true, "interval": "1s"}`, "ping: off has neither interval nor timeout"},
+		{`"write_timeout": -1`, "write_timeout: must be longer than 0, got -1ns"},
+		{`"on_lag": "panic"`, `on_lag: want close or skip, got "panic"`},
+		{`"hub": "a\u0000b"`, "hub: the hub's name contains a control character"},
+		{`"origins": ["*", "a"]`, "origins: * allows every origin and stands alone"},
+		{`"colour": "blue"`, `unknown field "colour"`},
+	} {
+		config := `{"admin":{"listen":"` + adminAddr + `"},"apps":{"http":{"servers":{"s":{"listen":[":9080"],"routes":[
+			{"handle":[{"handler":"chat_broadcast",` + tc.handler + `}]}]}}}}}`
+		status, answer := s.post("application/json", config)
+		var message struct{ Error string }
+		if err := json.Unmarshal([]byte(answer), &message); err != nil {
+			t.Fatal(err)
+		}
+		if status != http.StatusBadRequest || !strings.Contains(message.Error, tc.want) {
+			t.Errorf("%s: got status %d, %s, want %s", tc.handler, status, message.Error, tc.want)
+		}
+	}
+	p := join(t, "/chat/a") // none of them has left a trace
+	p.text("hello")
+	p.wantText("hello")
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	if got := len(hubs.scopes); got != 1 {
+		t.Errorf("got %d scopes, want the one of the running configuration: %v", got, hubs.scopes)
+	}
+}
+
+// TestREADME_CloseCodes compares the table in the README with the causes.
+func TestREADME_CloseCodes(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, why := range []cause{
+		causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
+		causeHubRemoved, causeLagged, causeWriteTimeout, causePingTimeout,
+	} {
+		row := fmt.Sprintf(`(?m)^\| %d[^|]*\|[^|]*`, why.code)
+		if why.reason != "" {
+			row += "`" + why.reason + "`"
+		}
+		if !regexp.MustCompile(row).Match(readme) {
+			t.Errorf("the README's table has no row for %d %s", why.code, why.reason)
+		}
 	}
 }

@@ -114,6 +114,13 @@ func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 		c.abandon()
 		return err
 	}
+	if r.Context().Err() != nil {
+		// The client went away while it was sent the 101, without a word, and net/http has noticed: that cancels the
+		// context, too. Started now, the client would not wait for the handler chain.
+		c.cut(causeGone)
+		c.finish()
+		return nil
+	}
 	// Canceled by net/http when the whole handler chain, logging included, has returned.
 	context.AfterFunc(r.Context(), c.start)
 	return nil
@@ -238,11 +245,6 @@ func (c *client) switchProtocols(w http.ResponseWriter, r *http.Request, respons
 	c.mu.Lock()
 	c.wire.attach(conn, bytes.Clone(early))
 	c.mu.Unlock()
-	if err := r.Context().Err(); err != nil {
-		// The client went away during the handshake, which cancels the context too. Were the client started
-		// now, it would not wait for the handler chain.
-		return fmt.Errorf("client left during the handshake: %w", err)
-	}
 	return nil
 }
 

@@ -46,6 +46,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		w.client.onHeard(n)
 		return n, nil
 	}
+	w.client.pace()
 	for {
 		n, err := w.conn.Read(p)
 		if n > 0 {

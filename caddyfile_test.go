@@ -1,0 +1,112 @@
+package chatbroadcast
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// TestCaddyfile_Adapts compares each file in testdata with its JSON, which stands below the dashes.
+func TestCaddyfile_Adapts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.caddyfiletest")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("got files %v, error %v", files, err)
+	}
+	for _, name := range files {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			input, want, _ := strings.Cut(string(data), "----------\n")
+			adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(input), nil)
+			if err != nil || len(warnings) > 0 {
+				t.Fatalf("got error %v, warnings %v", err, warnings)
+			}
+			var got bytes.Buffer
+			if err := json.Indent(&got, adapted, "", "\t"); err != nil {
+				t.Fatal(err)
+			}
+			if strings.TrimSpace(got.String()) != strings.TrimSpace(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", &got, want)
+			}
+		})
+	}
+}
+
+func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
+	for _, tc := range []struct{ name, line, want string }{
+		{"an unknown subdirective", "colour blue", `unrecognized subdirective "colour"`},
+		{"one that is still to come", "history 10", `unrecognized subdirective "history"`},
+		{"a repeated one", "read_only\nread_only", `read_only: given more than once`},
+		{"an argument too many", "read_only yes", `read_only: unexpected argument "yes"`},
+		{"no hub", "hub", "hub: missing <name>"},
+		{"an empty hub", `hub ""`, "hub: <name> must not be empty"},
+		{"two hubs", "hub a b", `hub: unexpected argument "b"`},
+		{"a hub's name too long", "hub " + strings.Repeat("x", 256), "hub: the hub's name is longer than 255 bytes"},
+		{"an empty user", `user ""`, "user: <value> must not be empty"},
+		{"no origins", "origins", "origins: missing <pattern...> or *"},
+		{"an origin among all", "origins * example.com", "origins: * allows every origin and stands alone"},
+		{"an origin with a path", "origins https://example.com/chat", `origins: pattern "https://example.com/chat": want [scheme://]host[:port]`},
+		{"an origin with a star in the middle", "origins a.*.com", `origins: pattern "a.*.com": * can only stand for the first labels of a host, as in *.example.com`},
+		{"an origin with a bad port", "origins example.com:http", `origins: pattern "example.com:http": parse "//example.com:http": invalid port ":http" after host`},
+		{"echo maybe", "echo maybe", `echo: want on or off, got "maybe"`},
+		{"no echo", "echo", "echo: missing on or off"},
+		{"no size", "max_message_size", "max_message_size: missing <size>"},
+		{"a size that is none", "max_message_size big", `max_message_size: <size> must be a size such as 64KiB, got "big"`},
+		{"a size of 0", "max_message_size 0", "max_message_size: <size>: must be 1 to 1073741824, got 0"},
+		{"a size too large", "max_message_size 2GiB", "max_message_size: <size>: must be 1 to 1073741824, got 2147483648"},
+		{"a size beyond everything", "max_message_size 17EB", "max_message_size: <size>: must be 1 to 1073741824, got 9223372036854775807"},
+		{"half a rate", "rate 10", "rate: missing <window>"},
+		{"a rate of 0", "rate 0 1s", "rate: <messages>: must be 1 to 16777216, got 0"},
+		{"a window of 0", "rate 1 0s", "rate: <window>: must be longer than 0, got 0s"},
+		{"a negative window", "rate 1 -1s", "rate: <window>: must be longer than 0, got -1s"},
+		{"a limit that is none", "max_clients many", `max_clients: <n> must be a whole number from 1 to 16777216, got "many"`},
+		{"a limit of 0", "max_clients_per_hub 0", "max_clients_per_hub: <n>: must be 1 to 16777216, got 0"},
+		{"a negative limit", "max_clients_per_ip -1", "max_clients_per_ip: <n>: must be 1 to 16777216, got -1"},
+		{"a limit too large", "max_hubs 99999999", "max_hubs: <n>: must be 1 to 16777216, got 99999999"},
+		{"no buffer", "buffer", "buffer: missing <messages>"},
+		{"a buffer's size before its messages", "buffer 1MiB", `buffer: <messages> must be a whole number from 1 to 16777216, got "1MiB"`},
+		{"a buffer of too much", "buffer 1 1MiB 2", `buffer: unexpected argument "2"`},
+		{"on_lag panic", "on_lag panic", `on_lag: want close or skip, got "panic"`},
+		{"no ping", "ping", "ping: missing <interval> or off"},
+		{"a ping that is none", "ping often", `ping: <interval> or off must be a duration such as 10s, got "often"`},
+		{"a ping that is off and on", "ping off 10s", `ping: unexpected argument "10s"`},
+		{"a ping's timeout of 0", "ping 10s 0s", "ping: <timeout>: must be longer than 0, got 0s"},
+		{"a timeout without unit", "write_timeout 10", `write_timeout: <duration> must be a duration such as 10s, got "10"`},
+		{"a block", "echo on {\nloud\n}", "echo: takes no block"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			const before = "example.com {\n\tchat_broadcast {\n"
+			_, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(before+tc.line+"\n\t}\n}\n"), map[string]any{"filename": "Caddyfile"})
+			if err == nil {
+				t.Fatalf("%s: got no error, want %s", tc.line, tc.want)
+			}
+			line := strings.Count(before+tc.line, "\n") + 1
+			if strings.HasSuffix(tc.line, "}") {
+				line-- // the error is found within the block
+			}
+			if got := err.Error(); !strings.Contains(got, tc.want) || !strings.Contains(got, "Caddyfile:"+string(rune('0'+line))) {
+				t.Errorf("%s: got %s, want %s at line %d", tc.line, got, tc.want, line)
+			}
+		})
+	}
+}
+
+func TestCaddyfile_HubAsArgumentAndSubdirective(t *testing.T) {
+	d := caddyfile.NewTestDispenser("chat_broadcast lobby {\n\thub garden\n}")
+	err := new(Handler).UnmarshalCaddyfile(d)
+	if err == nil || !strings.Contains(err.Error(), "hub: given more than once") || !strings.Contains(err.Error(), "Testfile:2") {
+		t.Errorf("got %v, want an error for line 2", err)
+	}
+	d = caddyfile.NewTestDispenser("chat_broadcast lobby garden")
+	if err := new(Handler).UnmarshalCaddyfile(d); err == nil || !strings.Contains(err.Error(), `hub: unexpected argument "garden"`) {
+		t.Errorf("got %v, want an error for the second name", err)
+	}
+}

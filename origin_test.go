@@ -1,0 +1,80 @@
+package chatbroadcast
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func TestOrigin_Allowed(t *testing.T) {
+	repl := caddy.NewEmptyReplacer()
+	repl.Set("site", "app.example.com")
+	for _, tc := range []struct {
+		name     string
+		host     string // of the request
+		patterns []string
+		origin   string // "-": none
+		want     bool
+	}{
+		{"no origin is no browser", "example.com", nil, "-", true},
+		{"the own host", "example.com", nil, "https://example.com", true},
+		{"the own host, in capitals", "example.com", nil, "https://EXAMPLE.com", true},
+		{"the own host and port", "example.com:8080", nil, "http://example.com:8080", true},
+		{"the own host, default port written out", "example.com:443", nil, "https://example.com", true},
+		{"the own host, default port in the origin", "example.com", nil, "http://example.com:80", true},
+		{"the own host, other port", "example.com", nil, "https://example.com:8443", false},
+		{"the own host, other port of the request", "example.com:8443", nil, "https://example.com", false},
+		{"the own IPv6 address", "[::1]:8080", nil, "http://[::1]:8080", true},
+		{"the own IPv6 address, default port", "[::1]", nil, "http://[::1]", true},
+		{"a longer host", "example.com", nil, "https://example.com.evil.example", false},
+		{"a subdomain", "example.com", nil, "https://sub.example.com", false},
+		{"null", "example.com", nil, "null", false},
+		{"null with a pattern", "example.com", []string{"example.org"}, "null", false},
+		{"null with *", "example.com", []string{"*"}, "null", true},
+		{"anything with *", "example.com", []string{"*"}, "https://other.example", true},
+		{"empty", "example.com", nil, "", false},
+		{"no scheme", "example.com", nil, "example.com", false},
+		{"a path", "example.com", nil, "https://example.com/", false},
+		{"a wildcard as origin", "example.com", []string{"*.example.org"}, "https://*.example.org", false},
+		{"listed", "example.com", []string{"app.example.org"}, "https://app.example.org", true},
+		{"listed, any scheme", "example.com", []string{"app.example.org"}, "http://app.example.org", true},
+		{"listed with scheme", "example.com", []string{"https://app.example.org"}, "https://app.example.org", true},
+		{"listed with another scheme", "example.com", []string{"https://app.example.org"}, "http://app.example.org", false},
+		{"listed with port", "example.com", []string{"localhost:3000"}, "http://localhost:3000", true},
+		{"listed with another port", "example.com", []string{"localhost:3000"}, "http://localhost:3001", false},
+		{"listed without port", "example.com", []string{"localhost"}, "http://localhost:3000", false},
+		{"listed after another", "example.com", []string{"a.example", "b.example"}, "https://b.example", true},
+		{"not listed", "example.com", []string{"a.example", "b.example"}, "https://c.example", false},
+		{"the own host beside a list", "example.com", []string{"a.example"}, "https://example.com", true},
+		{"one label", "example.com", []string{"*.example.org"}, "https://a.example.org", true},
+		{"two labels", "example.com", []string{"*.example.org"}, "https://a.b.example.org", true},
+		{"no label", "example.com", []string{"*.example.org"}, "https://example.org", false},
+		{"an empty label", "example.com", []string{"*.example.org"}, "https://.example.org", false},
+		{"a suffix that is no label", "example.com", []string{"*.example.org"}, "https://evilexample.org", false},
+		{"an app's scheme", "example.com", []string{"capacitor://localhost"}, "capacitor://localhost", true},
+		{"a placeholder", "example.com", []string{"https://{site}"}, "https://app.example.com", true},
+		{"a placeholder that is unset", "example.com", []string{"https://{nothing}"}, "https://app.example.com", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := checkOrigins(tc.patterns); err != nil {
+				t.Fatal(err)
+			}
+			r := &http.Request{Host: tc.host, Header: http.Header{}}
+			if tc.origin != "-" {
+				r.Header.Set("Origin", tc.origin)
+			}
+			err := (&Handler{Origins: tc.patterns}).checkOrigin(r, repl)
+			if got := err == nil; got != tc.want {
+				t.Errorf("origin %q, host %q, patterns %q: got %v, want %v", tc.origin, tc.host, tc.patterns, got, tc.want)
+			}
+		})
+	}
+}
+
+func TestOrigin_TwoOriginsAreRefused(t *testing.T) {
+	r := &http.Request{Host: "example.com", Header: http.Header{"Origin": {"https://example.com", "https://evil.example"}}}
+	if err := new(Handler).checkOrigin(r, caddy.NewEmptyReplacer()); err == nil {
+		t.Error("got no error")
+	}
+}
