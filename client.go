@@ -195,7 +195,6 @@ func (c *client) decide(why cause) bool {
 		return false
 	}
 	c.closing, c.cause = true, why
-	c.pending = nil
 	c.setDeadlineLocked(time.Now().Add(closeTimeout))
 	return true
 }
