@@ -24,8 +24,8 @@ func startRecipe(t *testing.T, name string, replacements ...string) *server {
 		t.Fatalf("the README has no recipe %q", name)
 	}
 	options := ""
-	if strings.HasPrefix(recipe, "{\n") { // global options: the harness has its own
-		options, recipe, _ = strings.Cut(strings.TrimPrefix(recipe, "{\n"), "\n}\n")
+	if global, ok := strings.CutPrefix(recipe, "{\n"); ok { // the harness has its own
+		options, recipe, _ = strings.Cut(global, "\n}\n")
 	}
 	s := startCaddy(t, "")
 	recipe = strings.NewReplacer(append(replacements, "example.com", "http://localhost:9080")...).Replace(recipe)

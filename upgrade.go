@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -103,14 +104,14 @@ func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 	}
 	c.wire.client = c
 	c.state.Store(stateWriting) // until start
-	response, err := c.shake(w, r)
+	header, err := c.shake(w, r)
 	if err != nil {
 		return err
 	}
 	if err := hubs.join(c, name, h.limits); err != nil {
 		return refuseJoin(w.Header(), err)
 	}
-	if err := c.switchProtocols(w, r, response); err != nil {
+	if err := c.switchProtocols(w, header); err != nil {
 		c.abandon()
 		return err
 	}
@@ -196,8 +197,8 @@ func clientIP(r *http.Request) (string, netip.Prefix) {
 	return ip, prefix
 }
 
-// shake lets gorilla check the handshake and returns the response it would send.
-func (c *client) shake(w http.ResponseWriter, r *http.Request) (*http.Response, error) {
+// shake lets gorilla check the handshake and returns the header of the 101 it would send.
+func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, error) {
 	h := &handshake{ResponseWriter: w, wire: &c.wire}
 	ws, err := upgrader.Upgrade(h, r, nil)
 	if h.refusal != nil {
@@ -218,23 +219,20 @@ func (c *client) shake(w http.ResponseWriter, r *http.Request) (*http.Response, 
 	if err != nil {
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("reading the handshake's response: %w", err))
 	}
-	return response, nil
+	return response.Header, response.Body.Close()
 }
 
 // switchProtocols sends the 101 and takes the connection. The 101 goes through the response writers, not
 // straight to the connection, because that is how access logs, metrics and header rules come to see it, and
 // net/http writes it before it hands the connection over: nobody else writes at that time.
-func (c *client) switchProtocols(w http.ResponseWriter, r *http.Request, response *http.Response) error {
-	header := w.Header()
-	for name, values := range response.Header {
-		header[name] = values
-	}
+func (c *client) switchProtocols(w http.ResponseWriter, header http.Header) error {
+	maps.Copy(w.Header(), header)
 	// The spelling of RFC 6455; some clients compare it with case.
-	header["Sec-WebSocket-Accept"] = response.Header["Sec-Websocket-Accept"]
-	delete(header, "Sec-Websocket-Accept")
+	w.Header()["Sec-WebSocket-Accept"] = header["Sec-Websocket-Accept"]
+	delete(w.Header(), "Sec-Websocket-Accept")
 	// So that a client that does not read cannot hold the handler; hijacking clears it.
 	_ = http.NewResponseController(w).SetWriteDeadline(c.joined.Add(c.settings.writeTimeout))
-	w.WriteHeader(response.StatusCode)
+	w.WriteHeader(http.StatusSwitchingProtocols)
 	conn, rw, err := hijack(w)
 	if err != nil {
 		return caddyhttp.Error(http.StatusInternalServerError,

@@ -151,10 +151,14 @@ func TestUpgrade_Refusals(t *testing.T) {
 		header  map[string]string
 	}{
 		{"another method", strings.Replace(request, "GET", "POST", 1), 405, map[string]string{"Allow": "GET"}},
-		{"another version of the protocol", strings.Replace(request, "Version: 13", "Version: 8", 1), 426,
-			map[string]string{"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}},
-		{"no version", strings.Replace(request, "Sec-WebSocket-Version: 13\r\n", "", 1), 426,
-			map[string]string{"Sec-WebSocket-Version": "13"}},
+		{
+			"another version of the protocol", strings.Replace(request, "Version: 13", "Version: 8", 1), 426,
+			map[string]string{"Sec-WebSocket-Version": "13", "Upgrade": "websocket"},
+		},
+		{
+			"no version", strings.Replace(request, "Sec-WebSocket-Version: 13\r\n", "", 1), 426,
+			map[string]string{"Sec-WebSocket-Version": "13"},
+		},
 		{"no key", strings.Replace(request, "Sec-WebSocket-Key", "X-Key", 1), 400, nil},
 		{"a short key", strings.Replace(request, "dGhl", "", 1), 400, nil},
 		{"HTTP/1.0", strings.Replace(request, "HTTP/1.1", "HTTP/1.0", 1), 400, nil},
