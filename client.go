@@ -437,7 +437,7 @@ func (c *client) write() {
 	}
 }
 
-// flush writes control frames first, then the hub's, until there are none left or, for a client that has
+// flush writes the hub's frames, those of control before them, until there are none left or, for a client that has
 // left, until the close frame is out. It returns progressFlushed also when the connection failed.
 func (c *client) flush() (last progress) {
 	defer func() {
@@ -448,13 +448,10 @@ func (c *client) flush() (last progress) {
 		}
 	}()
 	for {
-		if p := c.takePending(); p != nil && !c.send(p) {
-			return progressFlushed
-		}
 		frames, n, p := c.hub.next(c)
 		switch p {
 		case progressFrames:
-			if !c.send(frames) {
+			if !c.sendPending() || !c.send(frames) {
 				return progressFlushed
 			}
 			c.messagesOut += uint64(n)
@@ -462,17 +459,29 @@ func (c *client) flush() (last progress) {
 			c.close(causeLagged)
 			runtime.Gosched() // somebody else may be closing it, between deciding and leaving
 		case progressFlushed:
-			c.sayGoodbye()
+			if c.sendPending() {
+				c.sayGoodbye()
+			}
 			return p
 		case progressIdle:
-			// A control frame that came after takePending found a writer running.
+			// A control frame that came while a writer ran has started none.
 			if !c.hasPending() || !c.state.CompareAndSwap(stateIdle, stateWriting) {
 				return p
+			}
+			if !c.sendPending() {
+				return progressFlushed
 			}
 		case progressOrphaned:
 			return p
 		}
 	}
+}
+
+// sendPending sends the control frames that are due. After hub.next it puts every pong before what was published
+// after its ping had come: were it before, a pong and a message could come between the two.
+func (c *client) sendPending() bool {
+	p := c.takePending()
+	return p == nil || c.send(p)
 }
 
 func (c *client) takePending() []byte {
