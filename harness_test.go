@@ -44,6 +44,8 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	// Each load replaces the admin endpoint: a connection kept from the one before would fail.
+	http.DefaultTransport.(*http.Transport).DisableKeepAlives = true
 	code := m.Run()
 	if err := caddy.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "stopping Caddy:", err)
