@@ -146,6 +146,7 @@ func (c *client) end() {
 
 // finish reports the connection. Nothing works for the client any more.
 func (c *client) finish() {
+	defer hubs.finished()
 	c.hub.drop(c)
 	c.mu.Lock()
 	why := c.cause

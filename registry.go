@@ -12,13 +12,20 @@ import (
 )
 
 // hubs are the hubs of this process. They outlive configurations: what a configuration holds is a lease.
-var hubs = &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+var hubs = newRegistry()
+
+func newRegistry() *registry {
+	return &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+}
 
 // A registry holds hubs by name, and by hub value the scopes that keep them open to new clients.
 type registry struct {
 	mu     sync.Mutex
 	hubs   map[string]*hub
 	scopes map[string]*scope
+	live   int           // clients that have joined and are not finished
+	exited chan struct{} // once exiting: closed when live is 0
+	exitBy time.Time     // once exiting: when waiting for that ends
 }
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
@@ -59,8 +66,16 @@ func (r *registry) lease(key string, log *zap.Logger) *lease {
 	return &lease{scope: s, log: log}
 }
 
-// release gives the lease back. With a scope's last lease its clients are closed in the background.
+// release gives the lease back. With a scope's last lease its clients are closed in the background, unless Caddy
+// exits: then everybody is told, and release waits for that, for at most drain.
 func (r *registry) release(l *lease) {
+	r.releaseScope(l)
+	if caddy.Exiting() {
+		r.exit()
+	}
+}
+
+func (r *registry) releaseScope(l *lease) {
 	s := l.scope
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,12 +91,49 @@ func (r *registry) release(l *lease) {
 		delete(r.scopes, s.key)
 		return
 	}
-	why, within := causeHubRemoved, removalSpread
-	if caddy.Exiting() {
-		why, within = causeShuttingDown, 0
+	if !caddy.Exiting() {
+		// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
+		go r.closeUnleased(s)
 	}
-	// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
-	go r.closeUnleased(s, why, within)
+}
+
+// drain is how long an exit waits for clients that do not take what is due to them: less than the 5 s after which
+// Caddy's systemd unit kills the process.
+const drain = 3 * time.Second
+
+// exit closes every client and waits until all are finished, but no longer than drain after the first call. A client
+// takes a moment: what was published is flushed and its answer awaited.
+func (r *registry) exit() {
+	r.mu.Lock()
+	if r.exited == nil {
+		r.exited, r.exitBy = make(chan struct{}), time.Now().Add(drain)
+		if r.live == 0 {
+			close(r.exited)
+		}
+	}
+	exited, exitBy := r.exited, r.exitBy
+	var clients []*client
+	for _, s := range r.scopes {
+		clients = append(clients, s.clients...)
+	}
+	r.mu.Unlock()
+	for _, c := range clients {
+		c.close(causeShuttingDown)
+	}
+	select {
+	case <-exited:
+	case <-time.After(time.Until(exitBy)):
+	}
+}
+
+// finished notes the end of a client that has joined.
+func (r *registry) finished() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live--
+	if r.live == 0 && r.exited != nil {
+		close(r.exited) // nobody joins an exiting server
+	}
 }
 
 // removalSpread is the time over which the clients of a removed hub value are closed, so that they do not all
@@ -91,9 +143,9 @@ const (
 	removalStep   = 100 * time.Millisecond
 )
 
-// closeUnleased closes the clients of s, spread over the given time, for as long as s has no lease.
-func (r *registry) closeUnleased(s *scope, why cause, within time.Duration) {
-	for steps := int(within/removalStep) + 1; steps > 0; steps-- {
+// closeUnleased closes the clients of s, spread over removalSpread, for as long as s has no lease.
+func (r *registry) closeUnleased(s *scope) {
+	for steps := int(removalSpread / removalStep); steps > 0; steps-- {
 		r.mu.Lock()
 		if s.leases > 0 || len(s.clients) == 0 {
 			r.mu.Unlock()
@@ -103,11 +155,9 @@ func (r *registry) closeUnleased(s *scope, why cause, within time.Duration) {
 		turn := slices.Clone(s.clients[len(s.clients)-n:])
 		r.mu.Unlock()
 		for _, c := range turn {
-			c.close(why)
+			c.close(causeHubRemoved)
 		}
-		if steps > 1 {
-			time.Sleep(removalStep)
-		}
+		time.Sleep(removalStep)
 	}
 }
 
@@ -157,6 +207,7 @@ func (r *registry) join(c *client, name string, limits limits) error {
 		b = &hub{name: name}
 		r.hubs[name] = b
 	}
+	r.live++
 	c.hub = b
 	b.join(c)
 	c.scopeIndex = len(s.clients)

@@ -267,6 +267,7 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 func (c *client) abandon() {
 	c.cut(causeGone)
 	c.hub.drop(c)
+	hubs.finished()
 }
 
 // refuseJoin maps a refusal of the registry to its status (design: 429 for an address, 503 for the rest).
