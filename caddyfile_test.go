@@ -55,6 +55,7 @@ func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
 		{"an origin among all", "origins * example.com", "origins: * allows every origin and stands alone"},
 		{"an origin with a path", "origins https://example.com/chat", `origins: pattern "https://example.com/chat": want [scheme://]host[:port]`},
 		{"an origin with a star in the middle", "origins a.*.com", `origins: pattern "a.*.com": * can only stand for the first labels of a host, as in *.example.com`},
+		{"an origin of nothing but a star", "origins *.", `origins: pattern "*.": want [scheme://]host[:port]`},
 		{"an origin with a bad port", "origins example.com:http", `origins: pattern "example.com:http": parse "//example.com:http": invalid port ":http" after host`},
 		{"echo maybe", "echo maybe", `echo: want on or off, got "maybe"`},
 		{"no echo", "echo", "echo: missing on or off"},

@@ -66,6 +66,7 @@ type client struct {
 	joined   time.Time
 
 	state atomic.Int32
+	due   atomic.Bool // whether pending is not empty
 
 	// Owned by the reader.
 	heard      time.Time // when the last bytes came
@@ -80,15 +81,16 @@ type client struct {
 	messagesOut uint64
 	bytesOut    uint64
 
-	// Guarded by hub.mu. nextWoken belongs to the publisher that woke the client until it starts the writer.
-	index     int // in hub.clients; negative when dropped
-	cursor    uint64
-	left      bool
-	until     uint64   // once left: the head at that moment
-	pinned    *segment // what the writer is writing from
-	own       []uint64 // with echo off: sequence numbers, from cursor on, of the client's own messages
-	missed    uint64   // messages lost under on_lag skip
-	nextWoken *client
+	// Guarded by hub.mu.
+	index    int // in hub.clients; negative when dropped
+	cursor   uint64
+	left     bool
+	until    uint64     // once left: the head at that moment
+	pinned   *segment   // what the writer is writing from
+	own      []seqRange // with echo off: the client's own messages, from cursor on
+	missed   uint64     // messages lost under on_lag skip
+	turn     turn
+	nextTurn *client // the next in the hub's queue
 
 	// Guarded by registry.mu.
 	scopeIndex int // in scope.clients
@@ -98,10 +100,11 @@ type client struct {
 	pending     []byte // pongs and pings, wire-ready
 	closing     bool   // cause is decided; nothing more is published for the client
 	cause       cause
-	deadline    time.Time // once closing: when patience with the peer ends
-	broken      bool      // a write has failed; whatever the peer has still sent is read
-	saidGoodbye bool      // our close frame is out
-	gotGoodbye  bool      // the peer's close frame is in
+	deadline    time.Time     // once closing: when patience with the peer ends
+	broken      bool          // a write has failed; whatever the peer has still sent is read
+	saidGoodbye bool          // our close frame is out
+	gotGoodbye  bool          // the peer's close frame is in
+	written     chan struct{} // if the reader waits: closed when the writer has nothing more to write
 }
 
 // start runs the connection. It clears what the HTTP server has left on it and becomes the reader, which
@@ -118,20 +121,21 @@ func (c *client) start() {
 		c.heard = first.Add(-interval)
 		c.armRead(first)
 	}
-	c.startWriter()
+	c.startWriter(nil, 0)
 	c.read()
+	c.gone() // unless something was decided before
 	c.awaitEnd()
 	c.end()
 }
 
-// startWriter starts the writer that the caller has put the client in stateWriting for. It ends when nothing
-// is left to write or the connection fails, which end makes it do.
-func (c *client) startWriter() { go c.write() }
+// startWriter starts the writer of a client that the caller has put in stateWriting. It begins with rest, which
+// ends n messages, and ends when nothing is left to write or the connection fails, which end makes it do.
+func (c *client) startWriter(rest []byte, n int) { go c.write(rest, n) }
 
 // wake starts a writer unless one runs, which then sees what is new before it ends.
 func (c *client) wake() {
 	if c.state.CompareAndSwap(stateIdle, stateWriting) {
-		c.startWriter()
+		c.startWriter(nil, 0)
 	}
 }
 
@@ -146,7 +150,7 @@ func (c *client) end() {
 
 // finish reports the connection. Nothing works for the client any more.
 func (c *client) finish() {
-	defer hubs.finished()
+	defer hubs.finished(c)
 	c.hub.drop(c)
 	c.mu.Lock()
 	why := c.cause
@@ -186,6 +190,13 @@ func (c *client) cut(why cause) {
 		hubs.leave(c)
 	}
 	c.wire.abort()
+}
+
+// gone ends a client that has no connection left to say anything on.
+func (c *client) gone() {
+	if c.decide(causeGone) {
+		hubs.leave(c)
+	}
 }
 
 // decide makes why the client's cause, unless it has one, and starts the clock of closeTimeout.
@@ -291,13 +302,9 @@ func (c *client) relay(opcode int, msg []byte) bool {
 	c.messagesIn++
 	c.overhead = max(0, c.overhead-maxClientHeader)
 	if !c.allow() {
-		return !c.isEnding()
+		return !c.isClosing()
 	}
-	published, ahead := c.hub.publish(c, opcode, msg)
-	if ahead {
-		runtime.Gosched()
-	}
-	return published
+	return c.hub.publish(c, opcode, msg)
 }
 
 // allow takes one message from the client's bucket. A client that goes on sending at an empty one is closed.
@@ -334,10 +341,8 @@ func (c *client) readFailed(err error) {
 		c.close(causeTooBig)
 	case c.wire.refused:
 		c.close(causeProtocolError)
-	default: // no connection is left to say anything on
-		if c.decide(causeGone) {
-			hubs.leave(c)
-		}
+	default:
+		c.gone()
 	}
 }
 
@@ -348,8 +353,22 @@ func (c *client) awaitEnd() {
 	c.mu.Lock()
 	done := c.saidGoodbye && c.gotGoodbye && !c.wire.canCloseWrite()
 	c.mu.Unlock()
-	if !done {
-		_, _ = io.CopyN(io.Discard, &c.wire, maxDiscarded) // however it ends, it ends
+	if done {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, &c.wire, maxDiscarded) // however it ends, it ends
+	// A peer that has closed only its own half still reads what is due.
+	c.mu.Lock()
+	if c.saidGoodbye || c.broken || c.cause.frame() == nil {
+		c.mu.Unlock()
+		return
+	}
+	written, deadline := make(chan struct{}), c.deadline
+	c.written = written
+	c.mu.Unlock()
+	select {
+	case <-written:
+	case <-time.After(time.Until(deadline)):
 	}
 }
 
@@ -358,6 +377,13 @@ func (c *client) isEnding() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.closing || c.broken
+}
+
+// isClosing reports whether the cause is decided.
+func (c *client) isClosing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
 }
 
 // armRead sets when the reader wants to be woken from silence.
@@ -378,10 +404,15 @@ func (c *client) onSilence() error {
 	if c.settings.pingInterval == 0 || c.isEnding() {
 		return os.ErrDeadlineExceeded
 	}
+	now := time.Now()
 	if c.pinged {
+		if c.due.Load() {
+			// The ping still waits for the writer: the client is slow, and the write timeout's business.
+			c.armRead(now.Add(c.settings.pingTimeout))
+			return nil
+		}
 		return errPingTimeout
 	}
-	now := time.Now()
 	if due := c.heard.Add(c.settings.pingInterval); due.After(now) {
 		c.armRead(due)
 		return nil
@@ -394,7 +425,7 @@ func (c *client) onSilence() error {
 
 // pace lets a client wait that sends much and says nothing.
 func (c *client) pace() {
-	if c.overhead >= maxOverhead {
+	if c.overhead >= maxOverhead && !c.isEnding() {
 		c.overhead = 0
 		time.Sleep(overheadPause)
 	}
@@ -417,6 +448,7 @@ func (c *client) push(opcode int, payload []byte) {
 			c.pending = c.pending[:0]
 		}
 		c.pending = appendFrame(c.pending, opcode, payload)
+		c.due.Store(true)
 	}
 	c.mu.Unlock()
 	c.wake()
@@ -425,22 +457,34 @@ func (c *client) push(opcode int, payload []byte) {
 // ---- the writer ----
 
 // write is the client's only writer while it runs.
-func (c *client) write() {
-	switch c.flush() {
+func (c *client) write(rest []byte, n int) {
+	switch c.flush(rest, n) {
 	case progressIdle:
 	case progressOrphaned:
 		c.finish()
-	default: // the connection takes nothing more
-		c.hub.drop(c)
-		if !c.state.CompareAndSwap(stateWriting, stateIdle) {
-			c.finish()
-		}
+	default:
+		c.endWriting()
 	}
 }
 
-// flush writes the hub's frames, those of control before them, until there are none left or, for a client that has
-// left, until the close frame is out. It returns progressFlushed also when the connection failed.
-func (c *client) flush() (last progress) {
+// endWriting ends a writer whose connection takes nothing more.
+func (c *client) endWriting() {
+	c.hub.drop(c)
+	c.mu.Lock()
+	if c.written != nil {
+		close(c.written)
+		c.written = nil
+	}
+	c.broken = true // a reader that has yet to look must not wait
+	c.mu.Unlock()
+	if !c.state.CompareAndSwap(stateWriting, stateIdle) {
+		c.finish()
+	}
+}
+
+// flush writes rest and then the hub's frames, those of control before them, until there are none left or, for a
+// client that has left, until the close frame is out. It returns progressFlushed also when the connection failed.
+func (c *client) flush(rest []byte, n int) (last progress) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.panicked(v)
@@ -448,6 +492,12 @@ func (c *client) flush() (last progress) {
 			last = progressFlushed
 		}
 	}()
+	if len(rest) > 0 {
+		if !c.send(rest) {
+			return progressFlushed
+		}
+		c.messagesOut += uint64(n)
+	}
 	for {
 		frames, n, p := c.hub.next(c)
 		switch p {
@@ -466,13 +516,13 @@ func (c *client) flush() (last progress) {
 			return p
 		case progressIdle:
 			// A control frame that came while a writer ran has started none.
-			if !c.hasPending() || !c.state.CompareAndSwap(stateIdle, stateWriting) {
+			if !c.due.Load() || !c.state.CompareAndSwap(stateIdle, stateWriting) {
 				return p
 			}
 			if !c.sendPending() {
 				return progressFlushed
 			}
-		case progressOrphaned:
+		case progressOrphaned, progressWriter: // the latter is for flushers only
 			return p
 		}
 	}
@@ -481,8 +531,7 @@ func (c *client) flush() (last progress) {
 // sendPending sends the control frames that are due. After hub.next it puts every pong before what was published
 // after its ping had come: were it before, a pong and a message could come between the two.
 func (c *client) sendPending() bool {
-	p := c.takePending()
-	return p == nil || c.send(p)
+	return !c.due.Load() || c.send(c.takePending())
 }
 
 func (c *client) takePending() []byte {
@@ -490,32 +539,54 @@ func (c *client) takePending() []byte {
 	defer c.mu.Unlock()
 	p := c.pending
 	c.pending = nil
+	c.due.Store(false)
 	return p
 }
 
-func (c *client) hasPending() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.pending != nil
+// attempt writes as much of frames, which end n messages, as the connection takes without waiting, and returns the
+// rest.
+func (c *client) attempt(a *attempt, frames []byte, n int) (rest []byte) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			c.cut(causeInternal)
+			rest = frames
+		}
+	}()
+	sent := a.write(c.wire.raw, frames)
+	c.bytesOut += uint64(sent)
+	if sent == len(frames) {
+		c.messagesOut += uint64(n)
+	}
+	return frames[sent:]
 }
 
 // send writes p. It returns false when the connection takes nothing more: it has failed, or has made no progress
 // for the write timeout and is cut, because what followed a broken frame would be garbage to the peer.
 func (c *client) send(p []byte) bool {
 	for len(p) > 0 {
-		c.armWrite()
+		c.setWriteDeadline(time.Now().Add(c.settings.writeTimeout))
 		n, err := c.wire.conn.Write(p[:min(len(p), c.wire.maxWrite)])
-		c.bytesOut += uint64(n)
-		p = p[n:]
-		switch {
-		case err == nil:
-		case !errors.Is(err, os.ErrDeadlineExceeded):
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.bytesOut += uint64(n)
 			c.writeFailed()
 			return false
-		case n == 0 || !c.wire.resumable || c.isEnding():
+		}
+		slow := err != nil && c.wire.resumable && !c.isEnding()
+		if slow && n == 0 {
+			// A blocked write goes on only when a third of the socket's buffer is free. What is free by now?
+			c.setWriteDeadline(time.Time{})
+			n = newAttempt().write(c.wire.raw, p)
+		}
+		c.bytesOut += uint64(n)
+		p = p[n:]
+		if err != nil && (!slow || n == 0) {
 			c.cut(causeWriteTimeout)
 			return false
 		}
+	}
+	if c.wire.raw != nil {
+		c.setWriteDeadline(time.Time{}) // an attempt fails once there is one that has passed
 	}
 	return true
 }
@@ -531,12 +602,12 @@ func (c *client) writeFailed() {
 	}
 }
 
-// armWrite gives the next write its deadline.
-func (c *client) armWrite() {
+// setWriteDeadline gives the next write its deadline.
+func (c *client) setWriteDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closing { // else the deadline is the close's
-		_ = c.wire.conn.SetWriteDeadline(time.Now().Add(c.settings.writeTimeout))
+		_ = c.wire.conn.SetWriteDeadline(t)
 	}
 }
 

@@ -134,6 +134,30 @@ func TestClient_EchoOffSparesTheSenderAlone(t *testing.T) {
 	})
 }
 
+func TestClient_EchoOffIsNotLaggedByItsOwnMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quiet := defaults()
+		quiet.echo, quiet.bufferMessages = false, 4
+		c, a := connect(t, quiet)
+		_, b := connect(t, quiet)
+		go b.drain()
+		b.text("being written") // nobody reads: the writer of a is stuck from here on
+		synctest.Wait()
+		for range 50 {
+			a.text("mine")
+		}
+		synctest.Wait()
+		a.wantText("being written")
+		b.text("next")
+		a.wantText("next")
+		if got := causeOf(c); got != (cause{}) {
+			t.Errorf("got closed with %v", got)
+		}
+		a.conn.Close()
+		b.conn.Close()
+	})
+}
+
 func TestClient_ReadOnlyIsClosedAtItsFirstDataFrame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		listener := defaults()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -316,4 +317,54 @@ func TestHostile_ManyComeAndGo(t *testing.T) {
 	if grown := int64(heap()) - int64(before); grown > 4<<20 {
 		t.Errorf("memory grew by %d bytes", grown)
 	}
+}
+
+// TestHostile_ResetWhileSendingTooFast resets connections in the middle of messages that are over the rate.
+func TestHostile_ResetWhileSendingTooFast(t *testing.T) {
+	s := startCaddy(t, `http://localhost:9080 {
+	chat_broadcast * {
+		rate 20 10s
+		max_clients 10
+	}
+}`)
+	const clients = 100
+	burst := bytes.Repeat(clientFrame(0x81, []byte("x")), 35)
+	for range clients {
+		p := join(t, "/")
+		p.write(burst)
+		_ = p.conn.(*net.TCPConn).SetLinger(0)
+		p.conn.Close()
+		eventually(t, "the client to be gone", func() bool {
+			hubs.mu.Lock()
+			defer hubs.mu.Unlock()
+			return len(hubs.hubs) == 0 && len(hubs.scopes[defaultHub].clients) == 0
+		})
+	}
+	for _, entry := range s.logged(moduleID, clients) {
+		if code := entry["code"]; code != 1006.0 && code != 1008.0 {
+			t.Errorf("got code %v, want 1006 or 1008", code)
+		}
+	}
+}
+
+// TestHostile_LeavingDoesNotMakeRoomBeforeTheConnectionEnds says goodbye and stays connected.
+func TestHostile_LeavingDoesNotMakeRoomBeforeTheConnectionEnds(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast * {
+		max_clients_per_ip 3
+	}
+}`)
+	var lingering []*peer
+	for range 3 {
+		p := join(t, "/")
+		p.send(websocket.CloseMessage, "")
+		p.wantClose(1005, "")
+		lingering = append(lingering, p)
+	}
+	refused(t, 429, "/")
+	lingering[0].conn.Close()
+	eventually(t, "room for another", func() bool {
+		_, resp := handshakeOn(t, lingering[0].dial(), handshakeRequest(httpAddr, "/", ""))
+		return resp.StatusCode == http.StatusSwitchingProtocols
+	})
 }

@@ -9,8 +9,8 @@ import (
 // messages in the order in which publish appended them.
 //
 // A client with everything up to the head is idle and has no writer; publish wakes idle clients only. A busy
-// client has a writer that comes back to next by itself and finds the new head there, so the busier the hub,
-// the fewer wake-ups a message costs.
+// client has a writer that comes back by itself and finds the new head then, so the busier the hub, the fewer
+// wake-ups a message costs. Who writes, and when, is in flush.go.
 type hub struct {
 	name string
 
@@ -21,6 +21,8 @@ type hub struct {
 	clients []*client
 	idle    int
 	members int // clients that have not left
+
+	turns
 }
 
 // progress says what a client's writer is to do next.
@@ -31,6 +33,7 @@ const (
 	progressIdle                     // nothing to write: the writer has ended
 	progressOrphaned                 // nothing to write, and the reader is gone: finish the client
 	progressLagged                   // frames that the client needs are gone: close it
+	progressWriter                   // not for a flusher: the client's own writer sees what it is
 	progressFlushed                  // everything from before the client left is written: say goodbye
 )
 
@@ -68,49 +71,65 @@ func (b *hub) drop(c *client) {
 }
 
 // publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
-// reports whether the message was published: not if the sender has left. ahead tells the caller that it is far
-// ahead of the hub's writers and should let those run that can: this is no waiting for a slow client, whose
-// writer cannot.
-func (b *hub) publish(from *client, opcode int, payload []byte) (published, ahead bool) {
-	wake, cut, published, ahead := b.append(from, opcode, payload)
-	for wake != nil {
-		c := wake
-		wake, c.nextWoken = c.nextWoken, nil
-		c.startWriter()
-	}
-	for _, c := range cut {
-		c.cut(causeLagged)
-	}
-	return published, ahead
-}
-
-// append does publish's part under the lock. The caller starts the writers of the clients chained from wake,
-// which are its own until then, and cuts those in cut, which pin more of the past than the hub may hold.
-func (b *hub) append(from *client, opcode int, payload []byte) (wake *client, cut []*client, published, ahead bool) {
+// reports whether the message was published: not if the sender has left. Where the senders are far ahead of those
+// clients that take what they are sent, publish first waits for these; see awaitTurns.
+func (b *hub) publish(from *client, opcode int, payload []byte) bool {
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.awaitTurnsLocked()
 	if from != nil && from.left {
-		return nil, nil, false, false
+		b.mu.Unlock()
+		return false
 	}
 	seq := b.log.append(opcode, payload)
 	if from != nil && !from.settings.echo {
 		from.skipOwnLocked(seq, b.log.tail)
 	}
-	for _, c := range b.clients[:b.idle] {
+	b.wakeLocked()
+	flushers := b.moreFlushersLocked()
+	cut := b.overstrandedLocked()
+	b.mu.Unlock()
+
+	for range flushers {
+		go b.flush() // ends when the queue is empty; nobody waits for it, but for the turns
+	}
+	for _, c := range cut {
+		c.cut(causeLagged)
+	}
+	return true
+}
+
+// wakeLocked makes the idle clients busy that lack a message, which may be all but its sender.
+func (b *hub) wakeLocked() {
+	idle := b.clients[:b.idle]
+	b.idle = 0
+	for i, c := range idle {
+		if c.cursor == b.log.head {
+			b.swapLocked(i, 0) // what stood there has had its turn here
+			b.idle = 1
+			continue
+		}
 		// One that is already running, for a pong or a ping, comes by next before it ends.
 		if c.state.CompareAndSwap(stateIdle, stateWriting) {
-			c.nextWoken, wake = wake, c
+			b.queueLocked(c)
 		}
 	}
-	b.idle = 0
-	if s := b.log.overstranded(); s != nil {
-		for _, c := range b.clients {
-			if c.pinned == s {
-				cut = append(cut, c)
-			}
+	if b.idle == len(b.clients) {
+		b.log.recycle()
+	}
+}
+
+// overstrandedLocked returns the clients that pin more of the past than the hub may hold.
+func (b *hub) overstrandedLocked() (cut []*client) {
+	s := b.log.overstranded()
+	if s == nil {
+		return nil
+	}
+	for _, c := range b.clients[b.idle:] {
+		if c.pinned == s {
+			cut = append(cut, c)
 		}
 	}
-	return wake, cut, true, b.log.takeAhead()
+	return cut
 }
 
 // next is the writer's way through the log: it gives back the frames of the last call and returns those that
@@ -119,6 +138,10 @@ func (b *hub) append(from *client, opcode int, payload []byte) (wake *client, cu
 func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.nextLocked(c)
+}
+
+func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 	b.unpinLocked(c)
 	if c.index < 0 { // dropped: the log may be recycled under it
 		return nil, 0, progressFlushed
@@ -127,6 +150,7 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 	if c.left {
 		limit = c.until
 	}
+	skipTo := c.skipLocked(limit)
 	if c.cursor < b.log.tail && c.cursor < limit {
 		if c.left {
 			b.removeLocked(c)
@@ -137,8 +161,8 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 		}
 		c.missed += b.log.tail - c.cursor
 		c.cursor = b.log.tail
+		skipTo = c.skipLocked(limit)
 	}
-	skipTo := c.skipLocked(limit)
 	if c.cursor == limit {
 		if c.left {
 			b.removeLocked(c)
@@ -153,6 +177,7 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 
 // parkLocked makes c idle. When every client is, the log's memory is given back.
 func (b *hub) parkLocked(c *client) progress {
+	b.endTurnLocked(c)
 	if !c.state.CompareAndSwap(stateWriting, stateIdle) {
 		return progressOrphaned
 	}
@@ -166,26 +191,42 @@ func (b *hub) parkLocked(c *client) progress {
 	return progressIdle
 }
 
-// skipOwnLocked notes that c is not to get its own message seq, and forgets those that it will not come by.
+// A seqRange is the sequence numbers from first up to, but not including, end.
+type seqRange struct{ first, end uint64 }
+
+// skipOwnLocked notes that c is not to get its own message seq. Of ranges that were evicted only the one at the cursor
+// matters: behind a gap that is no range the client has lagged.
 func (c *client) skipOwnLocked(seq, tail uint64) {
-	i := 0
-	for i < len(c.own) && c.own[i] < max(c.cursor, tail) {
-		i++
+	if c.cursor == seq {
+		c.cursor++
+		return
 	}
-	c.own = append(slices.Delete(c.own, 0, i), seq)
+	if n := len(c.own); n > 0 && c.own[n-1].end == seq {
+		c.own[n-1].end++
+		return
+	}
+	keep := 0
+	if len(c.own) > 0 && c.own[0].first <= c.cursor {
+		keep = 1
+	}
+	gone := keep
+	for gone < len(c.own) && c.own[gone].end <= tail {
+		gone++
+	}
+	c.own = append(slices.Delete(c.own, keep, gone), seqRange{seq, seq + 1})
 }
 
-// skipLocked moves the cursor over the client's own messages, with echo off, and returns where the frames that
-// it may be sent end: at limit or at the next message of its own.
+// skipLocked moves the cursor over the client's own messages, with echo off, and returns where the frames that it may
+// be sent end: at limit or at the next message of its own.
 func (c *client) skipLocked(limit uint64) uint64 {
-	for len(c.own) > 0 && c.own[0] <= c.cursor {
-		if c.own[0] == c.cursor && c.cursor < limit {
-			c.cursor++
-		}
-		c.own = slices.Delete(c.own, 0, 1)
+	gone := 0
+	for gone < len(c.own) && c.own[gone].first <= c.cursor {
+		c.cursor = max(c.cursor, min(c.own[gone].end, limit))
+		gone++
 	}
+	c.own = slices.Delete(c.own, 0, gone)
 	if len(c.own) > 0 {
-		return min(limit, c.own[0])
+		return min(limit, c.own[0].first)
 	}
 	return limit
 }
@@ -206,6 +247,7 @@ func (b *hub) unpinLocked(c *client) {
 
 // removeLocked takes c out of clients, if it is still there.
 func (b *hub) removeLocked(c *client) {
+	b.endTurnLocked(c)
 	if c.index < 0 {
 		return
 	}

@@ -24,14 +24,14 @@ type log struct {
 	maxBytes    int
 
 	tail, head uint64
-	bytes      int        // of the frames from tail to head
+	bytes      int        // of the frames from tail to head, and their indexes
 	segments   []*segment // the retained ones, oldest first, without gaps
 
 	stranded  []*segment // evicted but pinned, oldest first
 	sizeClass int        // of the next segment
 	appended  int        // bytes since the last recycle
 
-	// What was appended since takeAhead last said yes, or since every client had everything.
+	// What was appended since caughtUp was last called.
 	aheadMessages, aheadBytes int
 }
 
@@ -48,6 +48,9 @@ type segment struct {
 // maxWrite bounds what goes to a connection in one Write, and so the segments: large enough that the
 // system call is no longer what a message costs, small enough that a stuck client pins little.
 const maxWrite = 64 << 10
+
+// indexSize is what a frame costs beyond its bytes: its entry in ends. It counts, or empty messages would be free.
+const indexSize = 4
 
 // segmentSizes are the capacities of pooled segments. A quiet hub stays with the first, a busy one climbs,
 // so that an occasional message in each of many hubs does not cost maxWrite bytes each.
@@ -72,7 +75,7 @@ func (l *log) append(opcode int, payload []byte) uint64 {
 	s.ends = append(s.ends, uint32(len(s.buf)))
 	seq := l.head
 	l.head++
-	l.bytes += size
+	l.bytes += size + indexSize
 	l.appended += size
 	l.aheadMessages++
 	l.aheadBytes += size
@@ -94,7 +97,7 @@ func (l *log) room(size int) *segment {
 	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < size {
 		l.sizeClass++
 	}
-	// Many small segments in a small buffer: what is held beyond the retained frames is an eighth at each end.
+	// Many small segments in a small buffer: the oldest is held until its last frame is evicted.
 	for l.sizeClass > 0 && segmentSizes[l.sizeClass] > l.maxBytes/8 {
 		l.sizeClass--
 	}
@@ -107,7 +110,7 @@ func (l *log) room(size int) *segment {
 func (l *log) evict() {
 	s := l.segments[0]
 	i := l.tail - s.first
-	l.bytes -= int(s.ends[i]) - s.start(i)
+	l.bytes -= int(s.ends[i]) - s.start(i) + indexSize
 	l.tail++
 	if i+1 < uint64(len(s.ends)) {
 		return
@@ -122,15 +125,13 @@ func (l *log) evict() {
 	l.stranded = append(l.stranded, s)
 }
 
-// takeAhead reports whether a quarter of the buffer has been appended without a pause for the writers. A writer
-// that gets its turn every time is never late by its own fault.
-func (l *log) takeAhead() bool {
-	if l.aheadMessages < l.maxMessages/4 && l.aheadBytes < l.maxBytes/4 {
-		return false
-	}
-	l.aheadMessages, l.aheadBytes = 0, 0
-	return true
+// ahead reports whether a quarter of the buffer or more has been appended since caughtUp.
+func (l *log) ahead() bool {
+	return l.aheadMessages > l.maxMessages/4 || l.aheadBytes > l.maxBytes/4
 }
+
+// caughtUp notes that the clients have taken what they can.
+func (l *log) caughtUp() { l.aheadMessages, l.aheadBytes = 0, 0 }
 
 // next pins and returns the frames from cursor to limit, as far as they lie in one segment: n messages in
 // one slice. It needs tail <= cursor < limit <= head; the caller unpins the segment.
@@ -163,22 +164,22 @@ func (l *log) unpin(s *segment) {
 	s.free()
 }
 
-// overstranded returns the oldest stranded segment when the stranded ones hold too much, else nil: those
-// who pin it must go, or memory would grow with the number of stuck clients. Three quarters of maxBytes are
-// allowed, because the retained segments may exceed it by one partly evicted and one partly filled segment
-// of an eighth each: 2 × maxBytes for the hub altogether.
+// overstranded returns the oldest stranded segment when the log holds more than twice maxBytes, else nil: those who pin
+// it must go, or memory would grow with the number of stuck clients. A single one is left to them, because the newest
+// message is always kept, and so may be the one before it.
 func (l *log) overstranded() *segment {
-	if len(l.stranded) < 2 { // the newest message is always kept, and so may be the one before it
-		return nil
-	}
-	total := 0
-	for _, s := range l.stranded {
-		total += cap(s.buf)
-	}
-	if total <= l.maxBytes/4*3 {
+	if len(l.stranded) < 2 || held(l.segments)+held(l.stranded) <= 2*l.maxBytes {
 		return nil
 	}
 	return l.stranded[0]
+}
+
+// held returns the memory of segments, in bytes.
+func held(segments []*segment) (n int) {
+	for _, s := range segments {
+		n += cap(s.buf) + indexSize*cap(s.ends)
+	}
+	return n
 }
 
 // recycle forgets every frame. Nothing may be pinned and every cursor must be at head.
@@ -194,7 +195,8 @@ func (l *log) recycle() {
 	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < 2*l.appended {
 		l.sizeClass++
 	}
-	l.appended, l.aheadMessages, l.aheadBytes = 0, 0, 0
+	l.appended = 0
+	l.caughtUp()
 }
 
 // newSegment returns an empty segment of the given class, or of just size bytes if it takes more.

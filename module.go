@@ -307,8 +307,7 @@ func named(field string, err error) error {
 // Cleanup implements caddy.CleanerUpper. Caddy calls it also after a Provision or Validate that failed.
 func (h *Handler) Cleanup() error {
 	if h.lease != nil {
-		hubs.release(h.lease)
-		h.lease = nil
+		hubs.release(h.lease) // requests may still be on their way through the handler: it stays as it is
 	}
 	return nil
 }

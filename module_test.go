@@ -3,7 +3,9 @@ package chatbroadcast
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
@@ -289,7 +291,7 @@ func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
 	survivors := func() int {
 		hubs.mu.Lock()
 		defer hubs.mu.Unlock()
-		return len(hubs.scopes[defaultHub].clients)
+		return hubs.scopes[defaultHub].members
 	}
 	if got := survivors(); got == 0 || got > clients {
 		t.Fatalf("got %d of %d clients after the value came back", got, clients)
@@ -366,5 +368,71 @@ func TestREADME_CloseCodes(t *testing.T) {
 		if !regexp.MustCompile(row).Match(readme) {
 			t.Errorf("the README's table has no row for %d %s", why.code, why.reason)
 		}
+	}
+}
+
+func TestHandler_PeerThatClosesItsHalfIsAnswered(t *testing.T) {
+	startCaddy(t, plainChat)
+	for range 50 {
+		p := join(t, "/chat/a")
+		p.text("hello")
+		p.send(websocket.CloseMessage, string(websocket.FormatCloseMessage(1000, "")))
+		if err := p.conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		p.wantText("hello")
+		p.wantClose(1000, "")
+	}
+}
+
+// TestHandler_ReloadBesideHandshakesInFlight holds handshakes in forward_auth while the configuration is replaced.
+func TestHandler_ReloadBesideHandshakesInFlight(t *testing.T) {
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	auth := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-answer
+	}))
+	defer auth.Close()
+	site := func(directive string) string {
+		return fmt.Sprintf("http://localhost:9080 {\nroute {\nforward_auth %s {\nuri /\nheader_up -Connection\nheader_up -Upgrade\n}\n%s\n}\n}",
+			auth.Listener.Addr(), directive)
+	}
+	s := startCaddy(t, site("chat_broadcast"))
+	for _, tc := range []struct {
+		name, directive string
+		status          int
+	}{
+		{"the hub value stays", "chat_broadcast {\nmax_hubs 5\n}", http.StatusSwitchingProtocols},
+		{"the hub value goes", "respond gone", http.StatusServiceUnavailable},
+	} {
+		status := make(chan int)
+		go func() {
+			conn, err := net.Dial("tcp", httpAddr)
+			if err != nil {
+				t.Error(err)
+			}
+			_, resp := handshakeOn(t, conn, handshakeRequest(httpAddr, "/a", ""))
+			status <- resp.StatusCode
+		}()
+		<-arrived
+		s.load(site(tc.directive))
+		answer <- struct{}{}
+		if got := <-status; got != tc.status {
+			t.Errorf("%s: got %d, want %d", tc.name, got, tc.status)
+		}
+	}
+}
+
+func TestHandler_WrappedListener(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith("servers {\nlistener_wrappers {\nproxy_protocol {\nallow 127.0.0.1/32 ::1/128\n}\n}\n}", plainChat)
+	p := join(t, "/chat/a")
+	p.text("bad \xff")
+	p.wantClose(1007, "invalid_utf8")
+	began := time.Now()
+	p.send(websocket.CloseMessage, string(websocket.FormatCloseMessage(1007, "")))
+	p.wantEOF()
+	if took := time.Since(began); took > closeTimeout/2 {
+		t.Errorf("the connection ended %v after the answer to the close", took)
 	}
 }

@@ -59,7 +59,7 @@ func parseOriginPattern(s string) (originPattern, error) {
 		return originPattern{}, err
 	case found && scheme == "":
 		return originPattern{}, errors.New("the scheme is missing before ://")
-	case u.Host != rest || u.Hostname() == "":
+	case u.Host != rest || strings.TrimPrefix(u.Hostname(), "*.") == "":
 		return originPattern{}, errors.New("want [scheme://]host[:port]")
 	case strings.Contains(strings.TrimPrefix(u.Hostname(), "*."), "*"):
 		return originPattern{}, errors.New("* can only stand for the first labels of a host, as in *.example.com")

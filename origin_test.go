@@ -52,6 +52,7 @@ func TestOrigin_Allowed(t *testing.T) {
 		{"no label", "example.com", []string{"*.example.org"}, "https://example.org", false},
 		{"an empty label", "example.com", []string{"*.example.org"}, "https://.example.org", false},
 		{"a suffix that is no label", "example.com", []string{"*.example.org"}, "https://evilexample.org", false},
+		{"a wildcard for nothing", "example.com", []string{"*.{nothing}"}, "https://evil.example.", false},
 		{"an app's scheme", "example.com", []string{"capacitor://localhost"}, "capacitor://localhost", true},
 		{"a placeholder", "example.com", []string{"https://{site}"}, "https://app.example.com", true},
 		{"a placeholder that is unset", "example.com", []string{"https://{nothing}"}, "https://app.example.com", false},

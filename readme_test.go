@@ -60,7 +60,7 @@ func TestREADME_Rooms(t *testing.T) {
 	other.wantText("no echo")
 	player.text(strings.Repeat("x", 1025))
 	player.wantClose(websocket.CloseMessageTooBig, "too_big")
-	for range 7 { // with a, b and other that makes ten
+	for range 6 { // with a, b, other and player, who has not hung up, that makes ten
 		join(t, "/chat/a")
 	}
 	refused(t, 429, "/chat/a")

@@ -32,9 +32,13 @@ type registry struct {
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
 // registry.mu, except loggers.
 type scope struct {
-	key     string
-	leases  int
+	key      string
+	leases   int
+	removals int // how often the last lease was released
+	// clients[:members] are members of their hubs; the others have left and are still being told so. They count for
+	// the limits until they are finished, because until then they cost as much as a member.
 	clients []*client
+	members int
 	perHub  map[string]int
 	perIP   map[netip.Prefix]int
 
@@ -42,10 +46,11 @@ type scope struct {
 	loggers   []*zap.Logger // of the leases, oldest first
 }
 
-// A lease is a configuration's hold on a scope. It is released once.
+// A lease is a configuration's hold on a scope.
 type lease struct {
-	scope *scope
-	log   *zap.Logger
+	scope    *scope
+	log      *zap.Logger
+	released bool
 }
 
 // lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
@@ -79,6 +84,10 @@ func (r *registry) releaseScope(l *lease) {
 	s := l.scope
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if l.released {
+		return
+	}
+	l.released = true
 	s.loggersMu.Lock()
 	i := slices.Index(s.loggers, l.log)
 	s.loggers = slices.Delete(s.loggers, i, i+1)
@@ -91,9 +100,10 @@ func (r *registry) releaseScope(l *lease) {
 		delete(r.scopes, s.key)
 		return
 	}
+	s.removals++
 	if !caddy.Exiting() {
 		// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
-		go r.closeUnleased(s)
+		go r.closeUnleased(s, s.removals)
 	}
 }
 
@@ -114,7 +124,7 @@ func (r *registry) exit() {
 	exited, exitBy := r.exited, r.exitBy
 	var clients []*client
 	for _, s := range r.scopes {
-		clients = append(clients, s.clients...)
+		clients = append(clients, s.clients[:s.members]...)
 	}
 	r.mu.Unlock()
 	for _, c := range clients {
@@ -126,10 +136,20 @@ func (r *registry) exit() {
 	}
 }
 
-// finished notes the end of a client that has joined.
-func (r *registry) finished() {
+// finished notes the end of a client that has left.
+func (r *registry) finished(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	s := c.scope
+	last := len(s.clients) - 1
+	s.swap(c.scopeIndex, last)
+	s.clients[last] = nil
+	s.clients = s.clients[:last]
+	decrement(s.perHub, c.hub.name)
+	decrement(s.perIP, c.prefix)
+	if last == 0 && s.leases == 0 && r.scopes[s.key] == s {
+		delete(r.scopes, s.key)
+	}
 	r.live--
 	if r.live == 0 && r.exited != nil {
 		close(r.exited) // nobody joins an exiting server
@@ -143,16 +163,17 @@ const (
 	removalStep   = 100 * time.Millisecond
 )
 
-// closeUnleased closes the clients of s, spread over removalSpread, for as long as s has no lease.
-func (r *registry) closeUnleased(s *scope) {
+// closeUnleased closes the clients of s, spread over removalSpread, for as long as s has no lease since the given
+// removal.
+func (r *registry) closeUnleased(s *scope, removal int) {
 	for steps := int(removalSpread / removalStep); steps > 0; steps-- {
 		r.mu.Lock()
-		if s.leases > 0 || len(s.clients) == 0 {
+		if s.leases > 0 || s.removals != removal || s.members == 0 {
 			r.mu.Unlock()
 			return
 		}
-		n := (len(s.clients) + steps - 1) / steps
-		turn := slices.Clone(s.clients[len(s.clients)-n:])
+		n := (s.members + steps - 1) / steps
+		turn := slices.Clone(s.clients[s.members-n : s.members])
 		r.mu.Unlock()
 		for _, c := range turn {
 			c.close(causeHubRemoved)
@@ -178,6 +199,7 @@ var (
 	errMaxClientsPerIP  = errors.New("the directive's max_clients_per_ip is reached")
 	errMaxHubs          = errors.New("the directive's max_hubs is reached")
 	errShuttingDown     = errors.New("the server is shutting down")
+	errHubRemoved       = errors.New("the directive's hub value is no longer configured")
 )
 
 // limits are what join enforces; zero is no limit.
@@ -190,10 +212,14 @@ type limits struct {
 func (r *registry) join(c *client, name string, limits limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, b := c.scope, r.hubs[name]
+	// The request may come from a configuration that has been replaced meanwhile: what counts is whether its hub value
+	// is still configured, in the scope that there is now.
+	s, b := r.scopes[c.scope.key], r.hubs[name]
 	switch {
 	case caddy.Exiting():
 		return errShuttingDown
+	case s == nil || s.leases == 0:
+		return errHubRemoved
 	case reached(len(s.clients), limits.maxClients):
 		return errMaxClients
 	case b != nil && reached(b.size(), limits.maxClientsPerHub):
@@ -208,10 +234,12 @@ func (r *registry) join(c *client, name string, limits limits) error {
 		r.hubs[name] = b
 	}
 	r.live++
-	c.hub = b
+	c.hub, c.scope = b, s
 	b.join(c)
 	c.scopeIndex = len(s.clients)
 	s.clients = append(s.clients, c)
+	s.swap(c.scopeIndex, s.members)
+	s.members++
 	s.perHub[name]++
 	s.perIP[c.prefix]++
 	return nil
@@ -219,24 +247,20 @@ func (r *registry) join(c *client, name string, limits limits) error {
 
 func reached(n, limit int) bool { return limit > 0 && n >= limit }
 
-// leave undoes join. The hub goes with its last member.
+// leave ends c's membership. The hub goes with its last member.
 func (r *registry) leave(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c.hub.leave(c) == 0 {
 		delete(r.hubs, c.hub.name)
 	}
-	s := c.scope
-	last := len(s.clients) - 1
-	s.clients[c.scopeIndex] = s.clients[last]
-	s.clients[c.scopeIndex].scopeIndex = c.scopeIndex
-	s.clients[last] = nil
-	s.clients = s.clients[:last]
-	decrement(s.perHub, c.hub.name)
-	decrement(s.perIP, c.prefix)
-	if last == 0 && s.leases == 0 && r.scopes[s.key] == s {
-		delete(r.scopes, s.key)
-	}
+	c.scope.members--
+	c.scope.swap(c.scopeIndex, c.scope.members)
+}
+
+func (s *scope) swap(i, j int) {
+	s.clients[i], s.clients[j] = s.clients[j], s.clients[i]
+	s.clients[i].scopeIndex, s.clients[j].scopeIndex = i, j
 }
 
 // decrement counts m[k] down and forgets it at zero, so that what is gone costs nothing.

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -86,7 +87,7 @@ func TestRegistry_RemovedClientsAreClosedSpreadOut(t *testing.T) {
 			return before
 		}
 		leases := setLeases(0)
-		go hubs.closeUnleased(scope)
+		go hubs.closeUnleased(scope, scope.removals)
 		closed := func() (n int) {
 			synctest.Wait()
 			for _, c := range all {
@@ -106,5 +107,77 @@ func TestRegistry_RemovedClientsAreClosedSpreadOut(t *testing.T) {
 		}
 		time.Sleep(removalStep)
 		setLeases(leases) // for connect to release
+	})
+}
+
+func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		var all []*client
+		for range 100 {
+			c, p := connect(t, defaults())
+			all = append(all, c)
+			go p.drain()
+		}
+		scope := all[0].scope
+		leases := scope.leases
+		scope.leases = 0
+		for range 20 { // a value that comes and goes
+			hubs.lease(scope.key, testLogger(t))
+			hubs.mu.Lock()
+			scope.leases, scope.loggers = 0, scope.loggers[:leases]
+			scope.removals++
+			removal := scope.removals
+			hubs.mu.Unlock()
+			go hubs.closeUnleased(scope, removal)
+		}
+		time.Sleep(removalSpread / 4)
+		synctest.Wait()
+		hubs.mu.Lock()
+		if got := scope.members; got < 60 {
+			t.Errorf("got %d of %d clients left after a quarter of the time", got, len(all))
+		}
+		scope.leases = leases // for connect to release
+		hubs.mu.Unlock()
+		time.Sleep(removalStep)
+	})
+}
+
+func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		a, b := hubs.lease("hub", testLogger(t)), hubs.lease("hub", testLogger(t))
+		hubs.release(a)
+		hubs.release(a)
+		if got := b.scope.leases; got != 1 {
+			t.Errorf("got %d leases, want the other one", got)
+		}
+		hubs.release(b)
+		if got := len(hubs.scopes); got != 0 {
+			t.Errorf("got %d scopes, want none", got)
+		}
+	})
+}
+
+// TestRegistry_JoinThroughAReplacedConfiguration joins with what a request holds that began before a reload.
+func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		old := hubs.lease("hub", testLogger(t))
+		stale := func() *client { return &client{settings: defaults(), scope: old.scope} }
+		hubs.release(old)
+		if err := hubs.join(stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
+			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
+		}
+		current := hubs.lease("hub", testLogger(t))
+		c := stale()
+		if err := hubs.join(c, "name", limits{maxClients: 1}); err != nil {
+			t.Fatalf("value back: got %v", err)
+		}
+		if c.scope != current.scope {
+			t.Error("the client is not in the current scope")
+		}
+		c.abandon()
+		if got := len(current.scope.clients) + len(current.scope.perHub) + len(current.scope.perIP) + len(hubs.hubs); got != 0 {
+			t.Errorf("got %d things left behind", got)
+		}
+		hubs.release(current)
 	})
 }

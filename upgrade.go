@@ -231,7 +231,7 @@ func (c *client) switchProtocols(w http.ResponseWriter, header http.Header) erro
 	w.Header()["Sec-WebSocket-Accept"] = header["Sec-Websocket-Accept"]
 	delete(w.Header(), "Sec-Websocket-Accept")
 	// So that a client that does not read cannot hold the handler; hijacking clears it.
-	_ = http.NewResponseController(w).SetWriteDeadline(c.joined.Add(c.settings.writeTimeout))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(c.settings.writeTimeout, time.Second)))
 	w.WriteHeader(http.StatusSwitchingProtocols)
 	conn, rw, err := hijack(w)
 	if err != nil {
@@ -267,7 +267,7 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 func (c *client) abandon() {
 	c.cut(causeGone)
 	c.hub.drop(c)
-	hubs.finished()
+	hubs.finished(c)
 }
 
 // refuseJoin maps a refusal of the registry to its status (design: 429 for an address, 503 for the rest).

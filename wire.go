@@ -1,10 +1,10 @@
 package chatbroadcast
 
 import (
-	"crypto/tls"
 	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -22,6 +22,8 @@ type wire struct {
 	// is broken. There a write is one record, so that each gets the full timeout.
 	resumable bool
 	maxWrite  int
+
+	raw syscall.RawConn // for attempts; nil where a write may block although the socket does not
 }
 
 // maxTLSRecord is the most that one TLS record carries (RFC 8446 §5.1).
@@ -32,9 +34,34 @@ func (w *wire) attach(conn net.Conn, early []byte) {
 	w.conn, w.early = conn, early
 	switch conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
-		w.resumable, w.maxWrite = true, maxWrite
+		w.raw, w.maxWrite = rawConn(conn), maxWrite
+		w.resumable = w.raw != nil
 	default:
 		w.maxWrite = maxTLSRecord
+	}
+	if t, ok := innermost(conn).(*net.TCPConn); ok {
+		_ = t.SetWriteBuffer(sendBuffer) // best effort: slow clients are told from stuck ones the later without
+	}
+}
+
+// sendBuffer is what the kernel may keep for a client, in bytes; Linux doubles it. Left alone it grows to megabytes,
+// and a third of it must be free before a blocked write goes on: a client that takes 100 kB a second would look stuck
+// for longer than any timeout, and a ping would wait behind all that. With it a client can be sent a megabyte a second
+// over a round trip of a quarter of a second.
+const sendBuffer = 128 << 10
+
+// innermost returns the connection below those that wrap it and say so: TLS, and listener wrappers such as Caddy's
+// proxy_protocol.
+func innermost(conn net.Conn) net.Conn {
+	for {
+		switch t := conn.(type) {
+		case interface{ NetConn() net.Conn }:
+			conn = t.NetConn()
+		case interface{ Raw() net.Conn }:
+			conn = t.Raw()
+		default:
+			return conn
+		}
 	}
 }
 
@@ -43,6 +70,9 @@ func (w *wire) Read(p []byte) (int, error) {
 	if len(w.early) > 0 {
 		n := copy(p, w.early)
 		w.early = w.early[n:]
+		if len(w.early) == 0 {
+			w.early = nil
+		}
 		w.client.onHeard(n)
 		return n, nil
 	}
@@ -95,13 +125,10 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 // abort closes the connection with a reset, so that the kernel does not go on to send what a dead or stuck
 // peer will never take. It goes around TLS, whose Close may wait for the peer.
 func (w *wire) abort() {
-	conn := w.conn
-	if conn == nil {
+	if w.conn == nil {
 		return
 	}
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
+	conn := innermost(w.conn)
 	if t, ok := conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // best effort: without it the close is merely slower
 	}
@@ -112,14 +139,26 @@ func (w *wire) abort() {
 type halfCloser interface{ CloseWrite() error }
 
 func (w *wire) canCloseWrite() bool {
-	_, ok := w.conn.(halfCloser)
+	_, ok := w.halfCloser()
 	return ok
+}
+
+// halfCloser returns what closes the sending half, which a listener's wrapper may hide.
+func (w *wire) halfCloser() (halfCloser, bool) {
+	if hc, ok := w.conn.(halfCloser); ok {
+		return hc, true
+	}
+	if r, ok := w.conn.(interface{ Raw() net.Conn }); ok {
+		hc, ok := r.Raw().(halfCloser)
+		return hc, ok
+	}
+	return nil, false
 }
 
 // closeWrite ends our half of the connection, so that the peer sees its end and can still be read. It returns
 // false where that is impossible.
 func (w *wire) closeWrite() bool {
-	hc, ok := w.conn.(halfCloser)
+	hc, ok := w.halfCloser()
 	return ok && hc.CloseWrite() == nil
 }
 

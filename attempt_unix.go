@@ -1,0 +1,44 @@
+//go:build unix
+
+package chatbroadcast
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawConn returns conn's file descriptor, for attempts, or nil if it has none. Go's network sockets never block.
+func rawConn(conn net.Conn) syscall.RawConn {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// writable reports whether the socket below conn has room: whether who writes to conn is not held up by the peer.
+func writable(conn net.Conn) bool {
+	raw := rawConn(innermost(conn))
+	if raw == nil {
+		return false
+	}
+	n := 0
+	err := raw.Control(func(fd uintptr) {
+		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0) // with an error n is not 1
+	})
+	return err == nil && n == 1
+}
+
+func writeNonBlocking(fd uintptr, p []byte) int {
+	n, err := syscall.Write(int(fd), p)
+	if err != nil {
+		return 0
+	}
+	return n
+}
