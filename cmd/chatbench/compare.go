@@ -1,0 +1,328 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A contender is a server with its configuration.
+type contender struct {
+	name  string
+	serve []string // a subcommand of this program; none: Caddy
+	tls   bool
+	log   bool // with log and metrics
+}
+
+// contenders are what compare starts, the floors first: ratios are against them.
+var contenders = []contender{
+	{name: "floor", serve: []string{"serve-floor"}},
+	{name: "floor-batched", serve: []string{"serve-floor", "-batched"}},
+	{name: "gorilla", serve: []string{"serve-gorilla"}},
+	{name: "caddy"},
+	{name: "caddy-log", log: true},
+	{name: "floor-tls", serve: []string{"serve-floor"}, tls: true},
+	{name: "floor-batched-tls", serve: []string{"serve-floor", "-batched"}, tls: true},
+	{name: "caddy-tls", tls: true},
+}
+
+// A scenario is a load.
+type scenario struct {
+	name    string
+	what    string
+	args    []string // of chatbench run, or of idle
+	floor   string   // the contender that ratios are against
+	against string   // instead: the scenario that they are against, of the same server
+	tls     bool     // also with TLS
+	without string   // contenders that cannot do it
+}
+
+var scenarios = []scenario{
+	{name: "saturation-10", what: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched"},
+	{name: "saturation-1000", what: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
+	{name: "saturation-5000", what: "the same, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
+	{name: "rate-1000", what: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
+	{name: "hubs", what: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor"},
+	{name: "growth-100", what: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
+	{name: "growth-10000", what: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
+	{name: "large", what: "4 messages of 64 KiB under way to 1000 clients", args: words("-clients 1000 -rate 0 -window 4 -size 65536"), floor: "floor"},
+	{name: "mixed", what: "100 hubs of 10 clients, 5 to 50 messages/s of 4 KiB each", args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096"), floor: "floor"},
+	{
+		name: "mixed-slow", what: "mixed, and 5 % more clients that do not read; ratios against mixed", against: "mixed", without: "floor floor-batched",
+		args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096 -slow 5 -warmup 5s"),
+	},
+	{name: "idle", what: "10,000 idle clients in one hub, then 5000 in a hub of their own each", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
+}
+
+func words(s string) []string { return strings.Fields(s) }
+
+// A measurement is what one scenario gave with one contender: the median of rounds, or of the ratios of each round.
+type measurement struct {
+	PerSecond   float64 `json:"deliveries_per_second,omitempty"`
+	PerDelivery float64 `json:"cpu_us_per_delivery,omitempty"`
+	P50         float64 `json:"p50_ms,omitempty"`
+	P99         float64 `json:"p99_ms,omitempty"`
+	PerClient   float64 `json:"kib_per_client"`
+	PerHub      float64 `json:"kib_per_hub,omitempty"`
+	Generator   float64 `json:"generator_cpu,omitempty"`
+	Faults      float64 `json:"rounds_with_faults"`
+}
+
+// fields are those of m, to reckon with.
+func (m *measurement) fields() []*float64 {
+	return []*float64{&m.PerSecond, &m.PerDelivery, &m.P50, &m.P99, &m.PerClient, &m.PerHub, &m.Generator, &m.Faults}
+}
+
+// median is the median of each field on its own.
+func median(ms []measurement) (m measurement) {
+	for i, field := range m.fields() {
+		values := make([]float64, 0, len(ms))
+		for _, m := range ms {
+			values = append(values, *m.fields()[i])
+		}
+		slices.Sort(values)
+		if n := len(values); n > 0 {
+			*field = (values[n/2] + values[(n-1)/2]) / 2
+		}
+	}
+	return m
+}
+
+// ratio divides field by field.
+func ratio(a, b measurement) (m measurement) {
+	for i, field := range m.fields() {
+		if divisor := *b.fields()[i]; divisor != 0 {
+			*field = *a.fields()[i] / divisor
+		}
+	}
+	return m
+}
+
+// comparison is a row of the table.
+type comparison struct {
+	Scenario string        `json:"scenario"`
+	Server   string        `json:"server"`
+	Median   measurement   `json:"median"`
+	Ratio    measurement   `json:"ratio"` // the median of the rounds' ratios
+	Rounds   []measurement `json:"rounds"`
+	idle     bool
+}
+
+func compareCommand(name string, args []string) error {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	program := workshopFlags(f)
+	rounds := f.Int("rounds", 3, "how often each is measured")
+	duration := f.Duration("duration", 5*time.Second, "of each measurement")
+	only := f.String("only", "", "`scenarios`, with commas between: "+names(scenarios, func(s scenario) string { return s.name + " (" + s.what + ")" }))
+	servers := f.String("servers", "", "`servers`, with commas between: "+names(contenders, func(c contender) string { return c.name }))
+	serverCores := f.String("server-cores", "0", "cores of the server, empty: any")
+	toolCores := f.String("tool-cores", "1", "cores of the load")
+	asJSON := f.Bool("json", false, "print JSON")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	ctx, w, closeIt, err := newWorkshop(*program)
+	if err != nil {
+		return err
+	}
+	defer closeIt()
+	if w.cores, err = coreList(*serverCores); err != nil {
+		return err
+	}
+	load, err := coreList(*toolCores)
+	if err != nil {
+		return err
+	}
+
+	var rows []*comparison
+	find := func(scenario, server string) *comparison {
+		for _, row := range rows {
+			if row.Scenario == scenario && row.Server == server {
+				return row
+			}
+		}
+		rows = append(rows, &comparison{Scenario: scenario, Server: server, idle: scenario == "idle"})
+		return rows[len(rows)-1]
+	}
+	for round := range *rounds {
+		for _, s := range scenarios {
+			if !listed(*only, s.name) {
+				continue
+			}
+			for _, c := range contenders {
+				if !listed(*servers, c.name) || c.tls && !s.tls || slices.Contains(words(s.without), c.name) {
+					continue
+				}
+				m, err := measureOne(ctx, w, load, s, c, *duration)
+				if err != nil {
+					return fmt.Errorf("%s with %s: %w", s.name, c.name, err)
+				}
+				row := find(s.name, c.name)
+				row.Rounds = append(row.Rounds, m)
+				fmt.Fprintf(os.Stderr, "round %d of %d: %s, %s: %.0f deliveries/s, %.2f µs each, p99 %.2f ms, %.1f KiB a client\n",
+					round+1, *rounds, s.name, c.name, m.PerSecond, m.PerDelivery, m.P99, m.PerClient)
+			}
+		}
+	}
+	for _, row := range rows {
+		row.Median = median(row.Rounds)
+		var ratios []measurement
+		if base := find(baseOf(row)); len(base.Rounds) == len(row.Rounds) {
+			for i, m := range row.Rounds {
+				ratios = append(ratios, ratio(m, base.Rounds[i]))
+			}
+		}
+		row.Ratio = median(ratios)
+	}
+	if !*asJSON {
+		printComparison(rows)
+		return nil
+	}
+	return report(true, rows, nil, faults{})
+}
+
+// baseOf is what row's ratios are against.
+func baseOf(row *comparison) (scenario, server string) {
+	for _, s := range scenarios {
+		switch {
+		case s.name != row.Scenario:
+		case s.against != "":
+			return s.against, row.Server
+		case strings.HasSuffix(row.Server, "-tls"):
+			return s.name, s.floor + "-tls"
+		default:
+			return s.name, s.floor
+		}
+	}
+	return row.Scenario, row.Server
+}
+
+// measureOne starts a contender, loads it from a process of its own, and ends it.
+func measureOne(ctx context.Context, w *workshop, cores []int, s scenario, c contender, d time.Duration) (m measurement, err error) {
+	address, err := freeAddress()
+	if err != nil {
+		return m, err
+	}
+	server, scheme, err := w.startContender(ctx, c, address)
+	if err != nil {
+		return m, err
+	}
+	defer stop(server)
+	args := words("run -duration " + d.String())
+	if s.name == "idle" {
+		args = words("idle")
+	}
+	args = append(args, "-json", "-insecure", "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
+	load := exec.CommandContext(ctx, w.self, append(args, s.args...)...)
+	var out, progress bytes.Buffer
+	load.Stdout, load.Stderr = &out, &progress
+	if err := startOn(load, cores); err != nil {
+		return m, err
+	}
+	// An exit status tells of faults, too.
+	if failed := load.Wait(); out.Len() == 0 {
+		return m, fmt.Errorf("%w\n%s", failed, progress.Bytes())
+	}
+	if s.name == "idle" {
+		var r idleResult
+		err := json.Unmarshal(out.Bytes(), &r)
+		m = measurement{PerClient: r.PerClient, PerHub: r.PerHub}
+		if r.Faults.any() {
+			m.Faults = 1
+		}
+		return m, err
+	}
+	var r result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		return m, err
+	}
+	m = measurement{PerSecond: r.PerSecond, P50: r.Latency.P50, P99: r.Latency.P99, Generator: r.GeneratorCPU}
+	if r.Server != nil {
+		m.PerDelivery, m.PerClient = r.Server.PerDelivery, r.Server.PerClient
+	}
+	if r.Faults.any() {
+		m.Faults = 1
+		fmt.Fprintf(os.Stderr, "%s, %s: %+v %v\n", s.name, c.name, r.Faults, r.Closes)
+	}
+	return m, nil
+}
+
+func (w *workshop) startContender(ctx context.Context, c contender, address string) (server *exec.Cmd, scheme string, err error) {
+	scheme = "ws"
+	if c.tls {
+		scheme = "wss"
+	}
+	if c.serve == nil {
+		globals, site, http := "", "", "http"
+		if c.log {
+			globals, site = "metrics", "log"
+		}
+		if c.tls {
+			site, http = fmt.Sprintf("tls %s %s", w.cert(), w.key()), "https"
+		}
+		server, err = w.startCaddy(ctx, address, caddyfile("off", globals, http, address, site))
+		return server, scheme, err
+	}
+	args := append(slices.Clone(c.serve), "-listen", address)
+	if c.tls {
+		args = append(args, "-cert", w.cert(), "-key", w.key())
+	}
+	server = exec.CommandContext(ctx, w.self, args...)
+	return server, scheme, w.start(ctx, server, address)
+}
+
+// printComparison prints the table, as Markdown.
+func printComparison(rows []*comparison) {
+	fmt.Print("| scenario | server | deliveries/s | × | CPU µs a delivery | × | p50 ms | p99 ms | × | peak KiB a client | × | tool's CPU |\n" +
+		"|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n")
+	for _, row := range rows {
+		m, r := row.Median, row.Ratio
+		if !row.idle {
+			fmt.Printf("| %s | %s | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f | %.1f | %.2f | %.2f |\n", row.Scenario, row.Server,
+				m.PerSecond, r.PerSecond, m.PerDelivery, r.PerDelivery, m.P50, m.P99, r.P99, m.PerClient, r.PerClient, m.Generator)
+		}
+	}
+	fmt.Print("\n| scenario | server | KiB a client | × | KiB a hub beyond its client |\n|---|---|---:|---:|---:|\n")
+	for _, row := range rows {
+		if row.idle {
+			fmt.Printf("| %s | %s | %.2f | %.2f | %.2f |\n", row.Scenario, row.Server, row.Median.PerClient, row.Ratio.PerClient, row.Median.PerHub)
+		}
+	}
+	for _, row := range rows {
+		if row.Median.Faults > 0 {
+			fmt.Printf("\n%s with %s: messages were lost, doubled or out of order, or clients disconnected.\n", row.Scenario, row.Server)
+		}
+	}
+}
+
+// listed reports whether a list with commas has the name, or is empty.
+func listed(list, name string) bool {
+	return list == "" || slices.Contains(strings.Split(list, ","), name)
+}
+
+func coreList(s string) (cores []int, err error) {
+	for _, word := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' }) {
+		core, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, err
+		}
+		cores = append(cores, core)
+	}
+	return cores, nil
+}
+
+func names[T any](list []T, name func(T) string) string {
+	all := make([]string, 0, len(list))
+	for _, item := range list {
+		all = append(all, name(item))
+	}
+	return strings.Join(all, ", ")
+}

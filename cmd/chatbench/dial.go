@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha1" // RFC 6455 §1.3 prescribes it
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// connectTimeout is how long a client may take to connect. A server that is started a moment earlier compiles its
+// configuration; one that takes longer is not ready for a load.
+const connectTimeout = 15 * time.Second
+
+// perSourceAddress is how many clients connect from one loopback address: a connection needs a local port of its
+// own, of which Linux offers some 28,000 an address.
+const perSourceAddress = 20000
+
+// A target is where clients connect to.
+type target struct {
+	url      string // with {hub} for the hub's number
+	header   http.Header
+	insecure bool             // do not verify the server's certificate
+	control  func(fd uintptr) // sets options of a socket before it connects, may be nil
+	tls      *tls.Config      // made by check
+}
+
+// check parses the URL and completes t.
+func (t *target) check(hubs int) error {
+	u, err := url.Parse(strings.ReplaceAll(t.url, "{hub}", "0"))
+	switch {
+	case err != nil:
+		return err
+	case u.Scheme != "ws" && u.Scheme != "wss":
+		return fmt.Errorf("-url %q: not ws:// or wss://", t.url)
+	case hubs > 1 && !strings.Contains(t.url, "{hub}"):
+		return fmt.Errorf("-url %q: several hubs want a {hub} in it", t.url)
+	}
+	if u.Scheme == "wss" {
+		t.tls = &tls.Config{InsecureSkipVerify: t.insecure, ServerName: u.Hostname()}
+	}
+	return nil
+}
+
+// dial connects client i to a hub, and returns the connection and what the server has already sent behind its 101.
+func (t *target) dial(ctx context.Context, i, hub int) (conn net.Conn, rest []byte, err error) {
+	defer func() {
+		if err != nil && conn != nil {
+			conn.Close()
+		}
+	}()
+	u, err := url.Parse(strings.ReplaceAll(t.url, "{hub}", strconv.Itoa(hub)))
+	if err != nil {
+		return nil, nil, err
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAlive: -1}
+	if ip := net.ParseIP(u.Hostname()); i >= perSourceAddress && ip != nil && ip.To4() != nil && ip.IsLoopback() {
+		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i/perSourceAddress))}
+	}
+	if t.control != nil {
+		d.Control = controlOf(t.control)
+	}
+	if conn, err = d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port)); err != nil {
+		return nil, nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	if t.tls != nil {
+		conn = tls.Client(conn, t.tls)
+	}
+	rest, err = handshake(conn, u, t.header)
+	conn.SetDeadline(time.Time{})
+	return conn, rest, err
+}
+
+// handshake is RFC 6455 §4.1, without extensions and subprotocols. It returns what follows the server's 101.
+func handshake(conn net.Conn, u *url.URL, header http.Header) (rest []byte, err error) {
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	key := base64.StdEncoding.EncodeToString(nonce[:])
+	var b strings.Builder
+	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", u.RequestURI(), u.Host, key)
+	if err := header.Write(&b); err != nil {
+		return nil, err
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReaderSize(conn, 2048)
+	response, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return nil, err
+	}
+	response.Body.Close()
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	switch {
+	case response.StatusCode != http.StatusSwitchingProtocols:
+		return nil, fmt.Errorf("%s answered %s", u, response.Status)
+	case response.Header.Get("Sec-WebSocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]):
+		return nil, errors.New("the answer has a wrong Sec-WebSocket-Accept")
+	}
+	return r.Peek(r.Buffered())
+}
+
+// dialed is what dialAll hands over.
+type dialed struct {
+	i    int
+	conn net.Conn
+	rest []byte
+	err  error
+}
+
+// dialers is how many connect at a time: enough for a server that is 50 ms away to see a thousand a second, few enough
+// not to overflow the server's backlog of connections.
+const dialers = 64
+
+// dialAll connects the clients from first up to n, client i to hub(i), at most ramp a second (0: as fast as it goes), and
+// closes the channel when it is done or ctx is.
+func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, hub func(i int) int) <-chan dialed {
+	out := make(chan dialed, dialers)
+	next := make(chan int)
+	start := time.Now()
+	go func() { // ends with the last client, or with ctx
+		defer close(next)
+		for i := first; i < n; i++ {
+			if ramp > 0 {
+				wait := time.Until(start.Add(time.Duration(float64(i-first) / ramp * 1e9)))
+				select {
+				case <-time.After(wait):
+				case <-ctx.Done():
+				}
+			}
+			select {
+			case next <- i:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	var wg sync.WaitGroup
+	for range min(dialers, n-first) {
+		wg.Go(func() { // ends when next is closed
+			for i := range next {
+				conn, rest, err := t.dial(ctx, i, hub(i))
+				select {
+				case out <- dialed{i, conn, rest, err}:
+				case <-ctx.Done():
+					if conn != nil {
+						conn.Close()
+					}
+				}
+			}
+		})
+	}
+	go func() { // ends with the last of them
+		wg.Wait()
+		close(out)
+	}()
+	return out
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// connection is what an engine knows of a client's connection.
+type connection struct {
+	fd   int      // of the epoll engine
+	conn net.Conn // of the other
+}
+
+// newEngine is the fastest engine that can do what is wanted.
+func newEngine(l *load, tls bool) (engine, error) {
+	if tls {
+		return newConnEngine(l), nil
+	}
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	timer, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err == nil {
+		err = unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, timer, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(timer)})
+	}
+	return &epollEngine{
+		load:    l,
+		poller:  poll,
+		timer:   timer,
+		clients: map[int32]*client{},
+		buf:     make([]byte, 256<<10), // what fits a core's cache
+		events:  make([]unix.EpollEvent, 512),
+	}, err
+}
+
+// largeMessage is from which size on it pays to have the kernel skip a message's payload, at three calls a message.
+const largeMessage = 32 << 10
+
+// An epollEngine reads all connections from one thread, into one buffer.
+type epollEngine struct {
+	load    *load
+	poller  int // epoll
+	timer   int // timerfd: epoll waits for milliseconds, which is too coarse to send in time
+	armed   time.Duration
+	clients map[int32]*client
+	buf     []byte
+	events  []unix.EpollEvent
+}
+
+func (e *epollEngine) add(c *client, conn net.Conn) error {
+	defer conn.Close()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	// A duplicate, so that the runtime's poller has nothing to do with it. It stays non-blocking.
+	var dupErr error
+	err = raw.Control(func(fd uintptr) {
+		c.conn.fd, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err = errors.Join(err, dupErr); err != nil {
+		return err
+	}
+	e.clients[int32(c.conn.fd)] = c
+	return unix.EpollCtl(e.poller, unix.EPOLL_CTL_ADD, c.conn.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(c.conn.fd)})
+}
+
+func (e *epollEngine) flush(c *client) {
+	for len(c.out) > 0 && !c.gone {
+		n, err := unix.Write(c.conn.fd, c.out)
+		if n > 0 {
+			c.out = append(c.out[:0], c.out[n:]...)
+		}
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			e.wait(c, true)
+			return
+		case err != nil && !errors.Is(err, unix.EINTR):
+			e.drop(c, err)
+			return
+		}
+	}
+	e.wait(c, false)
+}
+
+// wait makes epoll tell when c can be written to, or not.
+func (e *epollEngine) wait(c *client, writable bool) {
+	if c.writing == writable || c.gone {
+		return
+	}
+	c.writing = writable
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(c.conn.fd)}
+	if writable {
+		event.Events |= unix.EPOLLOUT
+	}
+	if err := unix.EpollCtl(e.poller, unix.EPOLL_CTL_MOD, c.conn.fd, &event); err != nil {
+		e.drop(c, err)
+	}
+}
+
+func (e *epollEngine) drop(c *client, err error) {
+	if !c.gone {
+		e.load.left(c, err)
+		delete(e.clients, int32(c.conn.fd))
+		unix.Close(c.conn.fd)
+	}
+}
+
+func (e *epollEngine) poll(until time.Duration) {
+	if until != e.armed {
+		e.armed = until
+		// A zero would disarm it.
+		wait := unix.NsecToTimespec(max(1, int64(until-e.load.now())))
+		// It can fail only on a bad argument.
+		_ = unix.TimerfdSettime(e.timer, 0, &unix.ItimerSpec{Value: wait}, nil)
+	}
+	n, err := unix.EpollWait(e.poller, e.events, 1000)
+	if err != nil {
+		return // interrupted
+	}
+	for _, event := range e.events[:n] {
+		c := e.clients[event.Fd]
+		switch {
+		case event.Fd == int32(e.timer):
+			// How often it expired is of no interest; not reading it would only wake again.
+			_, _ = unix.Read(e.timer, make([]byte, 8))
+			e.armed = 0
+		case c == nil || c.gone:
+		default:
+			if event.Events&unix.EPOLLOUT != 0 {
+				e.flush(c)
+			}
+			if event.Events&^unix.EPOLLOUT != 0 && !c.gone {
+				e.read(c)
+			}
+		}
+	}
+}
+
+func (e *epollEngine) read(c *client) {
+	var n int
+	var err error
+	large := e.load.size >= largeMessage
+	if large && c.inPayload && c.idN == idSize && c.left > largeMessage/2 {
+		// TCP discards instead of copying (tcp(7)). The last byte is left, for the parser to end the frame with.
+		if n, _, err = unix.Recvfrom(c.conn.fd, e.buf[:min(c.left-1, uint64(len(e.buf)))], unix.MSG_TRUNC); n > 0 {
+			c.left -= uint64(n)
+			return
+		}
+	} else if large {
+		n, err = unix.Read(c.conn.fd, e.buf[:largeMessage/8])
+	} else {
+		n, err = unix.Read(c.conn.fd, e.buf)
+	}
+	switch {
+	case n > 0:
+		err = e.load.received(c, e.buf[:n], e.load.now())
+	case err == nil:
+		err = io.EOF
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
+		err = nil
+	}
+	if err != nil {
+		e.drop(c, err)
+	}
+}
+
+func (e *epollEngine) close() {
+	for fd := range e.clients {
+		unix.Close(int(fd))
+	}
+	unix.Close(e.timer)
+	unix.Close(e.poller)
+}
+
+// pin lets this thread, and processes that it starts, run on these cores only.
+func pin(cores []int) (undo func(), err error) {
+	var old, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &old); err != nil {
+		return nil, err
+	}
+	for _, core := range cores {
+		set.Set(core)
+	}
+	return func() { _ = unix.SchedSetaffinity(0, &old) }, unix.SchedSetaffinity(0, &set)
+}
+
+// raiseFileLimit allows n open files, where it may.
+func raiseFileLimit(n int) error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= uint64(n) {
+		return err
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(n), Max: max(limit.Max, uint64(n))}); err != nil {
+		return fmt.Errorf("%d open files are needed, see ulimit -n: %w", n, err)
+	}
+	return nil
+}
+
+// likeEthernet makes a socket on the loopback interface as one across an Ethernet: segments of 1400 bytes, and with
+// them the server's kernel buffers for it, of which loopback's are 2.5 MiB; and the smallest receive buffer.
+func likeEthernet(fd uintptr) {
+	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+	_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// Opcodes (RFC 6455 §5.2).
+const (
+	opContinuation = 0x0
+	opText         = 0x1
+	opBinary       = 0x2
+	opClose        = 0x8
+	opPing         = 0x9
+	opPong         = 0xA
+)
+
+// A parser splits what a server sends into frames (RFC 6455 §5.2), however it arrives. It keeps the first bytes of a
+// message and the payload of a control frame, and skips the rest.
+type parser struct {
+	header      [10]byte // of the frame that is being parsed
+	headerN     uint8
+	inPayload   bool
+	inMessage   bool   // a message has begun: continuations are legal, other data frames are not
+	idN         uint8  // bytes in id
+	left        uint64 // bytes of the payload that are still to come
+	id          [idSize]byte
+	controlData []byte // payload of the control frame, valid until the next
+}
+
+// An event is what a parser has found.
+type event uint8
+
+// The events.
+const (
+	eventNone    event = iota // all data is consumed
+	eventMessage              // a message is complete; its beginning is id[:idN]
+	eventPing                 // its payload is controlData
+	eventPong
+	eventClose // its payload is controlData
+)
+
+var errProtocol = errors.New("the server broke the WebSocket protocol")
+
+// next consumes data up to the next event and returns what follows.
+func (p *parser) next(data []byte) (rest []byte, ev event, err error) {
+	for {
+		if !p.inPayload {
+			for need := p.headerSize(); p.headerN < need; need = p.headerSize() {
+				if len(data) == 0 {
+					return nil, eventNone, nil
+				}
+				n := copy(p.header[p.headerN:need], data)
+				p.headerN += uint8(n)
+				data = data[n:]
+			}
+			if err := p.begin(); err != nil {
+				return nil, eventNone, err
+			}
+		}
+		n := min(p.left, uint64(len(data)))
+		if opcode := p.header[0] & 0xF; opcode >= opClose {
+			p.controlData = append(p.controlData, data[:n]...)
+		} else if p.idN < idSize {
+			p.idN += uint8(copy(p.id[p.idN:], data[:n]))
+		}
+		data = data[n:]
+		p.left -= n
+		if p.left > 0 {
+			return nil, eventNone, nil
+		}
+		p.inPayload, p.headerN = false, 0
+		if ev := p.end(); ev != eventNone {
+			return data, ev, nil
+		}
+	}
+}
+
+// headerSize is the size of the frame's header as far as it is known.
+func (p *parser) headerSize() uint8 {
+	switch {
+	case p.headerN < 2:
+		return 2
+	case p.header[1] == 126:
+		return 4
+	case p.header[1] == 127:
+		return 10
+	default:
+		return 2
+	}
+}
+
+// begin checks a complete header and prepares for the payload. A masked frame is an error: a server masks nothing
+// (RFC 6455 §5.1).
+func (p *parser) begin() error {
+	fin, opcode := p.header[0]&0x80 != 0, p.header[0]&0xF
+	switch p.header[1] {
+	case 126:
+		p.left = uint64(binary.BigEndian.Uint16(p.header[2:]))
+	case 127:
+		p.left = binary.BigEndian.Uint64(p.header[2:])
+	default:
+		p.left = uint64(p.header[1])
+	}
+	p.inPayload = true
+	bad := p.header[0]&0x70 != 0 || p.header[1]&0x80 != 0 || p.left>>63 != 0
+	switch opcode {
+	case opText, opBinary:
+		bad = bad || p.inMessage
+		p.inMessage, p.idN = true, 0
+	case opContinuation:
+		bad = bad || !p.inMessage
+	case opClose, opPing, opPong:
+		bad = bad || !fin || p.left > 125
+		p.controlData = p.controlData[:0]
+	default:
+		bad = true
+	}
+	if bad {
+		return errProtocol
+	}
+	return nil
+}
+
+// end says what a complete frame means.
+func (p *parser) end() event {
+	switch p.header[0] & 0xF {
+	case opClose:
+		return eventClose
+	case opPing:
+		return eventPing
+	case opPong:
+		return eventPong
+	}
+	if p.header[0]&0x80 == 0 {
+		return eventNone
+	}
+	p.inMessage = false
+	return eventMessage
+}
+
+// appendFrame appends a whole frame to dst: a client's if masked, else a server's. The masking key is zero, which is
+// legal, costs the server the same work and leaves the payload as it is.
+func appendFrame(dst []byte, opcode byte, masked bool, payload []byte) []byte {
+	var mask byte
+	if masked {
+		mask = 0x80
+	}
+	dst = append(dst, 0x80|opcode)
+	switch n := len(payload); {
+	case n <= 125:
+		dst = append(dst, mask|byte(n))
+	case n <= 65535:
+		dst = append(dst, mask|126)
+		dst = binary.BigEndian.AppendUint16(dst, uint16(n))
+	default:
+		dst = append(dst, mask|127)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
+	}
+	if masked {
+		dst = append(dst, 0, 0, 0, 0)
+	}
+	return append(dst, payload...)
+}
+
+// A message begins with its id: the run and the sender in 4 characters each, and the sender's sequence number in 8,
+// 6 bits a character from '0' up, so that it is printable text of a fixed size. The run tells the messages from those
+// of another run, as in a hub's history.
+const (
+	idSize     = 16
+	senderBits = 24
+)
+
+// putID writes the id of a message to the first idSize bytes of b.
+func putID(b []byte, runAndSender, seq uint64) {
+	for i := range 8 {
+		b[i] = '0' + byte(runAndSender>>(42-6*i)&63)
+		b[8+i] = '0' + byte(seq>>(42-6*i)&63)
+	}
+}
+
+// parseID reads what putID wrote. It is not ok where the message is none of ours.
+func parseID(b *[idSize]byte) (runAndSender, seq uint64, ok bool) {
+	var bad byte
+	for i := range 8 {
+		x, y := b[i]-'0', b[8+i]-'0'
+		bad |= x | y
+		runAndSender = runAndSender<<6 | uint64(x)
+		seq = seq<<6 | uint64(y)
+	}
+	return runAndSender, seq, bad < 64
+}

@@ -1,0 +1,318 @@
+package main
+
+import (
+	"container/heap"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// options are what a load consists of.
+type options struct {
+	target
+	clients  int // in all
+	hubs     int
+	senders  int           // in a hub
+	size     int           // bytes of a message
+	rateLow  float64       // messages a second and hub; each hub has a rate from here to rateHigh
+	rateHigh float64       // 0: closed loop
+	window   int           // messages of a hub under way, in a closed loop
+	warmup   time.Duration // before what is measured
+	duration time.Duration // of what is measured
+	drain    time.Duration // what is under way at the end may take before it counts as lost
+	ramp     float64       // clients connected a second, 0: as fast as it goes
+	slow     float64       // percent of the clients that are slow
+	slowRate int           // bytes a second that a slow client reads
+	pid      int           // of the server, 0: do not measure it
+	progress io.Writer     // where to a line a second goes, may be nil
+	stop     chan struct{} // closed: ends what is measured before duration is over; may be nil
+	started  func()        // called when what is measured begins; may be nil
+	asJSON   bool          // print JSON
+}
+
+// maxOut is how many bytes may wait for a server that does not read. What is due beyond it is not sent, and counted.
+const maxOut = 1 << 20
+
+// tick is how often the conditions of a phase are looked at when nothing happens.
+const tick = 50 * time.Millisecond
+
+// An engine moves bytes. Its callbacks, load.received and load.left, run within its methods.
+type engine interface {
+	// add takes over a connection.
+	add(c *client, conn net.Conn) error
+	// flush sends c.out as far as the connection takes it, and the rest later.
+	flush(c *client)
+	// poll receives until there was something, or until the moment, whichever is first.
+	poll(until time.Duration)
+	// close closes all connections and waits until nothing runs.
+	close()
+}
+
+// A load is one run. Its engine sees to it that only one goroutine at a time uses it.
+type load struct {
+	options
+	checker
+	engine    engine
+	start     time.Time
+	hubs      []*hub
+	live      int
+	frame     []byte // a message as it goes on the wire, but for its id
+	idAt      int    // where in frame the id goes
+	queue     dueQueue
+	opened    []*sender // whose window may have opened
+	sending   bool
+	latency   *hdrhistogram.Histogram
+	sample    int64 // the latency of one in so many deliveries is recorded
+	messages  int64
+	unsent    int64
+	closes    map[string]int
+	progressN int64 // deliveries at the last progress line
+	progressT time.Duration
+}
+
+// newLoad prepares a run. Whoever calls it calls close.
+func newLoad(o options) (*load, error) {
+	if err := o.target.check(o.hubs); err != nil {
+		return nil, err
+	}
+	l := &load{
+		options: o,
+		start:   time.Now(),
+		closes:  map[string]int{},
+		// Latencies from 1 µs to a minute, to 3 digits.
+		latency: hdrhistogram.New(1, 60_000_000, 3),
+		sample:  1,
+	}
+	if o.rateHigh == 0 {
+		l.sample = 17 // a prime, so that it is in step with nothing
+	}
+	var run [4]byte
+	rand.Read(run[:3])
+	l.run = uint64(binary.LittleEndian.Uint32(run[:])) << senderBits
+	payload := make([]byte, o.size)
+	for i := range payload {
+		payload[i] = 'x'
+	}
+	l.frame = appendFrame(nil, opText, true, payload)
+	l.idAt = len(l.frame) - len(payload)
+	for range o.hubs {
+		l.hubs = append(l.hubs, &hub{})
+	}
+	var err error
+	l.engine, err = newEngine(l, o.target.tls != nil)
+	return l, err
+}
+
+func (l *load) now() time.Duration { return time.Since(l.start) }
+
+// connect connects the clients from the one with number first up to n, client i to hub(i).
+func (l *load) connect(ctx context.Context, first, n int, hub func(i int) int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	connected := 0
+	results := l.target.dialAll(ctx, first, n, l.ramp, hub)
+	for {
+		select {
+		case d, more := <-results:
+			if !more {
+				return ctx.Err()
+			}
+			if d.err != nil {
+				return fmt.Errorf("connecting client %d of %d: %w", connected+1, n-first, d.err)
+			}
+			if err := l.join(hub(d.i), d.conn, d.rest); err != nil {
+				return err
+			}
+			connected++
+		default:
+			l.engine.poll(l.now() + time.Millisecond)
+		}
+		l.report("connecting", 0)
+	}
+}
+
+func (l *load) join(number int, conn net.Conn, rest []byte) error {
+	h := l.hubs[number]
+	c := &client{hub: h, wants: make([]uint64, l.senders)}
+	h.clients = append(h.clients, c)
+	h.live++
+	l.live++
+	if err := l.engine.add(c, conn); err != nil {
+		return err
+	}
+	if err := l.received(c, rest, l.now()); err != nil {
+		l.left(c, err)
+	}
+	return nil
+}
+
+// appoint makes the first clients of each hub its senders. Those of an open loop begin at random moments, so that
+// hubs do not send in step.
+func (l *load) appoint() {
+	seeded := mathrand.New(mathrand.NewPCG(1, 2)) // the same rates each time
+	for _, h := range l.hubs {
+		rate := l.rateLow + (l.rateHigh-l.rateLow)*seeded.Float64()
+		for i, c := range h.clients[:min(l.senders, len(h.clients))] {
+			s := &sender{client: c, id: l.run + uint64(len(l.byNumber)), index: i}
+			if rate > 0 {
+				s.interval = time.Duration(float64(l.senders) / rate * 1e9)
+				s.due = l.now() + time.Duration(seeded.Float64()*float64(s.interval))
+				heap.Push(&l.queue, s)
+			} else {
+				l.opened = append(l.opened, s)
+			}
+			h.senders = append(h.senders, s)
+			l.byNumber = append(l.byNumber, s)
+		}
+	}
+}
+
+// runFor sends and receives for so long, or until a condition holds or no client is left.
+func (l *load) runFor(d time.Duration, phase string, until func() bool) {
+	end := l.now() + d
+	for now := l.now(); now < end && l.live > 0 && !until(); now = l.now() {
+		next := min(end, now.Truncate(tick)+tick)
+		if l.sending {
+			next = min(next, l.send(now))
+		}
+		l.engine.poll(next)
+		l.report(phase, d)
+	}
+}
+
+// send sends what is due and returns when the next is.
+func (l *load) send(now time.Duration) time.Duration {
+	for _, s := range l.opened {
+		for s.outstanding < max(1, l.window/l.senders) && !s.client.gone {
+			l.publish(s, now)
+		}
+		l.engine.flush(s.client)
+	}
+	l.opened = l.opened[:0]
+	for len(l.queue) > 0 && l.queue[0].due <= now {
+		s := l.queue[0]
+		if s.client.gone {
+			heap.Pop(&l.queue)
+			continue
+		}
+		if len(s.client.out) > maxOut+len(l.frame) {
+			l.unsent++
+		} else {
+			l.publish(s, s.due)
+			l.engine.flush(s.client)
+		}
+		s.due += s.interval
+		heap.Fix(&l.queue, 0)
+	}
+	if len(l.queue) == 0 {
+		return now + time.Hour
+	}
+	return l.queue[0].due
+}
+
+func (l *load) publish(s *sender, at time.Duration) {
+	seq := s.push(at, s.client.hub.live)
+	c := s.client
+	c.out = append(c.out, l.frame...)
+	putID(c.out[len(c.out)-len(l.frame)+l.idAt:], s.id, seq)
+	l.messages++
+}
+
+// received takes what a client has received at the moment now.
+func (l *load) received(c *client, data []byte, now time.Duration) error {
+	for {
+		rest, ev, err := c.next(data)
+		if err != nil {
+			return err
+		}
+		data = rest
+		switch ev {
+		case eventNone:
+			return nil
+		case eventMessage:
+			at, ok, opened := l.deliver(c)
+			if opened != nil && opened.interval == 0 {
+				l.opened = append(l.opened, opened)
+			}
+			if ok && l.deliveries%l.sample == 0 {
+				// It can fail only beyond the histogram's range: more than a minute is a minute.
+				_ = l.latency.RecordValue(min((now - at).Microseconds(), 60_000_000))
+			}
+		case eventPing:
+			c.out = appendFrame(c.out, opPong, true, c.controlData)
+			l.engine.flush(c)
+		case eventPong:
+		case eventClose:
+			return closeError(c.controlData)
+		}
+	}
+}
+
+// closeError is a close frame's payload, as the end of a connection.
+type closeError []byte
+
+func (e closeError) Error() string {
+	if len(e) < 2 {
+		return "1005"
+	}
+	return strconv.Itoa(int(binary.BigEndian.Uint16(e))) + " " + string(e[2:])
+}
+
+// left takes the end of a connection. Without a close frame it is 1006, abnormal (RFC 6455 §7.1.5).
+func (l *load) left(c *client, err error) {
+	if c.gone {
+		return
+	}
+	why := "1006"
+	if e, ok := errors.AsType[closeError](err); ok {
+		why = e.Error()
+	} else if errors.Is(err, errProtocol) {
+		why = err.Error()
+	}
+	l.closes[why]++
+	l.live--
+	l.leave(c)
+}
+
+// report writes a line of progress, at most one a second.
+func (l *load) report(phase string, of time.Duration) {
+	now := l.now()
+	passed := now - l.progressT
+	if passed < time.Second || l.progress == nil {
+		return
+	}
+	if of > 0 {
+		phase = fmt.Sprintf("%s (%v)", phase, of)
+	}
+	fmt.Fprintf(l.progress, "%4.0f s  %s: %d clients, %.0f deliveries/s, %d disconnected, %d doubled, %d overtaken\n",
+		now.Seconds(), phase, l.live, float64(l.deliveries-l.progressN)/passed.Seconds(),
+		l.Disconnected, l.Doubled, l.Reordered+int64(len(l.missing)))
+	l.progressN, l.progressT = l.deliveries, now
+}
+
+// A dueQueue is a heap of senders, the next to send first.
+type dueQueue []*sender
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].due < q[j].due }
+func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+
+// Push adds a sender.
+func (q *dueQueue) Push(s any) { *q = append(*q, s.(*sender)) }
+
+// Pop removes the last.
+func (q *dueQueue) Pop() any {
+	old := *q
+	s := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return s
+}

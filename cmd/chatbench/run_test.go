@@ -1,0 +1,169 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+func shortRun(url string) options {
+	return options{
+		target:  target{url: "ws" + strings.TrimPrefix(url, "http") + "/{hub}", insecure: true, header: http.Header{}},
+		clients: 20, hubs: 4, senders: 2, size: 200, window: 8,
+		warmup: 20 * time.Millisecond, duration: 100 * time.Millisecond, drain: 10 * time.Second,
+	}
+}
+
+func TestRun_FindsNothingWrongWithTheFloors(t *testing.T) {
+	for name, server := range map[string]*httptest.Server{
+		"floor":         httptest.NewServer(&floor{}),
+		"floor batched": httptest.NewServer(&floor{batched: true}),
+		"floor TLS":     httptest.NewTLSServer(&floor{batched: true}),
+		"gorilla":       httptest.NewServer(&gorillaChat{}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer server.Close()
+			for load, set := range map[string]func(*options){
+				"closed loop":    func(*options) {},
+				"at a rate":      func(o *options) { o.rateLow, o.rateHigh = 100, 400 },
+				"large messages": func(o *options) { o.size, o.duration = 100_000, time.Second },
+			} {
+				o := shortRun(server.URL)
+				set(&o)
+				r, err := measure(t.Context(), o)
+				if err != nil {
+					t.Fatalf("%s: %v", load, err)
+				}
+				if r.Faults.any() || r.Deliveries == 0 || r.Latency.Max == 0 {
+					t.Errorf("%s: got %+v", load, r)
+				}
+			}
+		})
+	}
+}
+
+// badServer relays to all clients of its one hub, as often as times says of the n-th delivery.
+type badServer struct {
+	times func(n int) int
+	mu    sync.Mutex
+	n     int
+	conns []*websocket.Conn
+}
+
+func (s *badServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	s.mu.Lock()
+	s.conns = append(s.conns, conn)
+	s.mu.Unlock()
+	for {
+		_, message, err := conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		for _, c := range s.conns {
+			s.n++
+			times := s.times(s.n)
+			if times < 0 {
+				c.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1013, "lagged"), time.Now().Add(time.Second))
+				c.Close()
+			}
+			for range times {
+				c.WriteMessage(websocket.TextMessage, message)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func TestRun_FindsWhatABadServerDoes(t *testing.T) {
+	for name, test := range map[string]struct {
+		times func(n int) int
+		found func(r result) bool
+	}{
+		"loses":       {func(n int) int { return min(1, n%50) }, func(r result) bool { return r.Faults.Lost > 0 && r.Faults.Doubled == 0 }},
+		"doubles":     {func(n int) int { return 1 + max(0, n%50-48) }, func(r result) bool { return r.Faults.Doubled > 0 && r.Faults.Lost == 0 }},
+		"disconnects": {func(n int) int { return 1 - 2*max(0, n-99)*max(0, 101-n) }, func(r result) bool { return r.Faults.Disconnected == 1 && r.Closes["1013 lagged"] == 1 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(&badServer{times: test.times})
+			defer server.Close()
+			o := shortRun(server.URL)
+			o.hubs, o.senders, o.drain = 1, 1, 100*time.Millisecond
+			r, err := measure(t.Context(), o)
+			if err != nil || !test.found(r) {
+				t.Errorf("got %+v, %v", r, err)
+			}
+		})
+	}
+}
+
+func TestRun_SaysWhyItCannotConnect(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	_, err := measure(t.Context(), shortRun(server.URL))
+	if err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("got %v, want a 404", err)
+	}
+}
+
+func TestDial_HasMoreThanOneSourceAddress(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		return // elsewhere the loopback interface has but one
+	}
+	server := httptest.NewServer(&floor{})
+	defer server.Close()
+	o := shortRun(server.URL)
+	for client, want := range map[int]string{0: "127.0.0.1", perSourceAddress - 1: "127.0.0.1", perSourceAddress: "127.0.0.2"} {
+		conn, _, err := o.dial(t.Context(), client, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := conn.LocalAddr().(*net.TCPAddr).IP.String(); got != want {
+			t.Errorf("client %d connects from %s, want %s", client, got, want)
+		}
+	}
+}
+
+func TestSlowClients_RejoinWhenTheyAreClosed(t *testing.T) {
+	closed := make(chan struct{}, 1000)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if conn, err := upgrader.Upgrade(w, r, nil); err == nil {
+			conn.Close()
+			closed <- struct{}{}
+		}
+	}))
+	defer server.Close()
+	o := shortRun(server.URL)
+	o.slow, o.slowRate = 5, 1000 // one client, that reads
+	slow := startSlow(o)
+	for range 3 {
+		<-closed
+	}
+	slow.close()
+	if slow.rejoins.Load() < 2 {
+		t.Errorf("%d rejoins, want 2", slow.rejoins.Load())
+	}
+}
+
+func TestCompare_TakesMedians(t *testing.T) {
+	got := median([]measurement{{PerSecond: 3, P99: 1}, {PerSecond: 1, P99: 5}, {PerSecond: 2, P99: 4}})
+	if want := (measurement{PerSecond: 2, P99: 4}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := ratio(measurement{PerSecond: 3, P99: 1}, measurement{PerSecond: 2}); got != (measurement{PerSecond: 1.5}) {
+		t.Errorf("got %+v, want 1.5", got)
+	}
+}

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// maxServed is the longest message that the servers here accept.
+const maxServed = 1 << 20
+
+// serveCommand runs one of the servers that compare sets Caddy beside. The URL's path is the hub.
+func serveCommand(name string, args []string) error {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	listen := f.String("listen", "127.0.0.1:8080", "address")
+	batched := f.Bool("batched", false, "of the floor: send in one write what has queued meanwhile")
+	cert := f.String("cert", "", "certificate `file`: serve TLS")
+	key := f.String("key", "", "key `file`")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	handler := http.Handler(&floor{batched: *batched})
+	if name == "serve-gorilla" {
+		handler = &gorillaChat{}
+	}
+	server := &http.Server{
+		Addr:              *listen,
+		Handler:           handler,
+		ReadHeaderTimeout: time.Minute,
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/1.1 only
+	}
+	if *cert != "" {
+		return server.ListenAndServeTLS(*cert, *key)
+	}
+	return server.ListenAndServe()
+}
+
+// upgrader has buffers of the size of gorilla's example.
+var upgrader = websocket.Upgrader{
+	ReadBufferSize: 1024, WriteBufferSize: 1024,
+	CheckOrigin: func(*http.Request) bool { return true },
+}
+
+// A floor is the least that a server in Go can do. Each client has a goroutine that reads frames and unmasks them; each
+// hub has one goroutine that takes a message, makes its frame once, and writes it to one client after the other. It
+// checks nothing, limits nothing and pings nobody; a client that does not read stops its hub.
+//
+// Batched, it takes all messages that have queued while it wrote, and writes their frames to each client in one Write.
+type floor struct {
+	batched bool
+	mu      sync.Mutex
+	hubs    map[string]*floorHub
+}
+
+type floorHub struct {
+	messages chan []byte
+	mu       sync.Mutex
+	conns    map[net.Conn]struct{}
+}
+
+func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ws, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	conn := ws.NetConn()
+	s.mu.Lock()
+	h := s.hubs[r.URL.Path]
+	if h == nil {
+		if s.hubs == nil {
+			s.hubs = map[string]*floorHub{}
+		}
+		h = &floorHub{messages: make(chan []byte, 256), conns: map[net.Conn]struct{}{}}
+		s.hubs[r.URL.Path] = h
+		go h.run(s.batched) // ends with the process
+	}
+	s.mu.Unlock()
+	h.mu.Lock()
+	h.conns[conn] = struct{}{}
+	h.mu.Unlock()
+	go func() { // ends with the connection; the handler returns, so that its stack and its request are gone
+		defer conn.Close()
+		br := bufio.NewReaderSize(conn, 1024)
+		for {
+			message, err := readMessage(br)
+			if err != nil {
+				break
+			}
+			h.messages <- message
+		}
+		h.mu.Lock()
+		delete(h.conns, conn)
+		h.mu.Unlock()
+	}()
+}
+
+func (h *floorHub) run(batched bool) {
+	var frames []byte
+	var conns []net.Conn
+	for message := range h.messages {
+		frames = appendFrame(frames[:0], opText, false, message)
+		for batched && len(h.messages) > 0 {
+			frames = appendFrame(frames, opText, false, <-h.messages)
+		}
+		h.mu.Lock()
+		conns = conns[:0]
+		for conn := range h.conns {
+			conns = append(conns, conn)
+		}
+		h.mu.Unlock()
+		for _, conn := range conns {
+			_, _ = conn.Write(frames) // the reader finds out
+		}
+	}
+}
+
+var errClosed = errors.New("the client closed")
+
+// readMessage reads frames until one has data, and returns it unmasked: all that chatbench sends is one frame.
+func readMessage(r *bufio.Reader) ([]byte, error) {
+	for {
+		var header [14]byte // of a masked frame: 2, 4 or 10 bytes and the mask
+		if _, err := io.ReadFull(r, header[:2]); err != nil {
+			return nil, err
+		}
+		size, extended := uint64(header[1]&0x7F), header[2:2]
+		switch size {
+		case 126:
+			extended = header[2:4]
+		case 127:
+			extended = header[2:10]
+		}
+		mask := header[10:14]
+		if _, err := io.ReadFull(r, extended); err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(r, mask); err != nil {
+			return nil, err
+		}
+		switch len(extended) {
+		case 2:
+			size = uint64(binary.BigEndian.Uint16(extended))
+		case 8:
+			size = binary.BigEndian.Uint64(extended)
+		}
+		if size > maxServed {
+			return nil, errClosed
+		}
+		payload := make([]byte, size)
+		if _, err := io.ReadFull(r, payload); err != nil {
+			return nil, err
+		}
+		for i := range payload {
+			payload[i] ^= mask[i&3]
+		}
+		switch header[0] & 0xF {
+		case opText, opBinary:
+			return payload, nil
+		case opClose:
+			return nil, errClosed
+		}
+	}
+}
+
+// gorillaChat is the pattern of gorilla/websocket's chat example (examples/chat, v1.5.3): a hub is a goroutine that
+// owns its clients and hands each message to each client's channel of 256, and closes a client whose channel is
+// full; a client has a goroutine that reads and one that writes, with the example's deadlines and pings. It differs in
+// three things. There is a hub for each path. A message may be longer than 512 bytes and keeps its newlines. And where
+// the example joins what has queued into one message, with newlines between, here each stays a frame of its own, and
+// the frames go in one Write: a write for as many messages as in the example, and nothing joined.
+type gorillaChat struct {
+	mu   sync.Mutex
+	hubs map[string]*gorillaHub
+}
+
+type gorillaHub struct {
+	broadcast            chan []byte
+	register, unregister chan *gorillaClient
+}
+
+type gorillaClient struct {
+	hub  *gorillaHub
+	conn *websocket.Conn
+	send chan []byte
+}
+
+// The example's periods.
+const (
+	gorillaWriteWait  = 10 * time.Second
+	gorillaPongWait   = 60 * time.Second
+	gorillaPingPeriod = gorillaPongWait * 9 / 10
+)
+
+func (s *gorillaChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	h := s.hubs[r.URL.Path]
+	if h == nil {
+		if s.hubs == nil {
+			s.hubs = map[string]*gorillaHub{}
+		}
+		h = &gorillaHub{make(chan []byte), make(chan *gorillaClient), make(chan *gorillaClient)}
+		s.hubs[r.URL.Path] = h
+		go h.run() // ends with the process
+	}
+	s.mu.Unlock()
+	c := &gorillaClient{h, conn, make(chan []byte, 256)}
+	h.register <- c
+	go c.writePump() // ends when send is closed or a write fails
+	go c.readPump()  // ends with the connection
+}
+
+func (h *gorillaHub) run() {
+	clients := map[*gorillaClient]bool{}
+	for {
+		select {
+		case c := <-h.register:
+			clients[c] = true
+		case c := <-h.unregister:
+			if clients[c] {
+				delete(clients, c)
+				close(c.send)
+			}
+		case message := <-h.broadcast:
+			for c := range clients {
+				select {
+				case c.send <- message:
+				default:
+					close(c.send)
+					delete(clients, c)
+				}
+			}
+		}
+	}
+}
+
+func (c *gorillaClient) readPump() {
+	defer func() {
+		c.hub.unregister <- c
+		c.conn.Close()
+	}()
+	c.conn.SetReadLimit(maxServed)
+	c.conn.SetReadDeadline(time.Now().Add(gorillaPongWait))
+	c.conn.SetPongHandler(func(string) error { return c.conn.SetReadDeadline(time.Now().Add(gorillaPongWait)) })
+	for {
+		_, message, err := c.conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		c.hub.broadcast <- message
+	}
+}
+
+func (c *gorillaClient) writePump() {
+	ticker := time.NewTicker(gorillaPingPeriod)
+	defer func() {
+		ticker.Stop()
+		c.conn.Close()
+	}()
+	var frames []byte
+	for {
+		select {
+		case message, ok := <-c.send:
+			c.conn.SetWriteDeadline(time.Now().Add(gorillaWriteWait))
+			if !ok {
+				_ = c.conn.WriteMessage(websocket.CloseMessage, nil)
+				return
+			}
+			frames = appendFrame(frames[:0], opText, false, message)
+			for range len(c.send) {
+				frames = appendFrame(frames, opText, false, <-c.send)
+			}
+			conn := c.conn.NetConn()
+			conn.SetWriteDeadline(time.Now().Add(gorillaWriteWait))
+			if _, err := conn.Write(frames); err != nil {
+				return
+			}
+		case <-ticker.C:
+			c.conn.SetWriteDeadline(time.Now().Add(gorillaWriteWait))
+			if c.conn.WriteMessage(websocket.PingMessage, nil) != nil {
+				return
+			}
+		}
+	}
+}
