@@ -214,7 +214,7 @@ func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, err
 		return nil
 	})
 	ws.SetCloseHandler(func(int, string) error { return nil }) // see readFailed
-	response, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(c.wire.response)), r)
+	response, err := http.ReadResponse(bufio.NewReaderSize(bytes.NewReader(c.wire.response), len(c.wire.response)), r)
 	c.wire.response = nil
 	if err != nil {
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("reading the handshake's response: %w", err))

@@ -68,11 +68,6 @@ type floorHub struct {
 }
 
 func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ws, err := upgrader.Upgrade(w, r, nil)
-	if err != nil {
-		return
-	}
-	conn := ws.NetConn()
 	s.mu.Lock()
 	h := s.hubs[r.URL.Path]
 	if h == nil {
@@ -84,7 +79,14 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		go h.run(s.batched) // ends with the process
 	}
 	s.mu.Unlock()
+	// Whoever has seen its 101 must get every message that is sent from then on: messages wait for the handshake.
 	h.mu.Lock()
+	ws, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		h.mu.Unlock()
+		return
+	}
+	conn := ws.NetConn()
 	h.conns[conn] = struct{}{}
 	h.mu.Unlock()
 	go func() { // ends with the connection; the handler returns, so that its stack and its request are gone
@@ -174,7 +176,7 @@ func readMessage(r *bufio.Reader) ([]byte, error) {
 // gorillaChat is the pattern of gorilla/websocket's chat example (examples/chat, v1.5.3): a hub is a goroutine that
 // owns its clients and hands each message to each client's channel of 256, and closes a client whose channel is
 // full; a client has a goroutine that reads and one that writes, with the example's deadlines and pings. It differs in
-// three things. There is a hub for each path. A message may be longer than 512 bytes and keeps its newlines. And where
+// four things. There is a hub for each path. Who has seen its 101 is registered before the next message. A message may be longer than 512 bytes and keeps its newlines. And where
 // the example joins what has queued into one message, with newlines between, here each stays a frame of its own, and
 // the frames go in one Write: a write for as many messages as in the example, and nothing joined.
 type gorillaChat struct {
@@ -185,6 +187,7 @@ type gorillaChat struct {
 type gorillaHub struct {
 	broadcast            chan []byte
 	register, unregister chan *gorillaClient
+	joining              sync.RWMutex // held from a handshake to its registration; messages wait for it
 }
 
 type gorillaClient struct {
@@ -201,23 +204,26 @@ const (
 )
 
 func (s *gorillaChat) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, err := upgrader.Upgrade(w, r, nil)
-	if err != nil {
-		return
-	}
 	s.mu.Lock()
 	h := s.hubs[r.URL.Path]
 	if h == nil {
 		if s.hubs == nil {
 			s.hubs = map[string]*gorillaHub{}
 		}
-		h = &gorillaHub{make(chan []byte), make(chan *gorillaClient), make(chan *gorillaClient)}
+		h = &gorillaHub{broadcast: make(chan []byte), register: make(chan *gorillaClient), unregister: make(chan *gorillaClient)}
 		s.hubs[r.URL.Path] = h
 		go h.run() // ends with the process
 	}
 	s.mu.Unlock()
+	h.joining.RLock()
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		h.joining.RUnlock()
+		return
+	}
 	c := &gorillaClient{h, conn, make(chan []byte, 256)}
 	h.register <- c
+	h.joining.RUnlock()
 	go c.writePump() // ends when send is closed or a write fails
 	go c.readPump()  // ends with the connection
 }
@@ -259,7 +265,9 @@ func (c *gorillaClient) readPump() {
 		if err != nil {
 			return
 		}
+		c.hub.joining.Lock()
 		c.hub.broadcast <- message
+		c.hub.joining.Unlock()
 	}
 }
 
