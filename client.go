@@ -251,8 +251,9 @@ var messageBuffers = sync.Pool{New: func() any { return new([]byte) }}
 // minRead is what a message's buffer begins with: most chat messages fit.
 const minRead = 512
 
-// maxPooledMessage keeps the memory of rare large messages out of the pool.
-const maxPooledMessage = 64 << 10
+// maxPooledMessage keeps large buffers out of the pool, where a client that stalls after its first byte would get one:
+// it is what every client may cost.
+const maxPooledMessage = 16 << 10
 
 // receive reads one message and publishes it. It returns false when the client is closing.
 func (c *client) receive(opcode int, r io.Reader) bool {
