@@ -22,8 +22,12 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-// writable reports whether the socket below conn has room: whether who writes to conn is not held up by the peer.
+// writable reports whether the socket below conn has room: whether who writes to conn is not held up by the peer. conn may
+// be nil.
 func writable(conn net.Conn) bool {
+	if conn == nil {
+		return false
+	}
 	raw := rawConn(innermost(conn))
 	if raw == nil {
 		return false

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -91,9 +92,11 @@ type client struct {
 	missed   uint64     // messages lost under on_lag skip
 	turn     turn
 	nextTurn *client // the next in the hub's queue
+	looked   uint64  // in turnWriter: the cursor when a sender last looked
 
 	// Guarded by registry.mu.
-	scopeIndex int // in scope.clients
+	scopeIndex int  // in scope.clients
+	away       bool // has left
 
 	// Guarded by mu.
 	mu          sync.Mutex
@@ -189,7 +192,17 @@ func (c *client) cut(why cause) {
 	if c.decide(why) {
 		hubs.leave(c)
 	}
+	c.mu.Lock()
+	c.broken = true // nothing more is written that the reader could wait for
+	c.mu.Unlock()
 	c.wire.abort()
+}
+
+// connection returns the client's connection, or nil if it has none yet.
+func (c *client) connection() net.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wire.conn
 }
 
 // gone ends a client that has no connection left to say anything on.

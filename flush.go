@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"math"
 	"runtime"
 	"slices"
 	"time"
@@ -13,7 +14,7 @@ type turn int8
 const (
 	turnNone   turn = iota // idle, or known to be slow
 	turnQueued             // a flusher serves it, or will
-	turnWriter             // its own writer serves it, because its connection knows no attempts
+	turnWriter             // its own writer serves it: its socket was full, or its connection knows no attempts
 )
 
 // turns are a hub's flushers and what they have to do. A flusher is a goroutine that serves one woken client after the
@@ -33,18 +34,23 @@ type turns struct {
 const clientsPerFlusher = 64
 
 // writerPatience is how often senders that wait look whether a client which is served by its own writer is blocked. A
-// sender that is far ahead loses about that for each time that such a client gets stuck.
+// sender that is far ahead loses up to twice that for each time that such a client gets stuck.
 const writerPatience = 10 * time.Millisecond
 
 // maxLooks bounds how often they look, for a listener wrapper that is slow without being blocked: half a second.
 const maxLooks = 50
 
-// queueLocked begins c's turn, or continues it behind the others.
-func (b *hub) queueLocked(c *client) {
+// beginTurnLocked begins c's turn, or goes on with it in another way.
+func (b *hub) beginTurnLocked(c *client, t turn) {
 	if c.turn == turnNone {
 		b.open++
 	}
-	c.turn = turnQueued
+	c.turn, c.looked = t, math.MaxUint64
+}
+
+// queueLocked begins c's turn, or continues it behind the others.
+func (b *hub) queueLocked(c *client) {
+	b.beginTurnLocked(c, turnQueued)
 	if b.last == nil {
 		b.first = c
 	} else {
@@ -107,17 +113,21 @@ func (b *hub) awaitTurnsLocked() {
 	}
 }
 
-// endBlockedTurnsLocked ends the turns of clients whose own writers cannot go on, or of all that have one. It gives up
-// the lock to look.
+// endBlockedTurnsLocked ends the turns of clients whose own writers cannot go on and have not since the last look, or of
+// all that have one. It gives up the lock to look.
 func (b *hub) endBlockedTurnsLocked(all bool) {
 	var waiting []*client
 	for _, c := range b.clients[b.idle:] {
-		if c.turn == turnWriter {
+		if c.turn != turnWriter {
+			continue
+		}
+		if all || c.looked == c.cursor {
 			waiting = append(waiting, c)
 		}
+		c.looked = c.cursor
 	}
 	b.mu.Unlock()
-	blocked := slices.DeleteFunc(waiting, func(c *client) bool { return !all && writable(c.wire.conn) })
+	blocked := slices.DeleteFunc(waiting, func(c *client) bool { return !all && writable(c.connection()) })
 	b.mu.Lock()
 	for _, c := range blocked {
 		if c.turn == turnWriter {
@@ -147,10 +157,10 @@ func (b *hub) flush() {
 		case progressIdle:
 			return
 		case progressOrphaned:
-			c.finish()
+			go c.finish() // it logs, for which the others need not wait
 		case progressFrames:
 			if rest := c.attempt(a, frames, n); len(rest) > 0 {
-				b.endTurn(c) // blocked
+				b.handOver(c)
 				c.startWriter(rest, n)
 			} else {
 				served = c
@@ -193,7 +203,7 @@ func (b *hub) serve(served *client) (c *client, frames []byte, n int, p progress
 				c.cursor -= uint64(n)
 			}
 			if c.turn != turnNone {
-				c.turn = turnWriter
+				b.beginTurnLocked(c, turnWriter)
 			}
 			return c, nil, 0, progressWriter
 		}
@@ -201,8 +211,9 @@ func (b *hub) serve(served *client) (c *client, frames []byte, n int, p progress
 	}
 }
 
-func (b *hub) endTurn(c *client) {
+// handOver leaves c's turn to its own writer.
+func (b *hub) handOver(c *client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.endTurnLocked(c)
+	b.beginTurnLocked(c, turnWriter)
 }

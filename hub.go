@@ -47,6 +47,7 @@ func (b *hub) join(c *client) {
 	c.cursor = b.log.head
 	c.index = len(b.clients)
 	b.clients = append(b.clients, c)
+	b.beginTurnLocked(c, turnWriter)
 }
 
 // leave ends c's membership: nothing published from now on is for c. What was published before stays within
@@ -108,9 +109,10 @@ func (b *hub) wakeLocked() {
 			b.idle = 1
 			continue
 		}
-		// One that is already running, for a pong or a ping, comes by next before it ends.
 		if c.state.CompareAndSwap(stateIdle, stateWriting) {
 			b.queueLocked(c)
+		} else if c.state.Load() == stateWriting {
+			b.beginTurnLocked(c, turnWriter) // a writer runs for a pong or a ping, and comes by next before it ends
 		}
 	}
 	if b.idle == len(b.clients) {

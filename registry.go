@@ -136,10 +136,11 @@ func (r *registry) exit() {
 	}
 }
 
-// finished notes the end of a client that has left.
+// finished notes the end of a client.
 func (r *registry) finished(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.leaveLocked(c)
 	s := c.scope
 	last := len(s.clients) - 1
 	s.swap(c.scopeIndex, last)
@@ -251,6 +252,15 @@ func reached(n, limit int) bool { return limit > 0 && n >= limit }
 func (r *registry) leave(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.leaveLocked(c)
+}
+
+// leaveLocked does nothing for who has left: between deciding to close a client and this it may even have finished.
+func (r *registry) leaveLocked(c *client) {
+	if c.away {
+		return
+	}
+	c.away = true
 	if c.hub.leave(c) == 0 {
 		delete(r.hubs, c.hub.name)
 	}

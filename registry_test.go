@@ -181,3 +181,21 @@ func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 		hubs.release(current)
 	})
 }
+
+func TestRegistry_FinishBeforeLeave(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		c, p := connect(t, defaults())
+		_, other := connect(t, defaults())
+		c.decide(causeShuttingDown) // somebody closes it, and is held up before it leaves
+		p.conn.Close()
+		time.Sleep(closeTimeout)
+		synctest.Wait()
+		hubs.leave(c)
+		hubs.mu.Lock()
+		if got := c.scope.members; got != 1 || len(c.scope.clients) != 1 || hubs.live != 1 {
+			t.Errorf("got %d members, %d clients, %d live, want the other one", got, len(c.scope.clients), hubs.live)
+		}
+		hubs.mu.Unlock()
+		other.conn.Close()
+	})
+}
