@@ -63,7 +63,8 @@ func (b *hub) leave(c *client) (members int) {
 	return b.members
 }
 
-// drop forgets c, which has left and will write no more frames. It may be called more than once.
+// drop forgets c, which will write no more frames: it has left, or its connection is broken. It may be called more than
+// once.
 func (b *hub) drop(c *client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,7 +74,7 @@ func (b *hub) drop(c *client) {
 
 // publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
 // reports whether the message was published: not if the sender has left. Where the senders are far ahead of those
-// clients that take what they are sent, publish first waits for these; see awaitTurns.
+// clients that take what they are sent, publish first waits for these; see awaitTurnsLocked.
 func (b *hub) publish(from *client, opcode int, payload []byte) bool {
 	b.mu.Lock()
 	b.awaitTurnsLocked()

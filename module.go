@@ -147,7 +147,7 @@ type Buffer struct {
 	// In messages: 1 to 16,777,216. Default: 256.
 	Messages int `json:"messages,omitempty"`
 
-	// In bytes, frame headers included: 1 to 1 GiB. Default: 1 MiB. A hub's memory is at most twice that.
+	// In bytes, frame headers and 4 bytes a message included: 1 to 1 GiB. Default: 1 MiB. A hub's memory is at most twice that.
 	Size int64 `json:"size,omitempty"`
 }
 
