@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,7 @@ const (
 // connection lives, and a writer for as long as there is something to write.
 type client struct {
 	// Set once, before the client joins or starts.
+	id       clientID
 	settings *settings
 	hub      *hub
 	scope    *scope
@@ -69,18 +71,16 @@ type client struct {
 	state atomic.Int32
 	due   atomic.Bool // whether pending is not empty
 
-	// Owned by the reader.
-	heard      time.Time // when the last bytes came
-	pinged     bool      // a ping is out, and nothing has come since
-	limiter    *rate.Limiter
-	dropped    int // messages over the rate since the bucket was last full
-	overhead   int // bytes received since the last pause that are no part of a message
-	messagesIn uint64
-	bytesIn    uint64
+	// Added to by the reader and by the writer, read by anyone.
+	messagesIn, bytesIn   atomic.Uint64
+	messagesOut, bytesOut atomic.Uint64
 
-	// Owned by the writer.
-	messagesOut uint64
-	bytesOut    uint64
+	// Owned by the reader.
+	heard    time.Time // when the last bytes came
+	pinged   bool      // a ping is out, and nothing has come since
+	limiter  *rate.Limiter
+	dropped  int // messages over the rate since the bucket was last full
+	overhead int // bytes received since the last pause that are no part of a message
 
 	// Guarded by hub.mu.
 	index    int // in hub.clients; negative when dropped
@@ -109,6 +109,13 @@ type client struct {
 	gotGoodbye  bool          // the peer's close frame is in
 	written     chan struct{} // if the reader waits: closed when the writer has nothing more to write
 }
+
+// A clientID names a client for as long as the process lives, and no other before or after it unless the clock is
+// turned back.
+type clientID uint64
+
+// String returns the id as logs and APIs show it: lower-case letters and digits.
+func (id clientID) String() string { return strconv.FormatUint(uint64(id), 36) }
 
 // start runs the connection. It clears what the HTTP server has left on it and becomes the reader, which
 // ends with the connection: at the latest when the peer is silent for the ping's interval and timeout or,
@@ -160,15 +167,16 @@ func (c *client) finish() {
 	c.mu.Unlock()
 	c.scope.logger().Info("client closed",
 		zap.String("hub", c.hub.name),
+		zap.Stringer("client_id", c.id),
 		zap.String("user", c.user),
 		zap.String("client_ip", c.ip),
 		zap.Int("code", why.code),
 		zap.String("reason", why.reason),
 		zap.Duration("duration", time.Since(c.joined)),
-		zap.Uint64("messages_in", c.messagesIn),
-		zap.Uint64("messages_out", c.messagesOut),
-		zap.Uint64("bytes_in", c.bytesIn),
-		zap.Uint64("bytes_out", c.bytesOut),
+		zap.Uint64("messages_in", c.messagesIn.Load()),
+		zap.Uint64("messages_out", c.messagesOut.Load()),
+		zap.Uint64("bytes_in", c.bytesIn.Load()),
+		zap.Uint64("bytes_out", c.bytesOut.Load()),
 	)
 }
 
@@ -313,12 +321,13 @@ func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool)
 
 // relay publishes a message within the client's rate. It returns false when the client is closing.
 func (c *client) relay(opcode int, msg []byte) bool {
-	c.messagesIn++
+	c.messagesIn.Add(1)
 	c.overhead = max(0, c.overhead-maxClientHeader)
 	if !c.allow() {
 		return !c.isClosing()
 	}
-	return c.hub.publish(c, opcode, msg)
+	_, _, published := c.hub.publish(c, opcode, msg)
+	return published
 }
 
 // allow takes one message from the client's bucket. A client that goes on sending at an empty one is closed.
@@ -447,7 +456,7 @@ func (c *client) pace() {
 
 // onHeard notes a sign of life of n bytes.
 func (c *client) onHeard(n int) {
-	c.bytesIn += uint64(n)
+	c.bytesIn.Add(uint64(n))
 	c.overhead += n
 	if c.settings.pingInterval > 0 {
 		c.heard, c.pinged = time.Now(), false
@@ -510,7 +519,7 @@ func (c *client) flush(rest []byte, n int) (last progress) {
 		if !c.send(rest) {
 			return progressFlushed
 		}
-		c.messagesOut += uint64(n)
+		c.messagesOut.Add(uint64(n))
 	}
 	for {
 		frames, n, p := c.hub.next(c)
@@ -519,7 +528,7 @@ func (c *client) flush(rest []byte, n int) (last progress) {
 			if !c.sendPending() || !c.send(frames) {
 				return progressFlushed
 			}
-			c.messagesOut += uint64(n)
+			c.messagesOut.Add(uint64(n))
 		case progressLagged:
 			c.close(causeLagged)
 			runtime.Gosched() // somebody else may be closing it, between deciding and leaving
@@ -568,9 +577,9 @@ func (c *client) attempt(a *attempt, frames []byte, n int) (rest []byte) {
 		}
 	}()
 	sent := a.write(c.wire.raw, frames)
-	c.bytesOut += uint64(sent)
+	c.bytesOut.Add(uint64(sent))
 	if sent == len(frames) {
-		c.messagesOut += uint64(n)
+		c.messagesOut.Add(uint64(n))
 	}
 	return frames[sent:]
 }
@@ -582,7 +591,7 @@ func (c *client) send(p []byte) bool {
 		c.setWriteDeadline(time.Now().Add(c.settings.writeTimeout))
 		n, err := c.wire.conn.Write(p[:min(len(p), c.wire.maxWrite)])
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			c.bytesOut += uint64(n)
+			c.bytesOut.Add(uint64(n))
 			c.writeFailed()
 			return false
 		}
@@ -592,7 +601,7 @@ func (c *client) send(p []byte) bool {
 			c.setWriteDeadline(time.Time{})
 			n = newAttempt().write(c.wire.raw, p)
 		}
-		c.bytesOut += uint64(n)
+		c.bytesOut.Add(uint64(n))
 		p = p[n:]
 		if err != nil && (!slow || n == 0) {
 			c.cut(causeWriteTimeout)

@@ -288,8 +288,8 @@ func TestClient_PingOffLeavesTheSilentAlone(t *testing.T) {
 		c, a := connect(t, off)
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
-		if got := causeOf(c); got != (cause{}) || c.messagesOut+c.bytesOut > 0 {
-			t.Errorf("got cause %v and %d bytes, want nothing", got, c.bytesOut)
+		if got := causeOf(c); got != (cause{}) || c.messagesOut.Load()+c.bytesOut.Load() > 0 {
+			t.Errorf("got cause %v and %d bytes, want nothing", got, c.bytesOut.Load())
 		}
 		a.conn.Close()
 	})

@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"slices"
 	"sync"
+	"time"
 )
 
 // A hub is one named broadcast group: a log, and the clients that read from it. All of them see the
@@ -12,7 +13,8 @@ import (
 // client has a writer that comes back by itself and finds the new head then, so the busier the hub, the fewer
 // wake-ups a message costs. Who writes, and when, is in flush.go.
 type hub struct {
-	name string
+	name   string
+	opened time.Time
 
 	mu  sync.Mutex
 	log log
@@ -73,19 +75,21 @@ func (b *hub) drop(c *client) {
 }
 
 // publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
-// reports whether the message was published: not if the sender has left. Where the senders are far ahead of those
-// clients that take what they are sent, publish first waits for these; see awaitTurnsLocked.
-func (b *hub) publish(from *client, opcode int, payload []byte) bool {
+// reports whether the message was published (not if the sender has left), under which number, counted from 1, and
+// how many members the hub had then. Where the senders are far ahead of those clients that take what they are sent,
+// publish first waits for these; see awaitTurnsLocked.
+func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, members int, published bool) {
 	b.mu.Lock()
 	b.awaitTurnsLocked()
 	if from != nil && from.left {
 		b.mu.Unlock()
-		return false
+		return 0, 0, false
 	}
-	seq := b.log.append(opcode, payload)
+	at := b.log.append(opcode, payload)
 	if from != nil && !from.settings.echo {
-		from.skipOwnLocked(seq, b.log.tail)
+		from.skipOwnLocked(at, b.log.tail)
 	}
+	seq, members = b.log.head, b.members
 	b.wakeLocked()
 	flushers := b.moreFlushersLocked()
 	cut := b.overstrandedLocked()
@@ -97,7 +101,7 @@ func (b *hub) publish(from *client, opcode int, payload []byte) bool {
 	for _, c := range cut {
 		c.cut(causeLagged)
 	}
-	return true
+	return seq, members, true
 }
 
 // wakeLocked makes the idle clients busy that lack a message, which may be all but its sender.

@@ -23,6 +23,7 @@ type registry struct {
 	mu     sync.Mutex
 	hubs   map[string]*hub
 	scopes map[string]*scope
+	lastID clientID
 	live   int           // clients that have joined and are not finished
 	exited chan struct{} // once exiting: closed when live is 0
 	exitBy time.Time     // once exiting: when waiting for that ends
@@ -231,10 +232,12 @@ func (r *registry) join(c *client, name string, limits limits) error {
 		return errMaxHubs
 	}
 	if b == nil {
-		b = &hub{name: name}
+		b = &hub{name: name, opened: c.joined}
 		r.hubs[name] = b
 	}
 	r.live++
+	r.lastID = max(r.lastID+1, clientID(c.joined.UnixNano()))
+	c.id = r.lastID
 	c.hub, c.scope = b, s
 	b.join(c)
 	c.scopeIndex = len(s.clients)
@@ -247,6 +250,18 @@ func (r *registry) join(c *client, name string, limits limits) error {
 }
 
 func reached(n, limit int) bool { return limit > 0 && n >= limit }
+
+// publish publishes a message that comes from no client, in the named hub: see hub.publish. It reports whether there
+// is such a hub.
+func (r *registry) publish(name string, opcode int, payload []byte) (seq uint64, members int, found bool) {
+	r.mu.Lock()
+	b := r.hubs[name]
+	r.mu.Unlock()
+	if b == nil {
+		return 0, 0, false
+	}
+	return b.publish(nil, opcode, payload)
+}
 
 // leave ends c's membership. The hub goes with its last member.
 func (r *registry) leave(c *client) {
