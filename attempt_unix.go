@@ -32,10 +32,16 @@ func writable(conn net.Conn) bool {
 	if raw == nil {
 		return false
 	}
-	n := 0
-	err := raw.Control(func(fd uintptr) {
-		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0) // with an error n is not 1
-	})
+	room := false
+	err := raw.Control(func(fd uintptr) { room = poll(fd, unix.POLLOUT) })
+	return err == nil && room
+}
+
+// readable reports whether reading from fd would not wait: something has come, or the end.
+func readable(fd uintptr) bool { return poll(fd, unix.POLLIN) }
+
+func poll(fd uintptr, event int16) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, 0)
 	return err == nil && n == 1
 }
 

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -54,7 +55,7 @@ const (
 )
 
 // A client is one connection and its place in a hub. Two goroutines work for it: a reader for as long as the
-// connection lives, and a writer for as long as there is something to write.
+// connection lives, which is a new goroutine for each wait, and a writer for as long as there is something to write.
 type client struct {
 	// Set once, before the client joins or starts.
 	id       clientID
@@ -65,7 +66,7 @@ type client struct {
 	ip       string       // as Caddy sees it, behind trusted proxies too
 	prefix   netip.Prefix // what max_clients_per_ip counts as one address
 	ws       *websocket.Conn
-	wire     wire // what ws reads from
+	wire     wire // what in reads from
 	joined   time.Time
 
 	state atomic.Int32
@@ -76,8 +77,10 @@ type client struct {
 	messagesOut, bytesOut atomic.Uint64
 
 	// Owned by the reader.
-	heard    time.Time // when the last bytes came
-	pinged   bool      // a ping is out, and nothing has come since
+	in       bufio.Reader  // what ws reads from; without a buffer between messages
+	borrowed *bufio.Reader // whose buffer in has, to be returned
+	heard    time.Time     // when the last bytes came
+	pinged   bool          // a ping is out, and nothing has come since
 	limiter  *rate.Limiter
 	dropped  int // messages over the rate since the bucket was last full
 	overhead int // bytes received since the last pause that are no part of a message
@@ -117,7 +120,7 @@ type clientID uint64
 // String returns the id as logs and APIs show it: lower-case letters and digits.
 func (id clientID) String() string { return strconv.FormatUint(uint64(id), 36) }
 
-// start runs the connection. It clears what the HTTP server has left on it and becomes the reader, which
+// start runs the connection. It clears what the HTTP server has left on it and starts the reader, which
 // ends with the connection: at the latest when the peer is silent for the ping's interval and timeout or,
 // once closing, after twice closeTimeout. It must run after the handler chain has returned, because wrappers
 // may set deadlines until then.
@@ -132,10 +135,10 @@ func (c *client) start() {
 		c.armRead(first)
 	}
 	c.startWriter(nil, 0)
-	c.read()
-	c.gone() // unless something was decided before
-	c.awaitEnd()
-	c.end()
+	if c.wire.raw == nil {
+		c.in = *bufio.NewReaderSize(&c.wire, ownReadBuffer)
+	}
+	go c.listen() // nobody waits for the reader: its last act is end
 }
 
 // startWriter starts the writer of a client that the caller has put in stateWriting. It begins with rest, which
@@ -242,26 +245,109 @@ func (c *client) setDeadlineLocked(t time.Time) {
 
 // ---- the reader ----
 
-// read relays the client's messages until the connection fails or is closing. It is the only reader.
-func (c *client) read() {
+// readBuffer is what messages are read into as they come: dozens of chat messages in one system call. The rest of
+// a larger one is read into the message's own buffer.
+const readBuffer = 4 << 10
+
+// ownReadBuffer is the buffer of a connection that can only be waited for by reading: a few chat messages.
+const ownReadBuffer = 512
+
+// readBuffers are readers with a buffer of readBuffer bytes, of which only the buffers are used.
+var readBuffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
+
+// borrowBuffer gives the client a buffer to read into.
+func (c *client) borrowBuffer() {
+	c.borrowed = readBuffers.Get().(*bufio.Reader)
+	c.borrowed.Reset(&c.wire)
+	c.in = *c.borrowed
+}
+
+// returnBuffer takes the buffer away; what is unread in it is lost.
+func (c *client) returnBuffer() {
+	*c.borrowed, c.in = c.in, bufio.Reader{}
+	c.borrowed.Reset(nil)
+	readBuffers.Put(c.borrowed)
+	c.borrowed = nil
+}
+
+// listen is the reader from one wait to the next. Between messages a client has no buffer, and a goroutine that has
+// done nothing else yet but wait: its stack is half of what it would be after the first message, and stacks that have
+// grown hardly ever shrink. A goroutine costs less than the system calls of the message that it is for.
+func (c *client) listen() {
+	err := c.wire.wait()
+	if c.read(err) {
+		go c.listen()
+		return
+	}
+	c.gone() // unless something was decided before
+	c.awaitEnd()
+	c.end()
+}
+
+// read relays what has come, after a wait that ended with the given error, until there is nothing left to read; then
+// it returns true. It returns false when the connection has failed or is closing.
+func (c *client) read(waited error) (idle bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.panicked(v)
 			c.close(causeInternal)
 		}
 	}()
-	for {
+	if errors.Is(waited, os.ErrDeadlineExceeded) {
+		err := c.onSilence()
+		if err != nil {
+			c.readFailed(err)
+		}
+		return err == nil
+	}
+	if c.wire.raw != nil {
+		c.borrowBuffer()
+		defer c.returnBuffer()
+	}
+	for !c.onlyPongs() {
 		opcode, r, err := c.ws.NextReader()
 		if err != nil {
 			c.readFailed(err)
-			return
+			return false
 		}
 		if c.settings.readOnly {
 			c.close(causeReadOnly)
-			return
+			return false
 		}
 		if !c.receive(opcode, r) {
-			return
+			return false
+		}
+		if c.mayListen() {
+			return true
+		}
+	}
+	return true
+}
+
+// mayListen reports whether all that was read is used up, and the connection can be waited for without reading.
+func (c *client) mayListen() bool {
+	return c.wire.raw != nil && c.in.Buffered() == 0 && len(c.wire.early) == 0
+}
+
+// onlyPongs takes whole pongs from the connection and reports whether there was nothing else. They are what most
+// clients send most of the time, and ws would go on to wait for the message behind them.
+func (c *client) onlyPongs() bool {
+	if c.wire.raw == nil {
+		return false
+	}
+	for {
+		_, _ = c.in.Peek(1) // ws will meet the same error
+		head, _ := c.in.Peek(min(2, c.in.Buffered()))
+		if len(head) < 2 || head[0] != finBit|websocket.PongMessage || head[1]&maskBit == 0 {
+			return false
+		}
+		size := 2 + maskSize + int(head[1]&^maskBit)
+		if size > 2+maskSize+maxControlPayload || size > c.in.Buffered() {
+			return false
+		}
+		_, _ = c.in.Discard(size) // cannot fail: it is buffered
+		if c.mayListen() {
+			return true
 		}
 	}
 }

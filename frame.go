@@ -11,6 +11,14 @@ const maxFrameHeader = 10
 // finBit marks the last, here always the only, frame of a message (RFC 6455 §5.2).
 const finBit = 0x80
 
+// Of a client's frame (RFC 6455 §5.2, §5.5): the bit in its second byte that says that it is masked, the size of the
+// mask, and the most that a control frame carries.
+const (
+	maskBit           = 0x80
+	maskSize          = 4
+	maxControlPayload = 125
+)
+
 // frameSize returns how many bytes appendFrame adds for a payload of n bytes.
 func frameSize(n int) int {
 	switch {

@@ -23,10 +23,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// readBufferSize is what a connection reads into while nothing is known of what comes: a few chat messages.
-// The rest of a larger message is read into the message's own buffer.
-const readBufferSize = 512
-
 // retryAfter is what a refused client is told to wait, in seconds.
 const retryAfter = "5"
 
@@ -38,7 +34,6 @@ const (
 
 // upgrader does the handshake of RFC 6455 §4.2. The origin is checked before it is asked.
 var upgrader = websocket.Upgrader{
-	ReadBufferSize:  readBufferSize,
 	WriteBufferPool: new(sync.Pool), // gorilla writes no messages for us: let it keep no buffer for that
 	CheckOrigin:     func(*http.Request) bool { return true },
 	Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
@@ -57,7 +52,7 @@ type handshake struct {
 
 // Hijack implements http.Hijacker.
 func (h *handshake) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return h.wire, bufio.NewReadWriter(bufio.NewReaderSize(h.wire, 0), bufio.NewWriterSize(h.wire, 1)), nil
+	return h.wire, bufio.NewReadWriter(&h.wire.client.in, bufio.NewWriterSize(h.wire, 1)), nil
 }
 
 // isUpgrade reports whether r asks for WebSocket, in whichever version of HTTP.
@@ -200,6 +195,8 @@ func clientIP(r *http.Request) (string, netip.Prefix) {
 // shake lets gorilla check the handshake and returns the header of the 101 it would send.
 func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, error) {
 	h := &handshake{ResponseWriter: w, wire: &c.wire}
+	c.borrowBuffer() // gorilla keeps a buffer as large as that, and makes itself another one otherwise
+	defer c.returnBuffer()
 	ws, err := upgrader.Upgrade(h, r, nil)
 	if h.refusal != nil {
 		return nil, h.refusal

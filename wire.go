@@ -23,7 +23,8 @@ type wire struct {
 	resumable bool
 	maxWrite  int
 
-	raw syscall.RawConn // for attempts; nil where a write may block although the socket does not
+	raw    syscall.RawConn // for attempts and waits; nil where a write may block although the socket does not
+	looked bool            // owned by wait
 }
 
 // maxTLSRecord is the most that one TLS record carries (RFC 8446 §5.1).
@@ -63,6 +64,25 @@ func innermost(conn net.Conn) net.Conn {
 			return conn
 		}
 	}
+}
+
+// wait returns when there is something to read, or an error to find by reading, or when the read deadline has passed. It
+// reads nothing, and returns at once where waiting needs reading.
+func (w *wire) wait() error {
+	if w.raw == nil || len(w.early) > 0 {
+		return nil
+	}
+	w.looked = false
+	return w.raw.Read(w.canRead)
+}
+
+// canRead is asked before the wait, and again when the runtime's poller has seen something.
+func (w *wire) canRead(fd uintptr) bool {
+	if w.looked {
+		return true
+	}
+	w.looked = true
+	return readable(fd)
 }
 
 // Read reads for the client's reader. Silence is the client's to judge.
