@@ -41,6 +41,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //	    on_lag              close|skip
 //	    ping                <interval> [<timeout>] | off
 //	    write_timeout       <duration>
+//	    max_age             <duration>
+//	    drain               <duration>
 //	}
 //
 // Counts, sizes and durations are at least 1: what is left out is off, or has its default. Every error names
@@ -141,6 +143,12 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	},
 	"write_timeout": func(h *Handler, args *arguments) {
 		h.WriteTimeout = args.duration("<duration>")
+	},
+	"max_age": func(h *Handler, args *arguments) {
+		h.MaxAge = args.duration("<duration>")
+	},
+	"drain": func(h *Handler, args *arguments) {
+		h.Drain = args.duration("<duration>")
 	},
 }
 

@@ -43,6 +43,10 @@ func TestCaddyfile_Adapts(t *testing.T) {
 func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
 	for _, tc := range []struct{ name, line, want string }{
 		{"an unknown subdirective", "colour blue", `unrecognized subdirective "colour"`},
+		{"no max_age", "max_age", "max_age: missing <duration>"},
+		{"max_age off", "max_age off", `max_age: <duration> must be a duration such as 10s, got "off"`},
+		{"max_age 0", "max_age 0s", "max_age: <duration>: must be longer than 0, got 0s"},
+		{"drain twice", "drain 1s 2s", `drain: unexpected argument "2s"`},
 		{"one that is still to come", "history 10", `unrecognized subdirective "history"`},
 		{"a repeated one", "read_only\nread_only", `read_only: given more than once`},
 		{"an argument too many", "read_only yes", `read_only: unexpected argument "yes"`},

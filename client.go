@@ -68,6 +68,7 @@ type client struct {
 	ws       *websocket.Conn
 	wire     wire // what in reads from
 	joined   time.Time
+	expiry   *time.Timer // of max_age, or nil
 
 	state atomic.Int32
 	due   atomic.Bool // whether pending is not empty
@@ -134,6 +135,10 @@ func (c *client) start() {
 		c.heard = first.Add(-interval)
 		c.armRead(first)
 	}
+	if age := c.settings.maxAge; age > 0 {
+		spread := 0.9 + 0.2*rand.Float64()
+		c.expiry = time.AfterFunc(time.Duration(spread*float64(age)), func() { c.close(causeMaxAge) })
+	}
 	c.startWriter(nil, 0)
 	if c.wire.raw == nil {
 		c.in = *bufio.NewReaderSize(&c.wire, ownReadBuffer)
@@ -165,6 +170,9 @@ func (c *client) end() {
 func (c *client) finish() {
 	defer hubs.finished(c)
 	c.hub.drop(c)
+	if c.expiry != nil {
+		c.expiry.Stop()
+	}
 	c.mu.Lock()
 	why := c.cause
 	c.mu.Unlock()

@@ -49,7 +49,7 @@ func connect(t *testing.T, settings *settings) (*client, *peer) {
 // shakenClient returns a client that has made its handshake and not joined.
 func shakenClient(t *testing.T, settings *settings) *client {
 	t.Helper()
-	l := hubs.lease(t.Name(), testLogger(t))
+	l := hubs.lease(t.Name(), testLogger(t), time.Duration(defaultDrain))
 	t.Cleanup(func() {
 		synctest.Wait() // connections that the test has closed are gone first
 		hubs.release(l)
@@ -292,6 +292,66 @@ func TestClient_PingOffLeavesTheSilentAlone(t *testing.T) {
 			t.Errorf("got cause %v and %d bytes, want nothing", got, c.bytesOut.Load())
 		}
 		a.conn.Close()
+	})
+}
+
+func TestClient_MaxAgeIsSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aging := defaults()
+		aging.maxAge = time.Hour
+		const clients = 200
+		ended := make(chan time.Duration, clients)
+		began := time.Now()
+		for range clients {
+			_, p := connect(t, aging)
+			go func() {
+				for { // pings, until the end
+					f, err := p.readFrame()
+					if err != nil {
+						t.Errorf("got %v, want a close", err)
+						return
+					}
+					if f.opcode == websocket.PingMessage {
+						p.send(websocket.PongMessage, "")
+						continue
+					}
+					if want := string(websocket.FormatCloseMessage(1012, "max_age")); f.opcode != websocket.CloseMessage || f.payload != want {
+						t.Errorf("got %v, want a close with 1012 max_age", f)
+					}
+					ended <- time.Since(began)
+					p.send(websocket.CloseMessage, f.payload)
+					return
+				}
+			}()
+		}
+		early, late := 0, 0
+		for range clients {
+			switch age := <-ended; {
+			case age < 54*time.Minute || age > 66*time.Minute:
+				t.Errorf("got closed after %v, want an hour, give or take a tenth", age)
+			case age < time.Hour:
+				early++
+			default:
+				late++
+			}
+		}
+		if early < clients/4 || late < clients/4 {
+			t.Errorf("got %d closed early and %d late, want them spread", early, late)
+		}
+	})
+}
+
+func TestClient_MaxAgeKeepsNoTimerOfWhoIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aging := defaults()
+		aging.maxAge = time.Hour
+		c, p := connect(t, aging)
+		synctest.Wait()
+		p.conn.Close()
+		synctest.Wait()
+		if c.expiry.Stop() {
+			t.Error("the timer of a client that is gone still ran")
+		}
 	})
 }
 

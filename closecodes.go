@@ -20,6 +20,7 @@ var (
 	causeTooBig        = cause{websocket.CloseMessageTooBig, "too_big"}
 	causeInternal      = cause{websocket.CloseInternalServerErr, "internal"}
 	causeHubRemoved    = cause{websocket.CloseServiceRestart, "hub_removed"}
+	causeMaxAge        = cause{websocket.CloseServiceRestart, "max_age"}
 	causeLagged        = cause{websocket.CloseTryAgainLater, "lagged"}
 	causeWriteTimeout  = cause{websocket.CloseTryAgainLater, "write_timeout"}
 

@@ -34,6 +34,7 @@ const (
 	defaultPingInterval   = caddy.Duration(25 * time.Second) // NATs forget idle connections after 30 s
 	defaultPingTimeout    = caddy.Duration(10 * time.Second)
 	defaultWriteTimeout   = caddy.Duration(10 * time.Second)
+	defaultDrain          = caddy.Duration(3 * time.Second) // Caddy's systemd unit kills the process after 5 s
 )
 
 // The upper bounds: what a 32-bit integer holds with room for arithmetic.
@@ -123,6 +124,16 @@ type Handler struct {
 	// client is then closed with 1013 `write_timeout`. Default: 10s. After a reload it holds for new clients.
 	WriteTimeout caddy.Duration `json:"write_timeout,omitempty"`
 
+	// How long a connection may last; it is then closed with 1012 `max_age`, which asks the client to come again. Spread
+	// by ±10 %, so that clients that joined together do not come again together. Default: no limit. After a reload it
+	// holds for new clients.
+	MaxAge caddy.Duration `json:"max_age,omitempty"`
+
+	// How long Caddy's exit may be held up until every client has taken what was published, got its 1001
+	// `shutting_down` and answered it. Of several handlers the longest counts. Default: 3s; more than 4s does not fit
+	// in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
+	Drain caddy.Duration `json:"drain,omitempty"`
+
 	// What the fields above come to; set by Provision.
 	hub, user string
 	limits    limits
@@ -177,6 +188,7 @@ type settings struct {
 	pingInterval   time.Duration // 0: off
 	pingTimeout    time.Duration
 	writeTimeout   time.Duration
+	maxAge         time.Duration // 0: off
 }
 
 // CaddyModule implements caddy.Module.
@@ -206,11 +218,20 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		pingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
 		pingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
 		writeTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
+		maxAge:         time.Duration(h.MaxAge),
 	}
 	if ping.Off {
 		h.settings.pingInterval = 0
 	}
-	h.lease = hubs.lease(h.hub, ctx.Logger())
+	h.lease = hubs.lease(h.hub, ctx.Logger(), time.Duration(orDefault(h.Drain, defaultDrain)))
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		// Shutting a server down ignores upgraded connections, and waits for all others: do not wait for these.
+		server.RegisterOnShutdown(func() {
+			if caddy.Exiting() {
+				hubs.beginExit()
+			}
+		})
+	}
 	return nil
 }
 
@@ -229,6 +250,8 @@ func (h *Handler) Validate() error {
 		checkOnLag(h.OnLag),
 		h.Ping.validate(),
 		checkDuration("write_timeout", h.WriteTimeout, 0),
+		checkDuration("max_age", h.MaxAge, 0),
+		checkDuration("drain", h.Drain, 0),
 	)
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -31,11 +32,11 @@ type registry struct {
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
-// registry.mu, except loggers.
+// registry.mu, except log.
 type scope struct {
 	key      string
-	leases   int
-	removals int // how often the last lease was released
+	leases   []*lease // oldest first
+	removals int      // how often the last lease was released
 	// clients[:members] are members of their hubs; the others have left and are still being told so. They count for
 	// the limits until they are finished, because until then they cost as much as a member.
 	clients []*client
@@ -43,21 +44,20 @@ type scope struct {
 	perHub  map[string]int
 	perIP   map[netip.Prefix]int
 
-	loggersMu sync.Mutex
-	loggers   []*zap.Logger // of the leases, oldest first
+	log atomic.Pointer[zap.Logger] // of the newest lease
 }
 
 // A lease is a configuration's hold on a scope.
 type lease struct {
-	scope    *scope
-	log      *zap.Logger
-	released bool
+	scope *scope
+	log   *zap.Logger
+	drain time.Duration // how long an exit may take
 }
 
 // lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
 // cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
 // nothing. log is used for the clients' lines until the lease is released or a newer one comes.
-func (r *registry) lease(key string, log *zap.Logger) *lease {
+func (r *registry) lease(key string, log *zap.Logger, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.scopes[key]
@@ -65,38 +65,37 @@ func (r *registry) lease(key string, log *zap.Logger) *lease {
 		s = &scope{key: key, perHub: map[string]int{}, perIP: map[netip.Prefix]int{}}
 		r.scopes[key] = s
 	}
-	s.leases++
-	s.loggersMu.Lock()
-	defer s.loggersMu.Unlock()
-	s.loggers = append(s.loggers, log)
-	return &lease{scope: s, log: log}
+	l := &lease{scope: s, log: log, drain: drain}
+	s.leases = append(s.leases, l)
+	s.log.Store(log)
+	return l
 }
 
 // release gives the lease back. With a scope's last lease its clients are closed in the background, unless Caddy
-// exits: then everybody is told, and release waits for that, for at most drain.
+// exits: then everybody is told, and release waits for that, for at most the drain of the leases. Releasing a lease
+// again does nothing.
 func (r *registry) release(l *lease) {
-	r.releaseScope(l)
 	if caddy.Exiting() {
-		r.exit()
+		r.beginExit()
+		r.awaitExit()
 	}
+	r.releaseScope(l)
 }
 
 func (r *registry) releaseScope(l *lease) {
 	s := l.scope
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if l.released {
+	i := slices.Index(s.leases, l)
+	if i < 0 {
 		return
 	}
-	l.released = true
-	s.loggersMu.Lock()
-	i := slices.Index(s.loggers, l.log)
-	s.loggers = slices.Delete(s.loggers, i, i+1)
-	s.loggersMu.Unlock()
-	s.leases--
-	if s.leases > 0 {
+	s.leases = slices.Delete(s.leases, i, i+1)
+	if n := len(s.leases); n > 0 {
+		s.log.Store(s.leases[n-1].log)
 		return
 	}
+	s.log.Store(nil)
 	if len(s.clients) == 0 {
 		delete(r.scopes, s.key)
 		return
@@ -108,29 +107,38 @@ func (r *registry) releaseScope(l *lease) {
 	}
 }
 
-// drain is how long an exit waits for clients that do not take what is due to them: less than the 5 s after which
-// Caddy's systemd unit kills the process.
-const drain = 3 * time.Second
-
-// exit closes every client and waits until all are finished, but no longer than drain after the first call. A client
-// takes a moment: what was published is flushed and its answer awaited.
-func (r *registry) exit() {
+// beginExit closes every client: what was published is flushed, and then each is told. Nobody joins any more, because
+// Caddy exits. Called again it does nothing.
+func (r *registry) beginExit() {
 	r.mu.Lock()
-	if r.exited == nil {
-		r.exited, r.exitBy = make(chan struct{}), time.Now().Add(drain)
-		if r.live == 0 {
-			close(r.exited)
-		}
+	if r.exited != nil {
+		r.mu.Unlock()
+		return
 	}
-	exited, exitBy := r.exited, r.exitBy
 	var clients []*client
+	var drain time.Duration
 	for _, s := range r.scopes {
 		clients = append(clients, s.clients[:s.members]...)
+		if n := len(s.leases); n > 0 {
+			drain = max(drain, s.leases[n-1].drain)
+		}
+	}
+	r.exited, r.exitBy = make(chan struct{}), time.Now().Add(drain)
+	if r.live == 0 {
+		close(r.exited)
 	}
 	r.mu.Unlock()
 	for _, c := range clients {
 		c.close(causeShuttingDown)
 	}
+}
+
+// awaitExit waits, after beginExit, until all clients are finished, but no longer than the longest drain since it
+// began.
+func (r *registry) awaitExit() {
+	r.mu.Lock()
+	exited, exitBy := r.exited, r.exitBy
+	r.mu.Unlock()
 	select {
 	case <-exited:
 	case <-time.After(time.Until(exitBy)):
@@ -149,7 +157,7 @@ func (r *registry) finished(c *client) {
 	s.clients = s.clients[:last]
 	decrement(s.perHub, c.hub.name)
 	decrement(s.perIP, c.prefix)
-	if last == 0 && s.leases == 0 && r.scopes[s.key] == s {
+	if last == 0 && len(s.leases) == 0 && r.scopes[s.key] == s {
 		delete(r.scopes, s.key)
 	}
 	r.live--
@@ -170,7 +178,7 @@ const (
 func (r *registry) closeUnleased(s *scope, removal int) {
 	for steps := int(removalSpread / removalStep); steps > 0; steps-- {
 		r.mu.Lock()
-		if s.leases > 0 || s.removals != removal || s.members == 0 {
+		if len(s.leases) > 0 || s.removals != removal || s.members == 0 {
 			r.mu.Unlock()
 			return
 		}
@@ -186,10 +194,8 @@ func (r *registry) closeUnleased(s *scope, removal int) {
 
 // logger returns the logger of the newest configuration that has a lease on s, or Caddy's own.
 func (s *scope) logger() *zap.Logger {
-	s.loggersMu.Lock()
-	defer s.loggersMu.Unlock()
-	if n := len(s.loggers); n > 0 {
-		return s.loggers[n-1]
+	if log := s.log.Load(); log != nil {
+		return log
 	}
 	return caddy.Log().Named(moduleID)
 }
@@ -220,7 +226,7 @@ func (r *registry) join(c *client, name string, limits limits) error {
 	switch {
 	case caddy.Exiting():
 		return errShuttingDown
-	case s == nil || s.leases == 0:
+	case s == nil || len(s.leases) == 0:
 		return errHubRemoved
 	case reached(len(s.clients), limits.maxClients):
 		return errMaxClients

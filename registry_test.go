@@ -38,7 +38,8 @@ func TestRegistry_ExitFlushesAndSaysGoodbyeToAll(t *testing.T) {
 		began := time.Now()
 		exited := make(chan struct{})
 		go func() {
-			hubs.exit()
+			hubs.beginExit()
+			hubs.awaitExit()
 			close(exited)
 		}()
 		for i := range 5 {
@@ -61,11 +62,32 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
-		hubs.exit()
-		hubs.exit() // of the next lease: the time is up
-		if got := time.Since(began); got != drain {
-			t.Errorf("waited %v, want %v", got, drain)
+		hubs.beginExit()
+		for range 2 { // as many as there are leases: for the second the time is up
+			hubs.beginExit()
+			hubs.awaitExit()
+			if got, want := time.Since(began), time.Duration(defaultDrain); got != want {
+				t.Errorf("waited %v, want %v", got, want)
+			}
 		}
+		stuck.conn.Close()
+	})
+}
+
+func TestRegistry_LongestDrainCounts(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		_, stuck := connect(t, defaults())
+		l := hubs.lease("another", testLogger(t), time.Minute)
+		stuck.text("never read back")
+		synctest.Wait()
+		began := time.Now()
+		hubs.beginExit()
+		hubs.awaitExit()
+		// It ends before that by the patience with a closing client: once for the frames, once for the answer.
+		if got := time.Since(began); got <= time.Duration(defaultDrain) || got > 2*closeTimeout {
+			t.Errorf("waited %v, want longer than %v", got, time.Duration(defaultDrain))
+		}
+		hubs.release(l)
 		stuck.conn.Close()
 	})
 }
@@ -80,13 +102,13 @@ func TestRegistry_RemovedClientsAreClosedSpreadOut(t *testing.T) {
 			go p.drain()
 		}
 		scope := all[0].scope
-		setLeases := func(n int) (before int) {
+		setLeases := func(l []*lease) (before []*lease) {
 			hubs.mu.Lock()
 			defer hubs.mu.Unlock()
-			before, scope.leases = scope.leases, n
+			before, scope.leases = scope.leases, l
 			return before
 		}
-		leases := setLeases(0)
+		leases := setLeases(nil)
 		go hubs.closeUnleased(scope, scope.removals)
 		closed := func() (n int) {
 			synctest.Wait()
@@ -120,11 +142,11 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 		}
 		scope := all[0].scope
 		leases := scope.leases
-		scope.leases = 0
+		scope.leases = nil
 		for range 20 { // a value that comes and goes
-			hubs.lease(scope.key, testLogger(t))
+			hubs.lease(scope.key, testLogger(t), time.Duration(defaultDrain))
 			hubs.mu.Lock()
-			scope.leases, scope.loggers = 0, scope.loggers[:leases]
+			scope.leases = nil
 			scope.removals++
 			removal := scope.removals
 			hubs.mu.Unlock()
@@ -144,10 +166,10 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 
 func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		a, b := hubs.lease("hub", testLogger(t)), hubs.lease("hub", testLogger(t))
+		a, b := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain)), hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
 		hubs.release(a)
 		hubs.release(a)
-		if got := b.scope.leases; got != 1 {
+		if got := len(b.scope.leases); got != 1 {
 			t.Errorf("got %d leases, want the other one", got)
 		}
 		hubs.release(b)
@@ -160,13 +182,13 @@ func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 // TestRegistry_JoinThroughAReplacedConfiguration joins with what a request holds that began before a reload.
 func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		old := hubs.lease("hub", testLogger(t))
+		old := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
 		stale := func() *client { return &client{settings: defaults(), scope: old.scope} }
 		hubs.release(old)
 		if err := hubs.join(stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
-		current := hubs.lease("hub", testLogger(t))
+		current := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
 		c := stale()
 		if err := hubs.join(c, "name", limits{maxClients: 1}); err != nil {
 			t.Fatalf("value back: got %v", err)
