@@ -89,6 +89,7 @@ type client struct {
 	// Guarded by hub.mu.
 	index    int // in hub.clients; negative when dropped
 	cursor   uint64
+	done     uint64 // the cursor up to which everything is written
 	left     bool
 	until    uint64     // once left: the head at that moment
 	pinned   *segment   // what the writer is writing from
@@ -176,6 +177,7 @@ func (c *client) finish() {
 	c.mu.Lock()
 	why := c.cause
 	c.mu.Unlock()
+	c.hub.metrics.closed(why)
 	c.scope.logger().Info("client closed",
 		zap.String("hub", c.hub.name),
 		zap.Stringer("client_id", c.id),
@@ -416,11 +418,15 @@ func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool)
 // relay publishes a message within the client's rate. It returns false when the client is closing.
 func (c *client) relay(opcode int, msg []byte) bool {
 	c.messagesIn.Add(1)
+	c.hub.metrics.received(opcode)
 	c.overhead = max(0, c.overhead-maxClientHeader)
 	if !c.allow() {
 		return !c.isClosing()
 	}
 	_, _, published := c.hub.publish(c, opcode, msg)
+	if published {
+		c.hub.metrics.publishedByClient.Inc()
+	}
 	return published
 }
 
@@ -437,6 +443,7 @@ func (c *client) allow() bool {
 		return true
 	}
 	c.dropped++
+	c.hub.metrics.droppedByRate.Inc()
 	if c.dropped >= c.limiter.Burst() {
 		c.close(causeRateLimited)
 	}
@@ -551,6 +558,7 @@ func (c *client) pace() {
 // onHeard notes a sign of life of n bytes.
 func (c *client) onHeard(n int) {
 	c.bytesIn.Add(uint64(n))
+	c.hub.metrics.bytesReceived.Add(float64(n))
 	c.overhead += n
 	if c.settings.pingInterval > 0 {
 		c.heard, c.pinged = time.Now(), false
@@ -610,19 +618,17 @@ func (c *client) flush(rest []byte, n int) (last progress) {
 		}
 	}()
 	if len(rest) > 0 {
-		if !c.send(rest) {
+		if !c.sendMessages(rest, n) {
 			return progressFlushed
 		}
-		c.messagesOut.Add(uint64(n))
 	}
 	for {
 		frames, n, p := c.hub.next(c)
 		switch p {
 		case progressFrames:
-			if !c.sendPending() || !c.send(frames) {
+			if !c.sendPending() || !c.sendMessages(frames, n) {
 				return progressFlushed
 			}
-			c.messagesOut.Add(uint64(n))
 		case progressLagged:
 			c.close(causeLagged)
 			runtime.Gosched() // somebody else may be closing it, between deciding and leaving
@@ -645,6 +651,16 @@ func (c *client) flush(rest []byte, n int) (last progress) {
 	}
 }
 
+// sendMessages sends frames, which end n messages.
+func (c *client) sendMessages(frames []byte, n int) bool {
+	if !c.send(frames) {
+		return false
+	}
+	c.messagesOut.Add(uint64(n))
+	c.hub.metrics.written.wrote(n, 0)
+	return true
+}
+
 // sendPending sends the control frames that are due. After hub.next it puts every pong before what was published
 // after its ping had come: were it before, a pong and a message could come between the two.
 func (c *client) sendPending() bool {
@@ -661,8 +677,8 @@ func (c *client) takePending() []byte {
 }
 
 // attempt writes as much of frames, which end n messages, as the connection takes without waiting, and returns the
-// rest.
-func (c *client) attempt(a *attempt, frames []byte, n int) (rest []byte) {
+// rest. t counts it.
+func (c *client) attempt(a *attempt, t *tally, frames []byte, n int) (rest []byte) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.panicked(v)
@@ -672,9 +688,11 @@ func (c *client) attempt(a *attempt, frames []byte, n int) (rest []byte) {
 	}()
 	sent := a.write(c.wire.raw, frames)
 	c.bytesOut.Add(uint64(sent))
-	if sent == len(frames) {
-		c.messagesOut.Add(uint64(n))
+	if sent < len(frames) {
+		n = 0
 	}
+	c.messagesOut.Add(uint64(n))
+	t.wrote(n, sent)
 	return frames[sent:]
 }
 
@@ -685,7 +703,7 @@ func (c *client) send(p []byte) bool {
 		c.setWriteDeadline(time.Now().Add(c.settings.writeTimeout))
 		n, err := c.wire.conn.Write(p[:min(len(p), c.wire.maxWrite)])
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			c.bytesOut.Add(uint64(n))
+			c.sent(n)
 			c.writeFailed()
 			return false
 		}
@@ -695,7 +713,7 @@ func (c *client) send(p []byte) bool {
 			c.setWriteDeadline(time.Time{})
 			n = newAttempt().write(c.wire.raw, p)
 		}
-		c.bytesOut.Add(uint64(n))
+		c.sent(n)
 		p = p[n:]
 		if err != nil && (!slow || n == 0) {
 			c.cut(causeWriteTimeout)
@@ -706,6 +724,12 @@ func (c *client) send(p []byte) bool {
 		c.setWriteDeadline(time.Time{}) // an attempt fails once there is one that has passed
 	}
 	return true
+}
+
+// sent counts bytes that the connection took.
+func (c *client) sent(n int) {
+	c.bytesOut.Add(uint64(n))
+	c.hub.metrics.written.wrote(0, n)
 }
 
 // writeFailed leaves the rest to the reader: a peer that closes the connection at once after its close frame makes

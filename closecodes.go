@@ -29,6 +29,13 @@ var (
 	causeGone        = cause{websocket.CloseAbnormalClosure, ""}
 )
 
+// causes are the closed set of what a metric may be labeled with: those above, and the peer's own goodbye.
+var causes = []cause{
+	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
+	causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
+	{code: websocket.CloseNormalClosure}, {code: websocket.CloseGoingAway},
+}
+
 // echoed returns the cause of a close that the peer asked for. code is legal to send (RFC 6455 §7.4.1)
 // or 1005, which stands for a close frame without one.
 func echoed(code int) cause { return cause{code: code} }

@@ -149,17 +149,22 @@ func (b *hub) moreFlushersLocked() int {
 // flush serves the queue until it is empty.
 func (b *hub) flush() {
 	a := newAttempt()
+	var t tally
 	var served *client // has taken what it was given
 	for {
+		if t.pending == tallySize {
+			b.metrics.written.add(&t)
+		}
 		c, frames, n, p := b.serve(served)
 		served = nil
 		switch p {
 		case progressIdle:
+			b.metrics.written.add(&t)
 			return
 		case progressOrphaned:
 			go c.finish() // it logs, for which the others need not wait
 		case progressFrames:
-			if rest := c.attempt(a, frames, n); len(rest) > 0 {
+			if rest := c.attempt(a, &t, frames, n); len(rest) > 0 {
 				b.handOver(c)
 				c.startWriter(rest, n)
 			} else {
@@ -180,6 +185,7 @@ func (b *hub) serve(served *client) (c *client, frames []byte, n int, p progress
 	c = served
 	if c != nil && b.first != nil && c.cursor < b.log.head {
 		b.unpinLocked(c)
+		b.doneLocked(c)
 		b.queueLocked(c)
 		c = nil
 	}

@@ -13,8 +13,9 @@ import (
 // client has a writer that comes back by itself and finds the new head then, so the busier the hub, the fewer
 // wake-ups a message costs. Who writes, and when, is in flush.go.
 type hub struct {
-	name   string
-	opened time.Time
+	name    string
+	opened  time.Time
+	metrics *metrics
 
 	mu  sync.Mutex
 	log log
@@ -25,6 +26,7 @@ type hub struct {
 	members int // clients that have not left
 
 	turns
+	sample
 }
 
 // progress says what a client's writer is to do next.
@@ -46,7 +48,7 @@ func (b *hub) join(c *client) {
 	defer b.mu.Unlock()
 	b.log.grow(c.settings.bufferMessages, c.settings.bufferBytes)
 	b.members++
-	c.cursor = b.log.head
+	c.cursor, c.done = b.log.head, b.log.head
 	c.index = len(b.clients)
 	b.clients = append(b.clients, c)
 	b.beginTurnLocked(c, turnWriter)
@@ -59,6 +61,9 @@ func (b *hub) leave(c *client) (members int) {
 	defer b.mu.Unlock()
 	b.members--
 	c.left, c.until = true, b.log.head
+	if c.index >= 0 {
+		b.leaving++
+	}
 	if c.index < b.idle {
 		b.removeLocked(c)
 	}
@@ -90,6 +95,7 @@ func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, mem
 		from.skipOwnLocked(at, b.log.tail)
 	}
 	seq, members = b.log.head, b.members
+	b.sampleLocked(from, at)
 	b.wakeLocked()
 	flushers := b.moreFlushersLocked()
 	cut := b.overstrandedLocked()
@@ -150,6 +156,7 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 
 func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 	b.unpinLocked(c)
+	b.doneLocked(c)
 	if c.index < 0 { // dropped: the log may be recycled under it
 		return nil, 0, progressFlushed
 	}
@@ -167,6 +174,7 @@ func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 			return nil, 0, progressLagged
 		}
 		c.missed += b.log.tail - c.cursor
+		b.metrics.droppedByLag.Add(float64(b.log.tail - c.cursor))
 		c.cursor = b.log.tail
 		skipTo = c.skipLocked(limit)
 	}
@@ -185,6 +193,7 @@ func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 // parkLocked makes c idle. When every client is, the log's memory is given back.
 func (b *hub) parkLocked(c *client) progress {
 	b.endTurnLocked(c)
+	b.doneLocked(c)
 	if !c.state.CompareAndSwap(stateWriting, stateIdle) {
 		return progressOrphaned
 	}
@@ -238,6 +247,56 @@ func (c *client) skipLocked(limit uint64) uint64 {
 	return limit
 }
 
+// A sample is one message of a hub whose way to the clients is timed. The fields are guarded by hub.mu.
+type sample struct {
+	sampled uint64    // its number in the log
+	began   time.Time // when it was published
+	owed    int       // clients that it has not been written to; 0 is no sample
+	leaving int       // clients that have left and still get what was published before
+}
+
+// maxSample is when a sample is given up, and counted as having taken that long: a client is stuck.
+const maxSample = time.Second
+
+// sampleLocked makes the message seq, which from has sent, the hub's sample unless there is one. A client owes it, or
+// what was published before it, for as long as done is not beyond it.
+func (b *hub) sampleLocked(from *client, seq uint64) {
+	now := time.Now()
+	if b.owed > 0 {
+		if now.Sub(b.began) < maxSample {
+			return
+		}
+		b.metrics.delivered(maxSample)
+	}
+	b.sampled, b.began, b.owed = seq, now, len(b.clients)-b.leaving
+	if from != nil && from.cursor > seq { // with echo off it has everything already
+		b.owed--
+		from.done = from.cursor
+	}
+}
+
+// doneLocked notes that everything up to c's cursor has been written, or is not for c.
+func (b *hub) doneLocked(c *client) {
+	if b.owed > 0 && c.done <= b.sampled && b.sampled < c.cursor {
+		b.paidLocked()
+	}
+	c.done = c.cursor
+}
+
+// owesNothingLocked notes that c will not get what it has not got.
+func (b *hub) owesNothingLocked(c *client) {
+	if b.owed > 0 && c.done <= b.sampled && (!c.left || b.sampled < c.until) {
+		b.paidLocked()
+	}
+}
+
+func (b *hub) paidLocked() {
+	b.owed--
+	if b.owed == 0 {
+		b.metrics.delivered(time.Since(b.began))
+	}
+}
+
 // size returns the number of members.
 func (b *hub) size() int {
 	b.mu.Lock()
@@ -262,6 +321,10 @@ func (b *hub) removeLocked(c *client) {
 		b.idle--
 		b.swapLocked(c.index, b.idle)
 	}
+	if c.left {
+		b.leaving--
+	}
+	b.owesNothingLocked(c)
 	last := len(b.clients) - 1
 	b.swapLocked(c.index, last)
 	b.clients[last] = nil

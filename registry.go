@@ -16,11 +16,15 @@ import (
 var hubs = newRegistry()
 
 func newRegistry() *registry {
-	return &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+	r := &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+	r.metrics = newMetrics(r)
+	return r
 }
 
 // A registry holds hubs by name, and by hub value the scopes that keep them open to new clients.
 type registry struct {
+	metrics *metrics
+
 	mu     sync.Mutex
 	hubs   map[string]*hub
 	scopes map[string]*scope
@@ -238,7 +242,7 @@ func (r *registry) join(c *client, name string, limits limits) error {
 		return errMaxHubs
 	}
 	if b == nil {
-		b = &hub{name: name, opened: c.joined}
+		b = &hub{name: name, opened: c.joined, metrics: r.metrics}
 		r.hubs[name] = b
 	}
 	r.live++
@@ -252,7 +256,18 @@ func (r *registry) join(c *client, name string, limits limits) error {
 	s.members++
 	s.perHub[name]++
 	s.perIP[c.prefix]++
+	r.metrics.joins.Inc()
 	return nil
+}
+
+// count returns how many clients are members of hubs, and how many hubs there are.
+func (r *registry) count() (clients, hubs int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.scopes {
+		clients += s.members
+	}
+	return clients, len(r.hubs)
 }
 
 func reached(n, limit int) bool { return limit > 0 && n >= limit }

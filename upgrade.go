@@ -264,6 +264,7 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 func (c *client) abandon() {
 	c.cut(causeGone)
 	c.hub.drop(c)
+	c.hub.metrics.closed(causeGone)
 	hubs.finished(c)
 }
 
