@@ -33,7 +33,8 @@ var (
 var causes = []cause{
 	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
 	causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
-	{code: websocket.CloseNormalClosure}, {code: websocket.CloseGoingAway},
+	{code: websocket.CloseNormalClosure},
+	{code: websocket.CloseGoingAway},
 }
 
 // echoed returns the cause of a close that the peer asked for. code is legal to send (RFC 6455 §7.4.1)

@@ -226,7 +226,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := hubs.metrics.register(ctx); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
-	h.lease = hubs.lease(h.hub, ctx.Logger(), time.Duration(orDefault(h.Drain, defaultDrain)))
+	emitter, err := newEmitter(ctx)
+	if err != nil {
+		return fmt.Errorf("loading the events app: %w", err)
+	}
+	h.lease = hubs.lease(h.hub, ctx.Logger(), emitter, time.Duration(orDefault(h.Drain, defaultDrain)))
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		// Shutting a server down ignores upgraded connections, and waits for all others: do not wait for these.
 		server.RegisterOnShutdown(func() {

@@ -24,6 +24,7 @@ func newRegistry() *registry {
 // A registry holds hubs by name, and by hub value the scopes that keep them open to new clients.
 type registry struct {
 	metrics *metrics
+	events  events
 
 	mu     sync.Mutex
 	hubs   map[string]*hub
@@ -36,7 +37,7 @@ type registry struct {
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
-// registry.mu, except log.
+// registry.mu, except newest.
 type scope struct {
 	key      string
 	leases   []*lease // oldest first
@@ -48,20 +49,21 @@ type scope struct {
 	perHub  map[string]int
 	perIP   map[netip.Prefix]int
 
-	log atomic.Pointer[zap.Logger] // of the newest lease
+	newest atomic.Pointer[lease] // the last of leases, or nil
 }
 
 // A lease is a configuration's hold on a scope.
 type lease struct {
-	scope *scope
-	log   *zap.Logger
-	drain time.Duration // how long an exit may take
+	scope   *scope
+	log     *zap.Logger
+	emitter emitter
+	drain   time.Duration // how long an exit may take
 }
 
 // lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
 // cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
-// nothing. log is used for the clients' lines until the lease is released or a newer one comes.
-func (r *registry) lease(key string, log *zap.Logger, drain time.Duration) *lease {
+// nothing. log is used for the clients' lines, and emitter for events, until the lease is released or a newer one comes.
+func (r *registry) lease(key string, log *zap.Logger, emitter emitter, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.scopes[key]
@@ -69,9 +71,9 @@ func (r *registry) lease(key string, log *zap.Logger, drain time.Duration) *leas
 		s = &scope{key: key, perHub: map[string]int{}, perIP: map[netip.Prefix]int{}}
 		r.scopes[key] = s
 	}
-	l := &lease{scope: s, log: log, drain: drain}
+	l := &lease{scope: s, log: log, emitter: emitter, drain: drain}
 	s.leases = append(s.leases, l)
-	s.log.Store(log)
+	s.newest.Store(l)
 	return l
 }
 
@@ -96,10 +98,10 @@ func (r *registry) releaseScope(l *lease) {
 	}
 	s.leases = slices.Delete(s.leases, i, i+1)
 	if n := len(s.leases); n > 0 {
-		s.log.Store(s.leases[n-1].log)
+		s.newest.Store(s.leases[n-1])
 		return
 	}
-	s.log.Store(nil)
+	s.newest.Store(nil)
 	if len(s.clients) == 0 {
 		delete(r.scopes, s.key)
 		return
@@ -198,20 +200,20 @@ func (r *registry) closeUnleased(s *scope, removal int) {
 
 // logger returns the logger of the newest configuration that has a lease on s, or Caddy's own.
 func (s *scope) logger() *zap.Logger {
-	if log := s.log.Load(); log != nil {
-		return log
+	if l := s.newest.Load(); l != nil {
+		return l.log
 	}
 	return caddy.Log().Named(moduleID)
 }
 
 // The refusals of join.
 var (
-	errMaxClients       = errors.New("the directive's max_clients is reached")
-	errMaxClientsPerHub = errors.New("the directive's max_clients_per_hub is reached")
-	errMaxClientsPerIP  = errors.New("the directive's max_clients_per_ip is reached")
-	errMaxHubs          = errors.New("the directive's max_hubs is reached")
-	errShuttingDown     = errors.New("the server is shutting down")
-	errHubRemoved       = errors.New("the directive's hub value is no longer configured")
+	errMaxClients       = &refusal{errors.New("the directive's max_clients is reached"), refusedMaxClients}
+	errMaxClientsPerHub = &refusal{errors.New("the directive's max_clients_per_hub is reached"), refusedMaxClientsPerHub}
+	errMaxClientsPerIP  = &refusal{errors.New("the directive's max_clients_per_ip is reached"), refusedMaxClientsPerIP}
+	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
+	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
+	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
 )
 
 // limits are what join enforces; zero is no limit.
@@ -224,6 +226,15 @@ type limits struct {
 func (r *registry) join(c *client, name string, limits limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	err := r.joinLocked(c, name, limits)
+	if why, ok := errors.AsType[*refusal](err); ok && why != errShuttingDown && why != errHubRemoved {
+		r.events.emit(c.scope, eventClientRefused,
+			map[string]any{"hub": name, "user": c.user, "client_ip": c.ip, "reason": why.reason})
+	}
+	return err
+}
+
+func (r *registry) joinLocked(c *client, name string, limits limits) error {
 	// The request may come from a configuration that has been replaced meanwhile: what counts is whether its hub value
 	// is still configured, in the scope that there is now.
 	s, b := r.scopes[c.scope.key], r.hubs[name]
@@ -244,6 +255,7 @@ func (r *registry) join(c *client, name string, limits limits) error {
 	if b == nil {
 		b = &hub{name: name, opened: c.joined, metrics: r.metrics}
 		r.hubs[name] = b
+		r.events.emit(s, eventHubOpened, map[string]any{"hub": name})
 	}
 	r.live++
 	r.lastID = max(r.lastID+1, clientID(c.joined.UnixNano()))
@@ -299,6 +311,7 @@ func (r *registry) leaveLocked(c *client) {
 	c.away = true
 	if c.hub.leave(c) == 0 {
 		delete(r.hubs, c.hub.name)
+		r.events.emit(c.scope, eventHubClosed, map[string]any{"hub": c.hub.name})
 	}
 	c.scope.members--
 	c.scope.swap(c.scopeIndex, c.scope.members)

@@ -77,7 +77,7 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		l := hubs.lease("another", testLogger(t), time.Minute)
+		l := hubs.lease("another", testLogger(t), emitter{}, time.Minute)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -144,7 +144,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 		leases := scope.leases
 		scope.leases = nil
 		for range 20 { // a value that comes and goes
-			hubs.lease(scope.key, testLogger(t), time.Duration(defaultDrain))
+			hubs.lease(scope.key, testLogger(t), emitter{}, time.Duration(defaultDrain))
 			hubs.mu.Lock()
 			scope.leases = nil
 			scope.removals++
@@ -166,7 +166,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 
 func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		a, b := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain)), hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
+		a, b := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain)), hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
 		hubs.release(a)
 		hubs.release(a)
 		if got := len(b.scope.leases); got != 1 {
@@ -182,13 +182,13 @@ func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 // TestRegistry_JoinThroughAReplacedConfiguration joins with what a request holds that began before a reload.
 func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		old := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
+		old := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
 		stale := func() *client { return &client{settings: defaults(), scope: old.scope} }
 		hubs.release(old)
 		if err := hubs.join(stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
-		current := hubs.lease("hub", testLogger(t), time.Duration(defaultDrain))
+		current := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
 		c := stale()
 		if err := hubs.join(c, "name", limits{maxClients: 1}); err != nil {
 			t.Fatalf("value back: got %v", err)

@@ -66,21 +66,39 @@ func isExtendedConnect(r *http.Request) bool {
 	return r.Method == http.MethodConnect && (r.Header.Get(":protocol") == "websocket" || r.Proto == "websocket")
 }
 
+// The placeholders that the handler sets for the rest of the handler chain and the access log.
+const (
+	placeholderHub      = "http.chat_broadcast.hub"       // the hub's name
+	placeholderClientID = "http.chat_broadcast.client_id" // once it has joined
+	placeholderRefused  = "http.chat_broadcast.refused"   // the reason, for who was refused
+)
+
 // upgrade turns r into a client of its hub. Until the 101 is sent, what is wrong is returned as an error for
 // Caddy to answer; from then on the error is nil. The client lives on when upgrade returns, and touches
 // neither the request nor its context any more.
 func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	err := h.tryUpgrade(w, r, repl)
+	if err != nil {
+		reason := refusalReason(err)
+		repl.Set(placeholderRefused, reason)
+		hubs.metrics.refusals.WithLabelValues(reason).Inc()
+	}
+	return err
+}
+
+func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer) error {
 	if err := checkRequest(w.Header(), r); err != nil {
 		return err
 	}
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if err := h.checkOrigin(r, repl); err != nil {
-		return caddyhttp.Error(http.StatusForbidden, err)
+		return refuse(http.StatusForbidden, refusedOrigin, err)
 	}
 	name := repl.ReplaceAll(h.hub, "")
 	if err := checkHubName(name); err != nil {
-		return caddyhttp.Error(http.StatusBadRequest, err)
+		return refuse(http.StatusBadRequest, refusedHubName, err)
 	}
+	repl.Set(placeholderHub, name)
 	user := repl.ReplaceAll(h.user, "")
 	if len(user) > maxUser {
 		return caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
@@ -106,6 +124,7 @@ func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := hubs.join(c, name, h.limits); err != nil {
 		return refuseJoin(w.Header(), err)
 	}
+	repl.Set(placeholderClientID, c.id.String())
 	if err := c.switchProtocols(w, header); err != nil {
 		c.abandon()
 		return err
@@ -275,7 +294,7 @@ func refuseJoin(header http.Header, err error) error {
 	if errors.Is(err, errMaxClientsPerIP) {
 		status = http.StatusTooManyRequests
 	}
-	return caddyhttp.Error(status, err)
+	return caddyhttp.Error(status, err) // one of refusalReasons is in it
 }
 
 // Interface guards

@@ -1,0 +1,178 @@
+package chatbroadcast
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+func init() { caddy.RegisterModule(new(eventRecorder)) }
+
+// An eventRecorder is an event handler that remembers what it is told.
+type eventRecorder struct{}
+
+// recorded is what all of them were told, and gate holds them up.
+var recorded struct {
+	mu     sync.Mutex
+	events []string
+	gate   sync.RWMutex
+}
+
+// CaddyModule implements caddy.Module.
+func (*eventRecorder) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "events.handlers.test_recorder", New: func() caddy.Module { return new(eventRecorder) }}
+}
+
+// UnmarshalCaddyfile implements caddyfile.Unmarshaler: there are no arguments.
+func (*eventRecorder) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+
+// Handle implements caddyevents.Handler.
+func (*eventRecorder) Handle(_ context.Context, e caddy.Event) error {
+	recorded.gate.RLock()
+	defer recorded.gate.RUnlock()
+	recorded.mu.Lock()
+	defer recorded.mu.Unlock()
+	recorded.events = append(recorded.events, fmt.Sprint(e.Name(), " ", e.Data))
+	return nil
+}
+
+// recordedEvents returns what was recorded, once there are n events, and forgets them.
+func recordedEvents(t *testing.T, n int) (events []string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d events", n), func() bool {
+		recorded.mu.Lock()
+		defer recorded.mu.Unlock()
+		events = slices.Clone(recorded.events)
+		if len(events) < n {
+			return false
+		}
+		recorded.events = nil
+		return true
+	})
+	return events
+}
+
+const eventOptions = `
+	events {
+		on chat_hub_opened test_recorder
+		on chat_hub_closed test_recorder
+		on chat_client_refused test_recorder
+	}`
+
+func TestEvents_HubsAndRefusals(t *testing.T) {
+	const site = `http://localhost:9080 {
+		chat_broadcast /chat/* {
+			hub {path}
+			user {header.X-User}
+			max_clients_per_hub 1
+		}
+	}`
+	s := startCaddy(t, site)
+	quiet := join(t, "/chat/before")
+	s.loadWith(eventOptions, site)
+
+	a := join(t, "/chat/a")
+	refused(t, http.StatusServiceUnavailable, "/chat/a", "X-User: ada\r\n")
+	s.loadWith(eventOptions, site) // who joined through an older configuration is told of by the current one
+	a.conn.Close()
+	want := []string{
+		"chat_hub_opened map[hub:/chat/a]",
+		"chat_client_refused map[client_ip:127.0.0.1 hub:/chat/a reason:max_clients_per_hub user:ada]",
+		"chat_hub_closed map[hub:/chat/a]",
+	}
+	if got := recordedEvents(t, len(want)); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	quiet.conn.Close()
+	if got := recordedEvents(t, 1); !slices.Equal(got, []string{"chat_hub_closed map[hub:/chat/before]"}) {
+		t.Errorf("got %q, want the other hub closed", got)
+	}
+}
+
+func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith(eventOptions, `http://localhost:9080 {
+		chat_broadcast /chat/* {
+			max_clients 1
+		}
+	}`)
+	recorded.gate.Lock()
+	p := join(t, "/chat/a")
+	const refusals = maxEvents + 50
+	for range refusals {
+		refused(t, http.StatusServiceUnavailable, "/chat/a")
+	}
+	p.text("still here")
+	p.wantText("still here")
+	hubs.events.mu.Lock()
+	if waiting := len(hubs.events.waiting); waiting != maxEvents {
+		t.Errorf("got %d events waiting, want %d", waiting, maxEvents)
+	}
+	hubs.events.mu.Unlock()
+	recorded.gate.Unlock()
+	// The one that was being told, and those that waited.
+	recordedEvents(t, 1+maxEvents)
+	s.logged(moduleID, 1)
+	p.conn.Close()
+	recordedEvents(t, 1)
+}
+
+func TestEvents_CostNothingWhenNobodyListens(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+		chat_broadcast /chat/*
+	}`)
+	hubs.mu.Lock()
+	scope := hubs.scopes[defaultHub]
+	hubs.mu.Unlock()
+	data := map[string]any{}
+	if got := testing.AllocsPerRun(100, func() { hubs.events.emit(scope, eventHubOpened, data) }); got > 0 {
+		t.Errorf("got %v allocations, want none", got)
+	}
+	hubs.events.mu.Lock()
+	defer hubs.events.mu.Unlock()
+	if hubs.events.running {
+		t.Error("an event waits that nobody listens for")
+	}
+}
+
+func TestUpgrade_Placeholders(t *testing.T) {
+	s := startCaddy(t, `http://localhost:9080 {
+		log
+		log_append hub {http.chat_broadcast.hub}
+		log_append client_id {http.chat_broadcast.client_id}
+		log_append refused {http.chat_broadcast.refused}
+		chat_broadcast /chat/* {
+			hub {path}
+			max_clients 1
+		}
+		handle_errors {
+			respond "refused: {http.chat_broadcast.refused}"
+		}
+	}`)
+	p := join(t, "/chat/a")
+	accesses := s.logged("http.log.access", 1)
+	if got := accesses[0]; got["hub"] != "/chat/a" || got["client_id"] == nil || got["refused"] != nil {
+		t.Errorf("got hub %q, client_id %q, refused %q", got["hub"], got["client_id"], got["refused"])
+	}
+	p.conn.Close()
+	if closed := s.logged(moduleID, 1)[0]; closed["client_id"] != accesses[0]["client_id"] {
+		t.Errorf("got client_id %q in the line of the close, %q in that of the access", closed["client_id"], accesses[0]["client_id"])
+	}
+	p = join(t, "/chat/a")
+	resp := refused(t, http.StatusServiceUnavailable, "/chat/b")
+	body := make([]byte, resp.ContentLength)
+	if _, err := resp.Body.Read(body); string(body) != "refused: max_clients" {
+		t.Errorf("got body %q, error %v", body, err)
+	}
+	last := s.logged("http.log.access", 3)[2]
+	if last["hub"] != "/chat/b" || last["client_id"] != nil || last["refused"] != "max_clients" {
+		t.Errorf("got hub %q, client_id %q, refused %q", last["hub"], last["client_id"], last["refused"])
+	}
+	p.conn.Close()
+}
