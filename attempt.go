@@ -1,6 +1,9 @@
 package chatbroadcast
 
-import "syscall"
+import (
+	"sync"
+	"syscall"
+)
 
 // An attempt writes to a connection without waiting. It is for one goroutine, which uses it for many connections.
 type attempt struct {
@@ -8,6 +11,9 @@ type attempt struct {
 	sent int
 	try  func(fd uintptr) bool // bound once: a closure for each write would be an allocation
 }
+
+// attempts keep them between uses.
+var attempts = sync.Pool{New: func() any { return newAttempt() }}
 
 func newAttempt() *attempt {
 	a := new(attempt)

@@ -27,7 +27,7 @@ import (
 // only appends; the others are idle. The caller of publish is all of the hub's flushers: it calls serveQueue, and no
 // other goroutine runs.
 func newSocketlessHub(clients int, slow bool) *hub {
-	b := &hub{turns: turns{flushers: runtime.GOMAXPROCS(0)}}
+	b := &hub{metrics: hubs.metrics, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
 	for range clients {
 		c := &client{settings: defaults(), hub: b}
 		c.state.Store(stateWriting)

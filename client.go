@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -362,55 +361,84 @@ func (c *client) onlyPongs() bool {
 	}
 }
 
-// messageBuffers hold messages while they are received, so that a client between two messages has none.
-var messageBuffers = sync.Pool{New: func() any { return new([]byte) }}
+// minMessage is what a message's buffer begins with: most chat messages fit.
+const minMessage = 512
 
-// minRead is what a message's buffer begins with: most chat messages fit.
-const minRead = 512
+// A messageBuffer holds a message while it is received, so that a client between two messages has none. It has room for
+// minMessage bytes, doubled class times.
+type messageBuffer struct {
+	message []byte
+	class   int
+}
 
-// maxPooledMessage keeps large buffers out of the pool, where a client that stalls after its first byte would get one:
-// it is what every client may cost.
-const maxPooledMessage = 16 << 10
+// messageBuffers keep buffers of up to 64 KiB between uses, a pool a class.
+var messageBuffers [8]sync.Pool
+
+// takeMessageBuffer returns an empty buffer.
+func takeMessageBuffer(class int) *messageBuffer {
+	if class < len(messageBuffers) {
+		if b, ok := messageBuffers[class].Get().(*messageBuffer); ok {
+			return b
+		}
+	}
+	return &messageBuffer{make([]byte, 0, minMessage<<class), class}
+}
+
+// free gives the buffer back. Nothing may refer to it any more.
+func (b *messageBuffer) free() {
+	if b.class < len(messageBuffers) {
+		b.message = b.message[:0]
+		messageBuffers[b.class].Put(b)
+	}
+}
+
+// doubled returns a buffer of twice the size with the same message, and frees b.
+func (b *messageBuffer) doubled() *messageBuffer {
+	larger := takeMessageBuffer(b.class + 1)
+	larger.message = append(larger.message, b.message...)
+	b.free()
+	return larger
+}
 
 // receive reads one message and publishes it. It returns false when the client is closing.
 func (c *client) receive(opcode int, r io.Reader) bool {
-	buf := messageBuffers.Get().(*[]byte)
-	msg, ok := c.readMessage((*buf)[:0], opcode, r)
-	ok = ok && c.relay(opcode, msg)
-	if cap(msg) <= maxPooledMessage {
-		*buf = msg
-		messageBuffers.Put(buf)
-	}
+	b, ok := c.readMessage(opcode, r)
+	ok = ok && c.relay(opcode, b.message)
+	b.free()
 	return ok
 }
 
-// readMessage appends one message to msg. Text is checked as it arrives, so that a message is refused at its
-// first bad byte, not at its end. It returns false when the client is closing.
-func (c *client) readMessage(msg []byte, opcode int, r io.Reader) ([]byte, bool) {
+// readMessage reads one message. Text is checked as it arrives, so that a message is refused at its first bad byte, not
+// at its end. It returns false when the client is closing.
+func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 	text := opcode == websocket.TextMessage
+	b := takeMessageBuffer(0)
 	for valid := 0; ; {
-		if len(msg) == cap(msg) {
-			// Twice what has come: a peer that stalls within a message costs no more. ws refuses what
-			// exceeds the maximum size before it is read.
-			msg = slices.Grow(msg, max(minRead, min(len(msg), c.settings.maxMessageSize-len(msg))))
-		}
-		n, err := r.Read(msg[len(msg):cap(msg)])
+		msg := b.message
+		full := len(msg) == cap(msg)
+		n, err := r.Read(msg[len(msg):cap(msg)]) // if full, nothing, or the end
 		msg = msg[:len(msg)+n]
+		b.message = msg
 		c.overhead -= n
 		if text {
 			whole, ok := validUTF8(msg[valid:])
 			valid += whole
 			if !ok || err == io.EOF && valid < len(msg) {
 				c.close(causeInvalidUTF8)
-				return msg, false
+				return b, false
 			}
 		}
 		if err == io.EOF {
-			return msg, true
+			return b, true
 		}
 		if err != nil {
 			c.readFailed(err)
-			return msg, false
+			return b, false
+		}
+		if full {
+			// Twice what has come: a peer that stalls within a message costs no more. ws refuses what
+			// exceeds the maximum size before it is read.
+			b = b.doubled()
 		}
 	}
 }
@@ -711,7 +739,9 @@ func (c *client) send(p []byte) bool {
 		if slow && n == 0 {
 			// A blocked write goes on only when a third of the socket's buffer is free. What is free by now?
 			c.setWriteDeadline(time.Time{})
-			n = newAttempt().write(c.wire.raw, p)
+			a := attempts.Get().(*attempt)
+			n = a.write(c.wire.raw, p)
+			attempts.Put(a)
 		}
 		c.sent(n)
 		p = p[n:]

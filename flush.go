@@ -148,7 +148,8 @@ func (b *hub) moreFlushersLocked() int {
 
 // flush serves the queue until it is empty.
 func (b *hub) flush() {
-	a := newAttempt()
+	a := attempts.Get().(*attempt)
+	defer attempts.Put(a)
 	var t tally
 	var served *client // has taken what it was given
 	for {

@@ -45,9 +45,10 @@ type segment struct {
 	evicted bool
 }
 
-// maxWrite bounds what goes to a connection in one Write, and so the segments: large enough that the
-// system call is no longer what a message costs, small enough that a stuck client pins little.
-const maxWrite = 64 << 10
+// maxWrite bounds what goes to a connection in one Write, and so the segments: large enough that the system call is no
+// longer what a message costs, and for a message of the default maximum size; small enough that a stuck client pins
+// little.
+const maxWrite = defaultMaxMessageSize + maxFrameHeader
 
 // indexSize is what a frame costs beyond its bytes: its entry in ends. It counts, or empty messages would be free.
 const indexSize = 4

@@ -215,3 +215,11 @@ func BenchmarkLog(b *testing.B) {
 		})
 	}
 }
+
+func TestLog_MessageOfTheDefaultMaximumSizeIsPooled(t *testing.T) {
+	l := log{maxMessages: defaultBufferMessages, maxBytes: defaultBufferSize}
+	l.append(websocket.BinaryMessage, make([]byte, defaultMaxMessageSize))
+	if got := cap(l.segments[0].buf); got != segmentSizes[len(segmentSizes)-1] {
+		t.Errorf("got a segment of %d bytes, which no pool takes back", got)
+	}
+}
