@@ -43,6 +43,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //	    write_timeout       <duration>
 //	    max_age             <duration>
 //	    drain               <duration>
+//	    http_publish
 //	}
 //
 // Counts, sizes and durations are at least 1: what is left out is off, or has its default. Every error names
@@ -149,6 +150,9 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	},
 	"drain": func(h *Handler, args *arguments) {
 		h.Drain = args.duration("<duration>")
+	},
+	"http_publish": func(h *Handler, _ *arguments) {
+		h.HTTPPublish = true
 	},
 }
 

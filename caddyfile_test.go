@@ -85,6 +85,8 @@ func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
 		{"a ping that is off and on", "ping off 10s", `ping: unexpected argument "10s"`},
 		{"a ping's timeout of 0", "ping 10s 0s", "ping: <timeout>: must be longer than 0, got 0s"},
 		{"a timeout without unit", "write_timeout 10", `write_timeout: <duration> must be a duration such as 10s, got "10"`},
+		{"an argument to http_publish", "http_publish POST", `http_publish: unexpected argument "POST"`},
+		{"http_publish twice", "http_publish\nhttp_publish", "http_publish: given more than once"},
 		{"a block", "echo on {\nloud\n}", "echo: takes no block"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

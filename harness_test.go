@@ -106,8 +106,12 @@ func startCaddy(t testing.TB, sites string) *server {
 	return s
 }
 
-// caddyfile adds the global options to sites.
+// caddyfile adds the global options to sites. A log among options goes to the test's file, too.
 func (s *server) caddyfile(options, sites string) string {
+	logging := "log {\n\toutput file " + s.logFile + "\n\tformat json\n}"
+	if before, own, found := strings.Cut(options, "log {\n"); found {
+		options, logging = "", before+"log {\n\toutput file "+s.logFile+"\n"+own
+	}
 	return fmt.Sprintf(`{
 	admin %s
 	http_port 9080
@@ -117,13 +121,10 @@ func (s *server) caddyfile(options, sites string) string {
 	grace_period 1s
 	persist_config off
 	storage file_system %s
-	log {
-		output file %s
-		format json
-	}
+	%s
 	%s
 }
-%s`, adminAddr, storage, s.logFile, options, sites)
+%s`, adminAddr, storage, logging, options, sites)
 }
 
 // load replaces the configuration.

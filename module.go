@@ -50,7 +50,8 @@ const (
 )
 
 // Handler joins clients that ask for WebSocket to a named broadcast hub: what one client sends, every client of
-// that hub receives. All other requests go to the next handler, so the same URL can serve a page.
+// that hub receives. All other requests go to the next handler, so the same URL can serve a page; with `http_publish`
+// a POST publishes.
 //
 // The zero value of every field is the safe default. A reload never drops a client whose `hub` value is still
 // configured; it keeps the settings it joined with unless a field says otherwise.
@@ -83,10 +84,12 @@ type Handler struct {
 	Echo *bool `json:"echo,omitempty"`
 
 	// The largest message a client may send, in bytes, 1 to 1 GiB; a larger one closes its sender with 1009
-	// `too_big`. Default: 64 KiB. After a reload it holds for new clients.
+	// `too_big`, a larger one by `http_publish` is refused with 413. Default: 64 KiB. After a reload it holds for
+	// new clients.
 	MaxMessageSize int64 `json:"max_message_size,omitempty"`
 
-	// How fast each client may send. Default: no limit. After a reload it holds for new clients.
+	// How fast each client may send, and each address publish with `http_publish`. Default: no limit. After a reload
+	// it holds for new clients; addresses have a full bucket again if it was changed.
 	Rate *Rate `json:"rate,omitempty"`
 
 	// The most clients that may be connected through handlers with the same `hub` value; more are refused with
@@ -134,6 +137,15 @@ type Handler struct {
 	// in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
 	Drain caddy.Duration `json:"drain,omitempty"`
 
+	// Whether a POST that does not ask for WebSocket publishes its body in the hub, for whoever the routes let
+	// through: guard it with a matcher or with authentication. `Content-Type: application/octet-stream` is a binary
+	// message, everything else is text and must be UTF-8 (400). `max_message_size` (413) and `origins` (403) hold, and
+	// `rate` for each address, by /64 for IPv6 (429). The answer is 202 with `{"clients":n,"seq":n}`: how many clients
+	// the message is for, and its number in the hub. A hub without clients keeps nothing, and both are 0. Other methods
+	// go to the next handler, as POST does without this. `read_only` concerns WebSocket clients only: with both, the
+	// server alone speaks. Default: false. After a reload it holds for new requests.
+	HTTPPublish bool `json:"http_publish,omitempty"`
+
 	// What the fields above come to; set by Provision.
 	hub, user string
 	limits    limits
@@ -143,7 +155,9 @@ type Handler struct {
 
 // Rate is how fast a client may send: a bucket of messages that is refilled evenly. A message that finds it
 // empty is dropped, and a client that has had as many dropped as the bucket holds since it was last full is
-// closed with 1008 `rate_limited`.
+// closed with 1008 `rate_limited`. Each address has another such bucket for what it publishes with `http_publish`,
+// shared by the handlers with the same `hub` value and rate; a message that finds that one empty is refused with 429,
+// and Retry-After says when there will be room.
 type Rate struct {
 	// How many messages the bucket holds: 1 to 16,777,216. Required.
 	Messages int `json:"messages,omitempty"`
@@ -344,10 +358,13 @@ func (h *Handler) Cleanup() error {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler. It returns as soon as the connection is upgraded.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !isUpgrade(r) {
-		return next.ServeHTTP(w, r)
+	switch {
+	case isUpgrade(r):
+		return h.upgrade(w, r)
+	case h.HTTPPublish && r.Method == http.MethodPost:
+		return h.publish(w, r)
 	}
-	return h.upgrade(w, r)
+	return next.ServeHTTP(w, r)
 }
 
 // Interface guards

@@ -1,10 +1,12 @@
 package chatbroadcast
 
 import (
+	"bytes"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -14,23 +16,49 @@ import (
 // startRecipe runs a recipe of the README on the test's addresses.
 func startRecipe(t *testing.T, name string, replacements ...string) *server {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, recipe, found := strings.Cut(string(readme), "<!-- recipe: "+name+" -->\n```\n")
-	recipe, _, ended := strings.Cut(recipe, "```\n")
-	if !found || !ended {
-		t.Fatalf("the README has no recipe %q", name)
-	}
+	recipe := readmeBlock(t, "recipe: "+name)
+	recipe = strings.NewReplacer(append(replacements, "example.com", "http://localhost:9080")...).Replace(recipe)
 	options := ""
 	if global, ok := strings.CutPrefix(recipe, "{\n"); ok { // the harness has its own
 		options, recipe, _ = strings.Cut(global, "\n}\n")
 	}
 	s := startCaddy(t, "")
-	recipe = strings.NewReplacer(append(replacements, "example.com", "http://localhost:9080")...).Replace(recipe)
 	s.loadWith(options, recipe)
 	return s
+}
+
+// readmeBlock returns the block of the README that stands below a comment.
+func readmeBlock(t *testing.T, comment string) string {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, found := strings.Cut(string(readme), "<!-- "+comment+" -->\n```\n")
+	block, _, ended := strings.Cut(block, "```\n")
+	if !found || !ended {
+		t.Fatalf("the README has no block %q", comment)
+	}
+	return block
+}
+
+// postAsREADME sends the POST that a command line or a URL in the README stands for, after the shell has filled in its
+// variables, with body where the line has none.
+func postAsREADME(t *testing.T, name, body string) answer {
+	t.Helper()
+	line := readmeBlock(t, "request: "+name)
+	url := regexp.MustCompile(`https://example\.com(\S*)`).FindStringSubmatch(line)
+	if url == nil {
+		t.Fatalf("the README's %s has no URL", name)
+	}
+	if data := regexp.MustCompile(`--data-binary (?:"([^"]*)"|'([^']*)')`).FindStringSubmatch(line); data != nil {
+		body = os.ExpandEnv(data[1]) + data[2]
+	}
+	var header []string
+	for _, h := range regexp.MustCompile(`--header "([^:]*): ([^"]*)"`).FindAllStringSubmatch(line, -1) {
+		header = append(header, h[1], os.ExpandEnv(h[2]))
+	}
+	return publish(t, os.ExpandEnv(url[1]), body, header...)
 }
 
 func TestREADME_Static(t *testing.T) {
@@ -116,5 +144,77 @@ func TestREADME_Proxy(t *testing.T) {
 	p.conn.Close()
 	if got := s.logged(moduleID, 1)[0]["client_ip"]; got != "2001:db8::1" {
 		t.Errorf("got client_ip %v, want the address that the proxy forwarded", got)
+	}
+}
+
+func TestREADME_Publish(t *testing.T) {
+	t.Setenv("PUBLISH_TOKEN", "secret")
+	t.Setenv("GITHUB_REF_NAME", "v1.0.0")
+	s := startRecipe(t, "publish")
+	p := join(t, "/news")
+	postAsREADME(t, "curl", "").wantPublished(t, 1, 1)
+	p.wantText(`{"title": "We are live"}`)
+	postAsREADME(t, "ci", "").wantPublished(t, 1, 2)
+	p.wantText("v1.0.0 is out")
+	for _, authorization := range []string{"", "Bearer ", "Bearer wrong", "Bearer secret2", "bearer secret", "Basic secret"} {
+		if got := publish(t, "/news", "x", "Authorization", authorization); got.status != http.StatusForbidden {
+			t.Errorf("%q: got %d, want 403", authorization, got.status)
+		}
+	}
+	if got := publish(t, "/elsewhere", "x", "Authorization", "Bearer secret"); got.status == http.StatusAccepted {
+		t.Error("the token is good for other URLs")
+	}
+	s.tester.AssertGetResponse("http://"+httpAddr+"/news", 200, "")
+	p.text("me too")
+	p.wantClose(websocket.ClosePolicyViolation, "read_only")
+}
+
+// TestREADME_PublishWithoutToken is about the recipe's expression. HTTP/2 keeps the space in an Authorization of
+// "Bearer ", which is what the recipe's header line comes to where the variable is not set.
+func TestREADME_PublishWithoutToken(t *testing.T) {
+	t.Setenv("PUBLISH_TOKEN", "")
+	const header = "\theader Authorization \"Bearer {env.PUBLISH_TOKEN}\"\n"
+	for _, tc := range []struct {
+		name, with string
+		want       int
+	}{
+		{"the recipe", header, http.StatusForbidden},
+		{"the recipe without its expression", header + "\t}\n\t@unused {\n", http.StatusAccepted},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			startRecipe(t, "publish", "example.com", "localhost:9443", header, tc.with)
+			dialTLS(t).Close() // there is a certificate
+			got := requestBy(t, transportTLS(), http.MethodPost, "https://"+httpsAddr+"/news", strings.NewReader("x"),
+				"Authorization", "Bearer ")
+			if got.status != tc.want {
+				t.Errorf("got %d, want %d", got.status, tc.want)
+			}
+		})
+	}
+}
+
+func TestREADME_Webhook(t *testing.T) {
+	t.Setenv("HOOK_TOKEN", "topsecret")
+	s := startRecipe(t, "webhook", "\tlog {", "\tdebug\n\tlog {") // so that every error is logged
+	p := join(t, "/builds")
+	const payload = `{"status": "passed"}`
+	postAsREADME(t, "webhook", payload).wantPublished(t, 1, 1)
+	p.wantText(payload)
+	for _, path := range []string{"/builds", "/builds?token=", "/builds?token=wrong", "/builds?token=*"} {
+		if got := publish(t, path, payload); got.status != http.StatusForbidden {
+			t.Errorf("%s: got %d, want 403", path, got.status)
+		}
+	}
+	if got := postAsREADME(t, "webhook", "\xff"); got.status != http.StatusBadRequest {
+		t.Errorf("got %d, want 400", got.status)
+	}
+	s.logged("http.log.access", 7) // the handshake, too
+	s.logged("http.log.error", 1)
+	log, err := os.ReadFile(s.logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(log, []byte("topsecret")) || bytes.Count(log, []byte("/builds?token=REDACTED")) < 3 {
+		t.Error("the token is in Caddy's log")
 	}
 }

@@ -48,6 +48,8 @@ type scope struct {
 	members int
 	perHub  map[string]int
 	perIP   map[netip.Prefix]int
+	// buckets end with the scope, which is not before the last client is finished.
+	buckets buckets
 
 	newest atomic.Pointer[lease] // the last of leases, or nil
 }
@@ -206,7 +208,7 @@ func (s *scope) logger() *zap.Logger {
 	return caddy.Log().Named(moduleID)
 }
 
-// The refusals of join.
+// The refusals of join and admit.
 var (
 	errMaxClients       = &refusal{errors.New("the directive's max_clients is reached"), refusedMaxClients}
 	errMaxClientsPerHub = &refusal{errors.New("the directive's max_clients_per_hub is reached"), refusedMaxClientsPerHub}
@@ -214,6 +216,7 @@ var (
 	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
+	errRate             = errors.New("the directive's rate is exceeded from this address")
 )
 
 // limits are what join enforces; zero is no limit.
@@ -235,14 +238,12 @@ func (r *registry) join(c *client, name string, limits limits) error {
 }
 
 func (r *registry) joinLocked(c *client, name string, limits limits) error {
-	// The request may come from a configuration that has been replaced meanwhile: what counts is whether its hub value
-	// is still configured, in the scope that there is now.
-	s, b := r.scopes[c.scope.key], r.hubs[name]
+	s, err := r.openLocked(c.scope.key)
+	if err != nil {
+		return err
+	}
+	b := r.hubs[name]
 	switch {
-	case caddy.Exiting():
-		return errShuttingDown
-	case s == nil || len(s.leases) == 0:
-		return errHubRemoved
 	case reached(len(s.clients), limits.maxClients):
 		return errMaxClients
 	case b != nil && reached(b.size(), limits.maxClientsPerHub):
@@ -280,6 +281,43 @@ func (r *registry) count() (clients, hubs int) {
 		clients += s.members
 	}
 	return clients, len(r.hubs)
+}
+
+// openLocked returns the scope of a hub value, unless that is closed to new requests. The request may come from a
+// configuration that has been replaced meanwhile: what counts is whether its hub value is still configured, in the
+// scope that there is now.
+func (r *registry) openLocked(key string) (*scope, error) {
+	s := r.scopes[key]
+	switch {
+	case caddy.Exiting():
+		return nil, errShuttingDown
+	case s == nil || len(s.leases) == 0:
+		return nil, errHubRemoved
+	}
+	return s, nil
+}
+
+// open returns a refusal if the scope of a hub value is closed to new requests.
+func (r *registry) open(key string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.openLocked(key)
+	return err
+}
+
+// admit lets somebody publish one message over HTTP through the scope of a hub value. It returns a refusal if the scope
+// is closed, or if the rate of the address is exceeded, and for how long it is; a nil rate is no limit.
+func (r *registry) admit(key string, prefix netip.Prefix, rate *Rate) (wait time.Duration, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.openLocked(key)
+	if err != nil || rate == nil {
+		return 0, err
+	}
+	if wait, ok := s.buckets.take(time.Now(), prefix, *rate); !ok {
+		return wait, errRate
+	}
+	return 0, nil
 }
 
 func reached(n, limit int) bool { return limit > 0 && n >= limit }

@@ -20,7 +20,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/gorilla/websocket"
-	"golang.org/x/time/rate"
 )
 
 // retryAfter is what a refused client is told to wait, in seconds.
@@ -77,7 +76,7 @@ const (
 // Caddy to answer; from then on the error is nil. The client lives on when upgrade returns, and touches
 // neither the request nor its context any more.
 func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl := replacer(r)
 	err := h.tryUpgrade(w, r, repl)
 	if err != nil {
 		reason := refusalReason(err)
@@ -87,18 +86,15 @@ func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
+// tryUpgrade is upgrade, but for what a refusal leaves behind.
 func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer) error {
 	if err := checkRequest(w.Header(), r); err != nil {
 		return err
 	}
-	if err := h.checkOrigin(r, repl); err != nil {
-		return refuse(http.StatusForbidden, refusedOrigin, err)
+	name, err := h.hubFor(r, repl)
+	if err != nil {
+		return err
 	}
-	name := repl.ReplaceAll(h.hub, "")
-	if err := checkHubName(name); err != nil {
-		return refuse(http.StatusBadRequest, refusedHubName, err)
-	}
-	repl.Set(placeholderHub, name)
 	user := repl.ReplaceAll(h.user, "")
 	if len(user) > maxUser {
 		return caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
@@ -112,8 +108,7 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 	}
 	c.ip, c.prefix = clientIP(r)
 	if h.Rate != nil {
-		perSecond := float64(h.Rate.Messages) / time.Duration(h.Rate.Window).Seconds()
-		c.limiter = rate.NewLimiter(rate.Limit(perSecond), h.Rate.Messages)
+		c.limiter = h.Rate.limiter()
 	}
 	c.wire.client = c
 	c.state.Store(stateWriting) // until start
@@ -139,6 +134,25 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 	// Canceled by net/http when the whole handler chain, logging included, has returned.
 	context.AfterFunc(r.Context(), c.start)
 	return nil
+}
+
+// hubFor returns the name of the hub that r is for, or an error for Caddy to answer: r's page must be allowed to
+// connect, and the name be one.
+func (h *Handler) hubFor(r *http.Request, repl *caddy.Replacer) (string, error) {
+	if err := h.checkOrigin(r, repl); err != nil {
+		return "", refuse(http.StatusForbidden, refusedOrigin, err)
+	}
+	name := repl.ReplaceAll(h.hub, "")
+	if err := checkHubName(name); err != nil {
+		return "", refuse(http.StatusBadRequest, refusedHubName, err)
+	}
+	repl.Set(placeholderHub, name)
+	return name, nil
+}
+
+// replacer returns what knows the placeholders of r.
+func replacer(r *http.Request) *caddy.Replacer {
+	return r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 }
 
 // checkRequest refuses what gorilla would accept or would answer with a less fitting status. It may set the

@@ -1,0 +1,145 @@
+package chatbroadcast
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"mime"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/gorilla/websocket"
+	"golang.org/x/time/rate"
+)
+
+// publish publishes the body of r, a POST, in the hub that r is for. Who may do that is for the routes before it to
+// decide. It answers 202 with how many clients the message is for and its sequence number; where no client is, both
+// are 0 and nothing is kept. What is wrong is returned as an error for Caddy to answer. A slow body holds up nothing
+// but r.
+func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
+	name, err := h.hubFor(r, replacer(r))
+	if err != nil {
+		return err
+	}
+	_, prefix := clientIP(r)
+	key := h.lease.scope.key
+	// Before the body is read, so that the rate holds for what is refused because of its body, too.
+	if wait, err := hubs.admit(key, prefix, h.Rate); err != nil {
+		return refusePublish(w.Header(), err, wait)
+	}
+	opcode, payload, err := readMessage(w, r, h.settings.maxMessageSize)
+	if err != nil {
+		return err
+	}
+	if err := hubs.open(key); err != nil { // the body may have taken its time
+		return refusePublish(w.Header(), err, 0)
+	}
+	seq, clients, found := hubs.publish(name, opcode, payload)
+	if found {
+		hubs.metrics.publishedByHTTP.Inc()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusAccepted)
+	fmt.Fprintf(w, "{\"clients\":%d,\"seq\":%d}\n", clients, seq)
+	return nil
+}
+
+// readMessage reads the body of r as a message of at most limit bytes, and says whether it is text or binary. Memory
+// grows with what arrives, not with what is announced.
+func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int, payload []byte, err error) {
+	tooLarge := func() error {
+		// What else is underway is not waited for. MaxBytesReader would see to that, did Caddy's response writers not hide
+		// net/http's from it. Over HTTP/2 it would end the other requests of the connection, too.
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
+		return caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
+	}
+	if r.ContentLength > int64(limit) {
+		return 0, nil, tooLarge() // before a client that expects 100 sends it
+	}
+	payload, err = io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	// Caddy's request_body may have a bound of its own, with the same error.
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return 0, nil, tooLarge()
+	}
+	if err != nil {
+		return 0, nil, caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("reading the message: %w", err))
+	}
+	// What is malformed is no application/octet-stream, either.
+	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType == "application/octet-stream" {
+		return websocket.BinaryMessage, payload, nil
+	}
+	if !utf8.Valid(payload) {
+		return 0, nil, caddyhttp.Error(http.StatusBadRequest,
+			errors.New("the message is not valid UTF-8: binary ones have Content-Type application/octet-stream"))
+	}
+	return websocket.TextMessage, payload, nil
+}
+
+// refusePublish maps a refusal of the registry to its status; wait is how long an errRate lasts.
+func refusePublish(header http.Header, err error, wait time.Duration) error {
+	if !errors.Is(err, errRate) {
+		return refuseJoin(header, err)
+	}
+	header.Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	return caddyhttp.Error(http.StatusTooManyRequests, err)
+}
+
+// limiter returns a full bucket.
+func (r *Rate) limiter() *rate.Limiter {
+	perSecond := float64(r.Messages) / time.Duration(r.Window).Seconds()
+	return rate.NewLimiter(rate.Limit(perSecond), r.Messages)
+}
+
+// maxBuckets bounds how many buckets a scope keeps of either age: together 3 MiB, and more addresses than honest
+// publishers have.
+const maxBuckets = 8192
+
+// buckets are those of `rate` for the addresses that publish over HTTP. One that nobody has taken from for its window
+// is full again: it says nothing, and is forgotten. That needs no clock of its own: from time to time all buckets
+// grow old at once, those that were old until then are dropped, and one that is used becomes recent again. With more
+// than maxBuckets new ones that happens early. A dropped bucket is then full too soon, for an address that was quiet
+// while thousands of others were not; refusing these instead would let an attacker silence everybody.
+type buckets struct {
+	recent, old map[bucketKey]*rate.Limiter
+	// The longest windows among them. What is old was last used before aged.
+	recentWindow, oldWindow time.Duration
+	aged                    time.Time
+}
+
+// A bucketKey is whose bucket it is. A bucket goes with its rate: directives of one hub value may have different ones,
+// and after a reload that changes it everybody has a full bucket of the new kind.
+type bucketKey struct {
+	prefix netip.Prefix
+	rate   Rate
+}
+
+// take takes one message from the bucket of prefix, or returns how long it takes until there is one.
+func (b *buckets) take(now time.Time, prefix netip.Prefix, r Rate) (wait time.Duration, ok bool) {
+	if len(b.recent) >= maxBuckets || now.Sub(b.aged) >= b.oldWindow {
+		b.old, b.oldWindow, b.aged = b.recent, b.recentWindow, now
+		b.recent, b.recentWindow = map[bucketKey]*rate.Limiter{}, 0
+	}
+	key := bucketKey{prefix, r}
+	bucket := b.recent[key]
+	if bucket == nil {
+		bucket = b.old[key]
+		if bucket == nil {
+			bucket = r.limiter()
+		}
+		delete(b.old, key)
+		b.recent[key] = bucket
+		b.recentWindow = max(b.recentWindow, time.Duration(r.Window))
+	}
+	if bucket.AllowN(now, 1) {
+		return 0, true
+	}
+	missing := 1 - bucket.TokensAt(now)
+	return time.Duration(missing / float64(bucket.Limit()) * float64(time.Second)), false
+}
