@@ -38,6 +38,7 @@ const patience = 20 * time.Second
 
 // TestMain fails the run when a connection's goroutine outlives the tests.
 func TestMain(m *testing.M) {
+	becomeCaddy()
 	var err error
 	storage, err = os.MkdirTemp("", "chat-broadcast")
 	if err != nil {
@@ -225,10 +226,15 @@ func joinTLS(t testing.TB, path string, header ...string) *peer {
 // dialTLS connects, once Caddy has made itself a certificate.
 func dialTLS(t testing.TB, protocols ...string) net.Conn {
 	t.Helper()
+	return dialTLSAt(t, httpsAddr, protocols...)
+}
+
+func dialTLSAt(t testing.TB, addr string, protocols ...string) net.Conn {
+	t.Helper()
 	var conn net.Conn
 	eventually(t, "a TLS connection", func() (ok bool) {
 		var err error
-		conn, err = tls.Dial("tcp", httpsAddr, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", NextProtos: protocols})
+		conn, err = tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", NextProtos: protocols})
 		return err == nil
 	})
 	t.Cleanup(func() { conn.Close() })

@@ -20,7 +20,12 @@ import (
 // scrape returns the families of our metrics that Caddy's admin endpoint has, by name without the prefix.
 func scrape(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
-	resp, err := http.Get("http://" + adminAddr + "/metrics")
+	return scrapeAt(t, adminAddr)
+}
+
+func scrapeAt(t *testing.T, admin string) map[string]*dto.MetricFamily {
+	t.Helper()
+	resp, err := http.Get("http://" + admin + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,7 +15,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/gorilla/websocket"
 )
 
@@ -434,50 +431,17 @@ func half(t *testing.T, addr string) (rest func() *http.Response) {
 	}
 }
 
-// TestPublish_WhileCaddyExitsIsRefused runs itself in a process of its own, which exits, but not before a delay in which
+// TestPublish_WhileCaddyExitsIsRefused has a Caddy exit, but not before a delay in which
 // it still listens.
 func TestPublish_WhileCaddyExitsIsRefused(t *testing.T) {
-	const addr, exiting = "localhost:9081", "CHAT_BROADCAST_TEST_EXITING"
-	if dir := os.Getenv(exiting); dir != "" {
-		options := "{\nadmin off\npersist_config off\nshutdown_delay 1m\nstorage file_system " + dir + "\n}\n"
-		site := strings.Replace(pushSite, httpAddr, addr, 1)
-		config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(options+site), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		caddy.TrapSignals()
-		if err := caddy.Load(config, true); err != nil {
-			t.Fatal(err)
-		}
-		select {} // until it is killed
-	}
-	binary, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	child := exec.Command(binary, "-test.run=^"+t.Name()+"$")
-	child.Env = append(os.Environ(), exiting+"="+t.TempDir())
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = child.Process.Kill()
-		_ = child.Wait()
-	}()
-	eventually(t, "Caddy in a process of its own", func() bool {
-		conn, err := net.Dial("tcp", addr)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
-	reading := half(t, addr)
-	if err := child.Process.Signal(syscall.SIGTERM); err != nil {
+	p := startProcess(t, "shutdown_delay 1m", strings.Replace(pushSite, httpAddr, processHTTP, 1))
+	reading := half(t, processHTTP)
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	var got answer
 	eventually(t, "a refusal", func() bool {
-		got = request(t, http.MethodPost, "http://"+addr+"/feed/a", strings.NewReader("late"))
+		got = request(t, http.MethodPost, "http://"+processHTTP+"/feed/a", strings.NewReader("late"))
 		return got.status != http.StatusAccepted
 	})
 	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {

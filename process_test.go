@@ -1,0 +1,402 @@
+package chatbroadcast
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/gorilla/websocket"
+)
+
+// The addresses of a Caddy in a process of its own.
+const (
+	processAdmin = "localhost:2998"
+	processHTTP  = "localhost:9081"
+	processHTTPS = "localhost:9444"
+)
+
+// asCaddy makes the test binary a caddy command.
+const asCaddy = "CHAT_BROADCAST_TEST_AS_CADDY"
+
+// becomeCaddy runs the caddy command instead of the tests if this process was started for that.
+func becomeCaddy() {
+	if os.Getenv(asCaddy) != "" {
+		caddycmd.Main()
+		os.Exit(0) // a command other than run returns when it has done its work
+	}
+}
+
+// caddyCommand returns a caddy command, of this very build: with the race detector, if the tests have it.
+func caddyCommand(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	binary, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), asCaddy+"=1", "HOME="+t.TempDir())
+	return cmd
+}
+
+// A process is a Caddy of its own, for what ends one.
+type process struct {
+	t      testing.TB
+	cmd    *exec.Cmd
+	dir    string
+	stderr bytes.Buffer
+	exited chan struct{} // closed when it is gone
+}
+
+// startProcess runs Caddy with the sites of a Caddyfile.
+func startProcess(t testing.TB, options, sites string) *process {
+	t.Helper()
+	p := &process{t: t, dir: t.TempDir(), exited: make(chan struct{})}
+	p.cmd = caddyCommand(t, "run", "--config", p.write(options, sites))
+	p.cmd.Stderr = &p.stderr
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the process
+		_ = p.cmd.Wait() // its status is in ProcessState
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill() // fails if it is gone
+		<-p.exited
+		if t.Failed() {
+			t.Logf("Caddy's log:\n%s", &p.stderr)
+		}
+	})
+	eventually(t, "Caddy in a process of its own", func() bool {
+		conn, err := net.Dial("tcp", processHTTP)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return p
+}
+
+// write writes a Caddyfile and returns its name.
+func (p *process) write(options, sites string) string {
+	p.t.Helper()
+	config := fmt.Sprintf(`{
+	admin %s
+	http_port 9081
+	https_port 9444
+	skip_install_trust
+	local_certs
+	persist_config off
+	storage file_system %s
+	%s
+}
+%s`, processAdmin, filepath.Join(p.dir, "storage"), options, sites)
+	name := filepath.Join(p.dir, "Caddyfile")
+	if err := os.WriteFile(name, []byte(config), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	return name
+}
+
+// reload runs "caddy reload", and returns what it says if it fails.
+func (p *process) reload(options, sites string) error {
+	p.t.Helper()
+	out, err := caddyCommand(p.t, "reload", "--config", p.write(options, sites)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// post sends a configuration to /load, and returns the answer if it is refused.
+func (p *process) post(options, sites string) error {
+	p.t.Helper()
+	config, err := os.ReadFile(p.write(options, sites))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	resp, err := http.Post("http://"+processAdmin+"/load", "text/caddyfile", bytes.NewReader(config))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return err
+}
+
+// terminate sends SIGTERM and returns how long the process took to exit with status 0.
+func (p *process) terminate() time.Duration {
+	p.t.Helper()
+	began := time.Now()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Fatal(err)
+	}
+	select {
+	case <-p.exited:
+	case <-time.After(patience):
+		p.t.Fatalf("still running %v after SIGTERM", patience)
+	}
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		p.t.Errorf("got exit status %d, want 0", code)
+	}
+	return time.Since(began)
+}
+
+// joinProcess connects a peer to path, over TLS or not.
+func joinProcess(t testing.TB, path string, overTLS bool) *peer {
+	t.Helper()
+	if overTLS {
+		return joinOn(t, dialTLSAt(t, processHTTPS), processHTTPS, path)
+	}
+	conn, err := net.Dial("tcp", processHTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return joinOn(t, conn, processHTTP, path)
+}
+
+// count reads messages that are to be numbered from 0, one after the other, until a close frame or the end of the
+// connection. It keeps how many there were so far in got.
+func (p *peer) count(got *atomic.Int64) (closed string, err error) {
+	for {
+		p.patient()
+		f, err := p.readFrame()
+		if err != nil {
+			return "", err
+		}
+		switch f.opcode {
+		case websocket.TextMessage:
+			if want := fmt.Sprint(got.Load()); f.payload != want {
+				return "", fmt.Errorf("got message %s, want %s", f.payload, want)
+			}
+			got.Add(1)
+		case websocket.CloseMessage:
+			return f.payload, nil
+		case websocket.PingMessage:
+		default:
+			return "", fmt.Errorf("got frame %v", f)
+		}
+	}
+}
+
+func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
+	const (
+		clients, hubCount = 50, 5
+		reloads           = 20
+		interval          = 10 * time.Millisecond // a hub: together 500 messages a second
+	)
+	// What differs from one reload to the next: headers, routes, other sites, logs, and the settings of TLS.
+	variants := []struct{ options, sites string }{
+		{"", "chat_broadcast /chat/* {path}"},
+		{"", "header X-Config other\nchat_broadcast /chat/* {path} {\nrate 1000000 1s\n}"},
+		{"", "handle /chat/* {\nchat_broadcast {path}\n}\nhandle {\nrespond other\n}"},
+		{"log {\noutput file " + filepath.Join(t.TempDir(), "caddy.log") + "\n}", "log\nchat_broadcast /chat/* {path}"},
+		{"metrics", "chat_broadcast /chat/* {path}\ntls internal {\nprotocols tls1.3\n}"},
+		{"servers {\ntimeouts {\nread_header 5s\n}\n}", "chat_broadcast /chat/* {path}"},
+	}
+	sites := func(i int) (string, string) {
+		v := variants[i%len(variants)]
+		plain := v.sites
+		if before, _, found := strings.Cut(plain, "\ntls"); found {
+			plain = before
+		}
+		return v.options, fmt.Sprintf("http://%s {\n%s\n}\nhttps://%s {\n%s\n}\nhttp://other%d.localhost:9081 {\nrespond %d\n}",
+			processHTTP, plain, processHTTPS, v.sites, i, i)
+	}
+	options, first := sites(0)
+	p := startProcess(t, options, first)
+
+	var peers []*peer
+	var got [clients]atomic.Int64
+	var sent [hubCount]atomic.Int64
+	for i := range clients {
+		peers = append(peers, joinProcess(t, fmt.Sprintf("/chat/%d", i%hubCount), i < 10))
+	}
+	var readers, senders sync.WaitGroup
+	ended := make(chan error, clients)
+	for i, p := range peers {
+		readers.Go(func() {
+			closed, err := p.count(&got[i])
+			ended <- fmt.Errorf("client %d ended after %d messages: closed %q, error %w", i, got[i].Load(), closed, err)
+		})
+	}
+	stop := make(chan struct{})
+	for hub := range hubCount {
+		senders.Go(func() {
+			ticker := time.NewTicker(interval)
+			defer ticker.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-ticker.C:
+				}
+				message := clientFrame(finBit|websocket.TextMessage, fmt.Append(nil, sent[hub].Load()))
+				if _, err := peers[hub].conn.Write(message); err != nil {
+					return // its reader says so
+				}
+				sent[hub].Add(1)
+			}
+		})
+	}
+	gauges := func(when string) {
+		t.Helper()
+		now := scrapeAt(t, processAdmin)
+		if c, h := value(now["clients"]), value(now["hubs"]); c != clients || h != hubCount {
+			t.Errorf("%s: got gauges of %v clients and %v hubs, want %d and %d", when, c, h, clients, hubCount)
+		}
+	}
+	gauges("before")
+	for i := 1; i <= reloads; i++ {
+		options, sites := sites(i)
+		load := p.post
+		if i%2 == 0 {
+			load = p.reload
+		}
+		if err := load(options, sites); err != nil {
+			t.Fatalf("reload %d: %v", i, err)
+		}
+		gauges(fmt.Sprintf("after reload %d", i))
+		if i == reloads/2 {
+			before := sent[0].Load()
+			if err := load(options, sites+"\nhttp://bad.localhost:9081 {\nchat_broadcast {\nbuffer 0\n}\n}"); err == nil {
+				t.Error("got a bad configuration accepted")
+			}
+			eventually(t, "messages after a bad configuration", func() bool { return got[0].Load() > before })
+			gauges("after a bad configuration")
+		}
+	}
+	close(stop)
+	senders.Wait()
+	eventually(t, "every message to arrive", func() bool {
+		for i := range clients {
+			if got[i].Load() != sent[i%hubCount].Load() {
+				return false
+			}
+		}
+		return true
+	})
+	select {
+	case err := <-ended:
+		t.Error(err)
+	default:
+	}
+	for _, p := range peers {
+		p.conn.Close()
+	}
+	readers.Wait()
+	p.terminate()
+}
+
+func TestProcess_RemovalOfFiveThousandClients(t *testing.T) {
+	const clients = 5000
+	p := startProcess(t, "", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nping off\n}\n}")
+	var peers []*peer
+	for i := range clients {
+		peers = append(peers, joinProcess(t, fmt.Sprintf("/chat/%d", i%100), false))
+	}
+	began := time.Now()
+	if err := p.reload("", "http://"+processHTTP+" {\nrespond gone\n}"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the reload took %v, want less than 5 s", took)
+	}
+	for _, p := range peers {
+		p.wantClose(websocket.CloseServiceRestart, "hub_removed")
+		p.send(websocket.CloseMessage, "\x03\xf4")
+		p.conn.Close()
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("the last client was told after %v, want less than 15 s", took)
+	}
+	p.terminate()
+}
+
+func TestProcess_SIGTERM(t *testing.T) {
+	const clients = 200
+	p := startProcess(t, "", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nbuffer 10000 16MiB\n}\n}")
+	stuck := joinProcess(t, "/chat/a", false)
+	_ = stuck.conn.(*net.TCPConn).SetReadBuffer(4096)
+	var peers []*peer
+	for range clients {
+		peers = append(peers, joinProcess(t, "/chat/a", false))
+	}
+	var readers, senders sync.WaitGroup
+	var got [clients]atomic.Int64
+	for i, p := range peers {
+		readers.Go(func() {
+			closed, err := p.count(&got[i])
+			if want := string(websocket.FormatCloseMessage(1001, "shutting_down")); closed != want {
+				t.Errorf("client %d: after %d messages got closed %q, error %v, want 1001 shutting_down", i, got[i].Load(), closed, err)
+			}
+			_, _ = p.conn.Write(clientFrame(finBit|websocket.CloseMessage, []byte(closed)))
+		})
+	}
+	senders.Go(func() {
+		for i := 0; ; i++ { // until the connection closes
+			if _, err := peers[0].conn.Write(clientFrame(finBit|websocket.TextMessage, fmt.Append(nil, i))); err != nil {
+				return
+			}
+		}
+	})
+	eventually(t, "a busy hub", func() bool { return got[0].Load() > 1000 })
+	if took := p.terminate(); took > 6*time.Second {
+		t.Errorf("got exit after %v, want less than 6 s", took)
+	}
+	readers.Wait()
+	for _, p := range peers {
+		p.conn.Close()
+	}
+	senders.Wait()
+	for i := range got {
+		if n, want := got[i].Load(), got[0].Load(); n != want {
+			t.Errorf("client %d got %d messages, client 0 %d", i, n, want)
+		}
+	}
+}
+
+// TestProcess_SIGTERMBesideALongRequest has clients told although a request holds up the shutdown of the server.
+func TestProcess_SIGTERMBesideALongRequest(t *testing.T) {
+	p := startProcess(t, "grace_period 4s", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nhttp_publish\n}\n}")
+	peer := joinProcess(t, "/chat/a", false)
+	long, err := net.Dial("tcp", processHTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close()
+	if _, err := io.WriteString(long, "POST /chat/a HTTP/1.1\r\nHost: "+processHTTP+"\r\nContent-Length: 10\r\n\r\nhalf"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	var told time.Duration
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var got atomic.Int64
+		closed, err := peer.count(&got)
+		told = time.Since(began)
+		if closed != string(websocket.FormatCloseMessage(1001, "shutting_down")) {
+			t.Errorf("got closed %q, error %v, want 1001 shutting_down", closed, err)
+		}
+	})
+	took := p.terminate()
+	wg.Wait()
+	if told > took/2 {
+		t.Errorf("got 1001 after %v of %v, want it before the request is over", told, took)
+	}
+}
