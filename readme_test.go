@@ -2,11 +2,14 @@ package chatbroadcast
 
 import (
 	"bytes"
+	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -216,5 +219,89 @@ func TestREADME_Webhook(t *testing.T) {
 	}
 	if bytes.Contains(log, []byte("topsecret")) || bytes.Count(log, []byte("/builds?token=REDACTED")) < 3 {
 		t.Error("the token is in Caddy's log")
+	}
+}
+
+func TestREADME_Metrics(t *testing.T) {
+	got := func() string {
+		t.Helper()
+		resp, err := http.Get("http://" + httpAddr + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	s := startRecipe(t, "metrics", "192.0.2.7", "127.0.0.1 ::1")
+	if body := got(); !strings.Contains(body, "\ncaddy_chat_broadcast_clients 0\n") {
+		t.Errorf("got %.200q for Prometheus, want the metrics", body)
+	}
+	recipe := readmeBlock(t, "recipe: metrics")
+	s.load(strings.ReplaceAll(recipe, "example.com", "http://localhost:9080"))
+	if body := got(); body != "" {
+		t.Errorf("got %.200q for somebody else, want nothing", body)
+	}
+}
+
+// TestREADME_MetricsTable compares the table in the README with what is exposed.
+func TestREADME_MetricsTable(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "| metric | type | labels | meaning |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	documented := map[string]bool{}
+	exposed := scrape(t)
+	quoted := regexp.MustCompile("`([a-z_]+)`")
+	for _, row := range strings.Split(table, "\n")[1:] {
+		cells := strings.Split(row, "|")
+		if len(cells) != 6 || !quoted.MatchString(cells[1]) {
+			t.Fatalf("%q is no row of the table", row)
+		}
+		name := quoted.FindStringSubmatch(cells[1])[1]
+		documented[name] = true
+		if exposed[name] == nil {
+			t.Errorf("%s is documented, but not exposed", name)
+			continue
+		}
+		if got, want := strings.TrimSpace(cells[2]), strings.ToLower(exposed[name].GetType().String()); got != want {
+			t.Errorf("%s: got type %s in the README, want %s", name, got, want)
+		}
+		labels, values := map[string]bool{}, map[string]bool{}
+		for _, m := range exposed[name].GetMetric() {
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = true
+				values[l.GetValue()] = true
+			}
+		}
+		words := func(cell string) (words []string) {
+			for _, match := range quoted.FindAllStringSubmatch(cell, -1) {
+				words = append(words, match[1])
+			}
+			slices.Sort(words)
+			return words
+		}
+		if got, want := words(cells[3]), slices.Sorted(maps.Keys(labels)); !slices.Equal(got, want) {
+			t.Errorf("%s: got labels %v in the README, want %v", name, got, want)
+		}
+		if name == "closes_total" {
+			continue // its values are in another table, which TestREADME_CloseCodes compares
+		}
+		for value := range values {
+			if !slices.Contains(words(cells[4]), value) {
+				t.Errorf("%s: its meaning in the README does not name the label's value %s", name, value)
+			}
+		}
+	}
+	for name := range exposed {
+		if !documented[name] {
+			t.Errorf("%s is exposed, but not documented", name)
+		}
 	}
 }
