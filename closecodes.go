@@ -29,14 +29,12 @@ var (
 	causeGone        = cause{websocket.CloseAbnormalClosure, ""}
 )
 
-// causes are the closed set of what a metric may be labeled with: those above, and the peer's own goodbye, which from a
-// browser is mostly without a code.
+// causes are the closed set of what a metric may be labeled with: those above, and the peer's own goodbye.
 var causes = []cause{
 	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
 	causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
 	{code: websocket.CloseNormalClosure},
 	{code: websocket.CloseGoingAway},
-	{code: websocket.CloseNoStatusReceived},
 }
 
 // echoed returns the cause of a close that the peer asked for. code is legal to send (RFC 6455 §7.4.1)
