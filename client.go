@@ -199,12 +199,15 @@ func (c *client) panicked(v any) {
 }
 
 // close ends the client politely: it leaves the hub at once, its writer flushes what was published before and
-// sends the close frame, and the reader waits for the peer's answer. The first cause holds.
-func (c *client) close(why cause) {
-	if c.decide(why) {
-		hubs.leave(c)
-		c.wake()
+// sends the close frame, and the reader waits for the peer's answer. The first cause holds; close reports whether it
+// was this one.
+func (c *client) close(why cause) bool {
+	if !c.decide(why) {
+		return false
 	}
+	hubs.leave(c)
+	c.wake()
+	return true
 }
 
 // cut ends the client without waiting for anything: the peer sees a reset. It never blocks.

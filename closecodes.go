@@ -17,6 +17,7 @@ var (
 	causeInvalidUTF8   = cause{websocket.CloseInvalidFramePayloadData, "invalid_utf8"}
 	causeReadOnly      = cause{websocket.ClosePolicyViolation, "read_only"}
 	causeRateLimited   = cause{websocket.ClosePolicyViolation, "rate_limited"}
+	causeKicked        = cause{websocket.ClosePolicyViolation, "kicked"}
 	causeTooBig        = cause{websocket.CloseMessageTooBig, "too_big"}
 	causeInternal      = cause{websocket.CloseInternalServerErr, "internal"}
 	causeHubRemoved    = cause{websocket.CloseServiceRestart, "hub_removed"}
@@ -31,8 +32,8 @@ var (
 
 // causes are the closed set of what a metric may be labeled with: those above, and the peer's own goodbye.
 var causes = []cause{
-	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
-	causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
+	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeKicked, causeTooBig,
+	causeInternal, causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
 	{code: websocket.CloseNormalClosure},
 	{code: websocket.CloseGoingAway},
 }

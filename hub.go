@@ -24,6 +24,9 @@ type hub struct {
 	clients []*client
 	idle    int
 	members int // clients that have not left
+	// maxMessageSize is the largest of the handlers through which its clients joined.
+	maxMessageSize int
+	taps           []*tap // replaced, never changed
 
 	turns
 	sample
@@ -47,6 +50,7 @@ func (b *hub) join(c *client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.log.grow(c.settings.bufferMessages, c.settings.bufferBytes)
+	b.maxMessageSize = max(b.maxMessageSize, c.settings.maxMessageSize)
 	b.members++
 	c.cursor, c.done = b.log.head, b.log.head
 	c.index = len(b.clients)
@@ -96,6 +100,10 @@ func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, mem
 	}
 	seq, members = b.log.head, b.members
 	b.sampleLocked(from, at)
+	taps := b.taps
+	for _, t := range taps {
+		t.offer(seq, from, opcode, payload)
+	}
 	b.wakeLocked()
 	flushers := b.moreFlushersLocked()
 	cut := b.overstrandedLocked()
@@ -106,6 +114,9 @@ func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, mem
 	}
 	for _, c := range cut {
 		c.cut(causeLagged)
+	}
+	for _, t := range taps {
+		t.wake()
 	}
 	return seq, members, true
 }
@@ -302,6 +313,13 @@ func (b *hub) size() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.members
+}
+
+// setTaps makes taps the ones that see what is published from now on.
+func (b *hub) setTaps(taps []*tap) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taps = taps
 }
 
 func (b *hub) unpinLocked(c *client) {

@@ -358,7 +358,7 @@ func TestREADME_CloseCodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, why := range []cause{
-		causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeTooBig, causeInternal,
+		causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeKicked, causeTooBig, causeInternal,
 		causeHubRemoved, causeLagged, causeWriteTimeout, causePingTimeout,
 	} {
 		row := fmt.Sprintf(`(?m)^\| %d[^|]*\|[^|]*`, why.code)

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,9 +44,19 @@ func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 	if found {
 		hubs.metrics.publishedByHTTP.Inc()
 	}
+	return answerJSON(w, http.StatusAccepted, publication{clients, seq})
+}
+
+// A publication answers to whoever published a message: how many clients the hub had, and the message's number.
+type publication struct {
+	Clients int    `json:"clients"`
+	Seq     uint64 `json:"seq"`
+}
+
+func answerJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	fmt.Fprintf(w, "{\"clients\":%d,\"seq\":%d}\n", clients, seq)
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // fails only when nobody reads the answer any more
 	return nil
 }
 
@@ -71,15 +82,23 @@ func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int,
 	if err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("reading the message: %w", err))
 	}
+	if opcode, err = opcodeOf(payload, r.Header.Get("Content-Type")); err != nil {
+		return 0, nil, caddyhttp.Error(http.StatusBadRequest, err)
+	}
+	return opcode, payload, nil
+}
+
+// opcodeOf returns the opcode of a message that comes over HTTP: it is text, and must be, unless its type says that it
+// is binary.
+func opcodeOf(payload []byte, contentType string) (int, error) {
 	// What is malformed is no application/octet-stream, either.
-	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType == "application/octet-stream" {
-		return websocket.BinaryMessage, payload, nil
+	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == "application/octet-stream" {
+		return websocket.BinaryMessage, nil
 	}
 	if !utf8.Valid(payload) {
-		return 0, nil, caddyhttp.Error(http.StatusBadRequest,
-			errors.New("the message is not valid UTF-8: binary ones have Content-Type application/octet-stream"))
+		return 0, errors.New("the message is not valid UTF-8: binary ones have Content-Type application/octet-stream")
 	}
-	return websocket.TextMessage, payload, nil
+	return websocket.TextMessage, nil
 }
 
 // refusePublish maps a refusal of the registry to its status; wait is how long an errRate lasts.

@@ -16,7 +16,7 @@ import (
 var hubs = newRegistry()
 
 func newRegistry() *registry {
-	r := &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}}
+	r := &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
 	r.metrics = newMetrics(r)
 	return r
 }
@@ -29,6 +29,7 @@ type registry struct {
 	mu     sync.Mutex
 	hubs   map[string]*hub
 	scopes map[string]*scope
+	taps   map[string][]*tap // by the name of the hub, which need not exist
 	lastID clientID
 	live   int           // clients that have joined and are not finished
 	exited chan struct{} // once exiting: closed when live is 0
@@ -254,7 +255,7 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 		return errMaxHubs
 	}
 	if b == nil {
-		b = &hub{name: name, opened: c.joined, metrics: r.metrics}
+		b = &hub{name: name, opened: c.joined, metrics: r.metrics, taps: r.taps[name]}
 		r.hubs[name] = b
 		r.events.emit(s, eventHubOpened, map[string]any{"hub": name})
 	}
@@ -332,6 +333,62 @@ func (r *registry) publish(name string, opcode int, payload []byte) (seq uint64,
 		return 0, 0, false
 	}
 	return b.publish(nil, opcode, payload)
+}
+
+// hub returns the named hub, or nil.
+func (r *registry) hub(name string) *hub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hubs[name]
+}
+
+// allHubs returns the hubs that there are now, in no order.
+func (r *registry) allHubs() []*hub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*hub, 0, len(r.hubs))
+	for _, b := range r.hubs {
+		all = append(all, b)
+	}
+	return all
+}
+
+// allMembers returns the members of all hubs that there are now, in no order.
+func (r *registry) allMembers() []*client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*client, 0, r.live)
+	for _, s := range r.scopes {
+		all = append(all, s.clients[:s.members]...)
+	}
+	return all
+}
+
+// tap returns a tap on the hub of the given name, be it there already or not, and what removes it.
+func (r *registry) tap(name string) (t *tap, remove func()) {
+	t = newTap()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.setTapsLocked(name, append(slices.Clone(r.taps[name]), t))
+	return t, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		taps := slices.Clone(r.taps[name])
+		i := slices.Index(taps, t)
+		r.setTapsLocked(name, slices.Delete(taps, i, i+1))
+	}
+}
+
+// setTapsLocked replaces the taps on a hub.
+func (r *registry) setTapsLocked(name string, taps []*tap) {
+	if len(taps) == 0 {
+		delete(r.taps, name)
+	} else {
+		r.taps[name] = taps
+	}
+	if b := r.hubs[name]; b != nil {
+		b.setTaps(taps)
+	}
 }
 
 // leave ends c's membership. The hub goes with its last member.

@@ -1,0 +1,513 @@
+package chatbroadcast
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/gorilla/websocket"
+)
+
+func init() { caddy.RegisterModule(new(adminAPI)) }
+
+// defaultPage and maxPage are how many hubs or clients one answer lists: at most about 300 KB.
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+// tapPatience is how long the end of a tail may take at a shutdown, for somebody who does not read it.
+const tapPatience = time.Second
+
+// adminAPI shows and steers the hubs on Caddy's admin endpoint, in JSON. It checks nobody's rights: the admin endpoint
+// does. Caddy makes one for each admin endpoint that it starts.
+type adminAPI struct {
+	// shutdown is done when the endpoint shuts down. It would wait for those who follow a hub, so they are told. It is
+	// there from the first of them on.
+	shutdown     context.Context
+	shutdownOnce sync.Once
+}
+
+// CaddyModule implements caddy.Module.
+func (*adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "admin.api.chat_broadcast", New: func() caddy.Module { return new(adminAPI) }}
+}
+
+// Routes implements caddy.AdminRouter. There is one route, because the patterns of http.ServeMux cannot tell a hub named
+// "/" from none.
+func (a *adminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{{Pattern: adminPath, Handler: caddy.AdminHandlerFunc(a.serve)}}
+}
+
+// adminPath is where the API is, and the pattern for all below it.
+const adminPath = "/chat_broadcast/"
+
+// An adminRequest is one for an action. name is what it is about: a hub, a client's id or a user, or nothing.
+type adminRequest struct {
+	*http.Request
+	name  string
+	query url.Values
+}
+
+// A resource has an action for each method that it knows.
+type resource map[string]action
+
+// An action answers a request whose query has no other parameters than params, each at most once: with a misspelt one
+// it would do something else, and perhaps to more clients, than was meant.
+type action struct {
+	do     func(http.ResponseWriter, adminRequest) error
+	params []string
+}
+
+// resource returns what a path names and the name in it.
+func (a *adminAPI) resource(path []string) (res resource, name string) {
+	switch {
+	case len(path) == 1 && path[0] == "hubs":
+		return resource{http.MethodGet: {listHubs, []string{"prefix", "after", "limit"}}}, ""
+	case len(path) < 2 || path[1] == "":
+		return nil, ""
+	case len(path) == 2 && path[0] == "hubs":
+		return resource{http.MethodGet: {listClients, []string{"after", "limit"}}, http.MethodDelete: {kickHub, nil}}, path[1]
+	case len(path) == 3 && path[0] == "hubs" && path[2] == "messages":
+		return resource{http.MethodGet: {a.tail, nil}, http.MethodPost: {publishBody, nil}}, path[1]
+	case len(path) == 2 && path[0] == "clients":
+		return resource{http.MethodDelete: {kickClient, nil}}, path[1]
+	case len(path) == 2 && path[0] == "users":
+		return resource{http.MethodDelete: {kickUser, nil}}, path[1]
+	}
+	return nil, ""
+}
+
+// serve finds the request's action.
+func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
+	res, name := a.resource(pathSegments(r.URL))
+	if res == nil {
+		return adminError(http.StatusNotFound, fmt.Errorf("unknown path %s; a hub's name is one segment of the path: "+
+			"slashes in it are written %%2F", r.URL.Path))
+	}
+	action, ok := res[r.Method]
+	if !ok {
+		allow := strings.Join(slices.Sorted(maps.Keys(res)), ", ")
+		w.Header().Set("Allow", allow)
+		return adminError(http.StatusMethodNotAllowed, fmt.Errorf("method: must be %s here", allow))
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return adminError(http.StatusBadRequest, fmt.Errorf("query: %w", err))
+	}
+	for name, values := range query {
+		if !slices.Contains(action.params, name) {
+			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is no parameter here; there are: %q", name, action.params))
+		}
+		if len(values) > 1 {
+			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is given more than once", name))
+		}
+	}
+	return action.do(w, adminRequest{r, name, query})
+}
+
+// pathSegments returns what stands between the slashes below adminPath, decoded. The path as it was sent is what
+// counts, even where it has characters that should have been encoded.
+func pathSegments(u *url.URL) []string {
+	raw := u.RawPath
+	if raw == "" { // there is only one way to encode it
+		raw = u.EscapedPath()
+	}
+	segments := strings.Split(strings.TrimPrefix(raw, adminPath), "/")
+	for i, s := range segments {
+		segments[i], _ = url.PathUnescape(s) // cannot fail: net/http has decoded it
+	}
+	return segments
+}
+
+// hubPath returns the path of a hub.
+func hubPath(name string) string { return adminPath + "hubs/" + escaped(name) }
+
+// escaped returns name as one segment of a path.
+func escaped(name string) string {
+	if name == "." || name == ".." { // which lead elsewhere, unless encoded
+		return strings.ReplaceAll(name, ".", "%2E")
+	}
+	return url.PathEscape(name)
+}
+
+// adminError is an error that Caddy answers as JSON. What is wrong with the request begins with the name of the field.
+func adminError(status int, err error) error {
+	return caddy.APIError{HTTPStatus: status, Err: err}
+}
+
+// noHub says what 404 means for a hub: it is there as long as it has clients.
+func noHub(name string) error {
+	return adminError(http.StatusNotFound, fmt.Errorf("hub %s has no clients", name))
+}
+
+// ---- what there is ----
+
+// A hubInfo is what is shown of a hub.
+type hubInfo struct {
+	Name             string    `json:"name"`
+	Clients          int       `json:"clients"`
+	Head             uint64    `json:"head"`
+	RetainedMessages uint64    `json:"retained_messages"`
+	RetainedBytes    int       `json:"retained_bytes"`
+	Since            time.Time `json:"since"`
+}
+
+// A clientInfo is what is shown of a client. Lag is how many messages its writer has yet to take from the hub.
+type clientInfo struct {
+	ID          string    `json:"id"`
+	User        string    `json:"user"`
+	ClientIP    string    `json:"client_ip"`
+	Since       time.Time `json:"since"`
+	Lag         uint64    `json:"lag"`
+	MessagesIn  uint64    `json:"messages_in"`
+	MessagesOut uint64    `json:"messages_out"`
+	BytesIn     uint64    `json:"bytes_in"`
+	BytesOut    uint64    `json:"bytes_out"`
+}
+
+// A hubsPage answers with hubs by name. Next is what to give as "after" for the hubs that follow, empty at the end; a
+// page may be short without being the last.
+type hubsPage struct {
+	Hubs []hubInfo `json:"hubs"`
+	Next string    `json:"next,omitempty"`
+}
+
+// A clientsPage answers with a hub's clients in the order in which they joined. Next is as in hubsPage.
+type clientsPage struct {
+	Hub     hubInfo      `json:"hub"`
+	Clients []clientInfo `json:"clients"`
+	Next    string       `json:"next,omitempty"`
+}
+
+// listHubs answers with a page of all hubs.
+func listHubs(w http.ResponseWriter, r adminRequest) error {
+	limit, err := pageLimit(r.query)
+	if err != nil {
+		return err
+	}
+	after, prefix := r.query.Get("after"), r.query.Get("prefix")
+	found, more := lowest(hubs.allHubs(), limit,
+		func(b *hub) bool { return b.name > after && strings.HasPrefix(b.name, prefix) },
+		func(a, b *hub) int { return cmp.Compare(a.name, b.name) })
+	page := hubsPage{Hubs: []hubInfo{}}
+	for _, b := range found {
+		if info := b.info(); info.Clients > 0 {
+			page.Hubs = append(page.Hubs, info)
+		}
+	}
+	if more {
+		page.Next = found[len(found)-1].name
+	}
+	return answerJSON(w, http.StatusOK, page)
+}
+
+// listClients answers with a hub and a page of its clients.
+func listClients(w http.ResponseWriter, r adminRequest) error {
+	limit, err := pageLimit(r.query)
+	if err != nil {
+		return err
+	}
+	var after clientID
+	if r.query.Has("after") {
+		if after, err = parseClientID("after", r.query.Get("after")); err != nil {
+			return err
+		}
+	}
+	b, err := findHub(r.name)
+	if err != nil {
+		return err
+	}
+	page := clientsPage{Hub: b.info(), Clients: []clientInfo{}}
+	if page.Hub.Clients == 0 {
+		return noHub(b.name)
+	}
+	found, more := lowest(b.snapshot(), limit,
+		func(c *client) bool { return c.id > after },
+		func(a, b *client) int { return cmp.Compare(a.id, b.id) })
+	lags := b.lags(found)
+	for i, c := range found {
+		if lags[i] >= 0 {
+			page.Clients = append(page.Clients, c.info(uint64(lags[i])))
+		}
+	}
+	if more {
+		page.Next = found[len(found)-1].id.String()
+	}
+	return answerJSON(w, http.StatusOK, page)
+}
+
+func pageLimit(query url.Values) (int, error) {
+	if !query.Has("limit") {
+		return defaultPage, nil
+	}
+	limit, err := strconv.Atoi(query.Get("limit"))
+	if err != nil || limit < 1 || limit > maxPage {
+		return 0, adminError(http.StatusBadRequest, fmt.Errorf("limit: must be 1 to %d, got %q", maxPage, query.Get("limit")))
+	}
+	return limit, nil
+}
+
+func parseClientID(field, id string) (clientID, error) {
+	n, err := strconv.ParseUint(id, 36, 64)
+	if err != nil || clientID(n).String() != id {
+		return 0, adminError(http.StatusBadRequest, fmt.Errorf("%s: %q is not the id of a client", field, id))
+	}
+	return clientID(n), nil
+}
+
+// findHub returns the named hub.
+func findHub(name string) (*hub, error) {
+	if err := named("hub", checkHubName(name)); err != nil {
+		return nil, adminError(http.StatusBadRequest, err)
+	}
+	b := hubs.hub(name)
+	if b == nil {
+		return nil, noHub(name)
+	}
+	return b, nil
+}
+
+// lowest returns the lowest limit of all that are to be kept, in order, and whether there are more. It works in small
+// steps between which others may run: where there is one processor, sorting 100,000 clients at once would hold up
+// messages for much longer than a lock.
+func lowest[T any](all []T, limit int, keep func(T) bool, compare func(a, b T) int) (found []T, more bool) {
+	const step = 4096
+	for some := range slices.Chunk(all, step) {
+		enough := len(found) > limit
+		for _, v := range some {
+			if keep(v) && (!enough || compare(v, found[limit]) < 0) {
+				found = append(found, v)
+			}
+		}
+		slices.SortFunc(found, compare)
+		found = found[:min(len(found), limit+1)] // one more, to know whether there is one
+		runtime.Gosched()
+	}
+	return found[:min(len(found), limit)], len(found) > limit
+}
+
+func (b *hub) info() hubInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return hubInfo{
+		Name:             b.name,
+		Clients:          b.members,
+		Head:             b.log.head,
+		RetainedMessages: b.log.head - b.log.tail,
+		RetainedBytes:    b.log.bytes,
+		Since:            b.opened,
+	}
+}
+
+// snapshot returns the clients as they are now: members, and some who have left. Copying is all that happens under the
+// lock, 0.1 ms for 100,000 clients; room for them is made before, because that may take part in collecting garbage.
+func (b *hub) snapshot() []*client {
+	n := b.size()
+	all := make([]*client, 0, n+n/8)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append(all, b.clients...)
+}
+
+// lags returns how many messages each of the clients has yet to take, -1 for one that has left. For at most maxPage
+// clients, since the lock is held meanwhile.
+func (b *hub) lags(clients []*client) []int {
+	lags := make([]int, len(clients))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, c := range clients {
+		lags[i] = int(b.log.head - c.cursor)
+		if c.left {
+			lags[i] = -1
+		}
+	}
+	return lags
+}
+
+func (c *client) info(lag uint64) clientInfo {
+	return clientInfo{
+		ID:          c.id.String(),
+		User:        c.user,
+		ClientIP:    c.ip,
+		Since:       c.joined,
+		Lag:         lag,
+		MessagesIn:  c.messagesIn.Load(),
+		MessagesOut: c.messagesOut.Load(),
+		BytesIn:     c.bytesIn.Load(),
+		BytesOut:    c.bytesOut.Load(),
+	}
+}
+
+// ---- publishing ----
+
+// publishBody publishes the request's body, as text unless its type says that it is binary. It may be as large as a
+// message from the hub's clients.
+func publishBody(w http.ResponseWriter, r adminRequest) error {
+	b, err := findHub(r.name)
+	if err != nil {
+		return err
+	}
+	limit := b.messageLimit()
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	if tooBig := new(http.MaxBytesError); errors.As(err, &tooBig) {
+		return adminError(http.StatusRequestEntityTooLarge,
+			fmt.Errorf("body: is larger than %d bytes, the largest max_message_size of the hub's clients", limit))
+	}
+	if err != nil {
+		return adminError(http.StatusBadRequest, fmt.Errorf("body: %w", err))
+	}
+	opcode, err := opcodeOf(body, r.Header.Get("Content-Type"))
+	if err != nil {
+		return adminError(http.StatusBadRequest, named("body", err))
+	}
+	seq, clients, found := hubs.publish(b.name, opcode, body)
+	if !found || clients == 0 {
+		return noHub(b.name) // gone meanwhile
+	}
+	hubs.metrics.publishedByAdmin.Inc()
+	return answerJSON(w, http.StatusOK, publication{clients, seq})
+}
+
+func (b *hub) messageLimit() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.maxMessageSize
+}
+
+// ---- following ----
+
+// A tailLine is one message as those see it who follow a hub, or the note that so many were left out between the
+// messages before and after it. Of Data and Data64 a message has the one that fits its type.
+type tailLine struct {
+	Seq    uint64  `json:"seq,omitempty"`
+	Client string  `json:"client,omitempty"`
+	Type   string  `json:"type,omitempty"`
+	Data   *string `json:"data,omitempty"`
+	Data64 *[]byte `json:"data64,omitempty"`
+	Lagged uint64  `json:"lagged,omitempty"`
+}
+
+// line returns m as it is shown.
+func (m tapped) line() tailLine {
+	line := tailLine{Seq: m.seq}
+	if m.from != 0 {
+		line.Client = m.from.String()
+	}
+	if m.binary {
+		line.Type, line.Data64 = "binary", &m.payload
+		return line
+	}
+	text := string(m.payload)
+	line.Type, line.Data = "text", &text
+	return line
+}
+
+// tail answers with a line of JSON for each message that is published in the hub from now on, until the asker goes or
+// the endpoint shuts down, which it also does at a reload. The hub need not exist: a tail is no client, so it neither
+// opens a hub nor keeps one.
+func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
+	if err := named("hub", checkHubName(r.name)); err != nil {
+		return adminError(http.StatusBadRequest, err)
+	}
+	a.shutdownOnce.Do(func() {
+		shutdown, done := context.WithCancel(context.Background())
+		r.Context().Value(http.ServerContextKey).(*http.Server).RegisterOnShutdown(done)
+		a.shutdown = shutdown
+	})
+	conn := http.NewResponseController(w)
+	// The endpoint's read timeout is for requests. At its end net/http would take the asker for gone.
+	_ = conn.SetReadDeadline(time.Time{})
+	defer context.AfterFunc(a.shutdown, func() { _ = conn.SetWriteDeadline(time.Now().Add(tapPatience)) })()
+
+	t, remove := hubs.tap(r.name)
+	defer remove()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	lines := json.NewEncoder(w)
+	for conn.Flush() == nil { // at first the header: who has seen it misses nothing from then on
+		select {
+		case <-t.news:
+		case <-r.Context().Done():
+			return nil
+		case <-a.shutdown.Done():
+			return nil
+		}
+		messages, missed := t.take()
+		for _, m := range messages {
+			if lines.Encode(m.line()) != nil {
+				return nil
+			}
+		}
+		if missed > 0 && lines.Encode(tailLine{Lagged: missed}) != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// ---- kicking ----
+
+// A kicking answers to whoever kicked.
+type kicking struct {
+	Kicked int `json:"kicked"`
+}
+
+// kickClient closes the client that the path names.
+func kickClient(w http.ResponseWriter, r adminRequest) error {
+	id, err := parseClientID("id", r.name)
+	if err != nil {
+		return err
+	}
+	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.id != id })
+	return kick(w, clients, fmt.Errorf("client %s is not connected", id))
+}
+
+// kickUser closes the clients of a user, in all hubs.
+func kickUser(w http.ResponseWriter, r adminRequest) error {
+	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.user != r.name })
+	return kick(w, clients, fmt.Errorf("user %s has no clients", r.name))
+}
+
+// kickHub closes the clients of a hub.
+func kickHub(w http.ResponseWriter, r adminRequest) error {
+	b, err := findHub(r.name)
+	if err != nil {
+		return err
+	}
+	return kick(w, b.snapshot(), noHub(b.name))
+}
+
+// kick closes clients and answers with how many of them were not closing anyway. If there are none, it is the 404 of
+// the given error.
+func kick(w http.ResponseWriter, clients []*client, none error) error {
+	kicked := 0
+	for _, c := range clients {
+		if c.close(causeKicked) {
+			kicked++
+		}
+	}
+	if kicked == 0 {
+		return adminError(http.StatusNotFound, none)
+	}
+	return answerJSON(w, http.StatusOK, kicking{kicked})
+}
+
+// Interface guards
+var (
+	_ caddy.Module      = (*adminAPI)(nil)
+	_ caddy.AdminRouter = (*adminAPI)(nil)
+)
