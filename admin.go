@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/gorilla/websocket"
 )
 
 func init() { caddy.RegisterModule(new(adminAPI)) }

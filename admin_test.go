@@ -271,7 +271,7 @@ func TestAdmin_Refuses(t *testing.T) {
 		{"GET", "/hubs/a%FFb", "", 400, "hub: the hub's name is not valid UTF-8", ""},
 		{"DELETE", "/hubs/" + strings.Repeat("a", 256), "", 400, "hub: the hub's name is longer than 255 bytes", ""},
 		{"GET", "/hubs/a%00b/messages", "", 400, "hub: the hub's name contains a control character", ""},
-		{"POST", "/hubs/lobby/messages", "bad \xff", 400, "body: is not valid UTF-8", ""},
+		{"POST", "/hubs/lobby/messages", "bad \xff", 400, "body: the message is not valid UTF-8", ""},
 		{"POST", "/hubs/lobby/messages", strings.Repeat("x", defaultMaxMessageSize+1), 413, "body: is larger than 65536 bytes", ""},
 	} {
 		resp, data := s.admin(tc.method, tc.path, "", tc.body, nil)
@@ -448,7 +448,7 @@ func crowd(t testing.TB, clients int) *hub {
 	process := hubs
 	t.Cleanup(func() { hubs = process })
 	hubs = newRegistry()
-	l := hubs.lease("crowd", zap.NewNop())
+	l := hubs.lease("crowd", zap.NewNop(), emitter{}, time.Duration(defaultDrain))
 	settings := defaults()
 	for range clients {
 		c := &client{settings: settings, scope: l.scope, joined: time.Now()}

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -40,28 +38,11 @@ func exampleSite(t *testing.T, directives ...string) string {
 }`, httpAddr, strings.Join(directives, "\n\t"), root)
 }
 
-// findChromium returns the path of a Chromium. Without one the test is skipped, but not in CI, where nobody would
-// notice.
-func findChromium(t *testing.T) string {
-	t.Helper()
-	names := []string{"chromium", "chromium-browser", "google-chrome"}
-	for _, name := range names {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("a browser is needed: none of %v is installed", names)
-	}
-	t.Skipf("no browser to test with: none of %v is installed", names)
-	return ""
-}
-
 // startBrowser starts a browser without a window, which ends with the test.
 func startBrowser(t *testing.T) context.Context {
 	t.Helper()
 	ctx, stop := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(findChromium(t)),
+		chromedp.ExecPath(findProgram(t, "chromium", "chromium-browser", "google-chrome")),
 		chromedp.NoSandbox, // containers seldom allow one; all that is opened is our own page
 		chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true),

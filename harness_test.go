@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,6 +70,22 @@ func TestMain(m *testing.M) {
 	}
 	_ = os.RemoveAll(storage) // a leftover in the temporary folder is no fault of the code under test
 	os.Exit(code)
+}
+
+// findProgram returns the path of the first of the named programs that is installed. Without one the test is skipped,
+// but not in CI, where nobody would notice.
+func findProgram(t testing.TB, names ...string) string {
+	t.Helper()
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("none of %v is installed", names)
+	}
+	t.Skipf("none of %v is installed", names)
+	return ""
 }
 
 // storage is where Caddy keeps its certificates during the tests.

@@ -33,23 +33,6 @@ const (
 const scrapeInterval = "250ms"
 
 // needPrometheus returns the paths of Prometheus and promtool. Without them the test is skipped, but not in CI, where
-// nobody would notice.
-func needPrometheus(t *testing.T) (prometheus, promtool string) {
-	t.Helper()
-	prometheus, err := exec.LookPath("prometheus")
-	if err == nil {
-		promtool, err = exec.LookPath("promtool")
-	}
-	if err == nil {
-		return prometheus, promtool
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("Prometheus is needed: %v", err)
-	}
-	t.Skipf("no Prometheus to test with: %v", err)
-	return "", ""
-}
-
 // A prometheusServer is a Prometheus that runs until the test ends.
 type prometheusServer struct {
 	t       *testing.T
@@ -316,7 +299,7 @@ func TestAlerts_AreTested(t *testing.T) {
 // TestPrometheus has a Prometheus with the README's configuration scrape the server, over both ways, before and after
 // reloads, while clients do a bit of everything. Then it asks it everything that the alerts and the dashboard would.
 func TestPrometheus(t *testing.T) {
-	prometheus, promtool := needPrometheus(t)
+	prometheus, promtool := findProgram(t, "prometheus"), findProgram(t, "promtool")
 	const site = `http://localhost:9080 {
 		metrics /metrics
 		chat_broadcast /chat/* {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -302,6 +303,91 @@ func TestREADME_MetricsTable(t *testing.T) {
 	for name := range exposed {
 		if !documented[name] {
 			t.Errorf("%s is exposed, but not documented", name)
+		}
+	}
+}
+
+// TestREADME_WatchAndSteer runs every line of the two recipes in a shell, with clients that make it succeed.
+func TestREADME_WatchAndSteer(t *testing.T) {
+	const lobby = "example.com/chat/lobby"
+	findProgram(t, "curl")
+	findProgram(t, "sh")
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startCaddy(t, anyHub)
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "state.bin"), []byte{0, 0xff}, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(program, filepath.Join(folder, "caddy")); err != nil {
+		t.Fatal(err)
+	}
+	for _, recipe := range []string{"admin", "command"} {
+		ran := 0
+		for line := range strings.Lines(readmeBlock(t, "recipe: "+recipe)) {
+			line = strings.TrimSpace(line)
+			if line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			ran++
+			t.Run(line, func(t *testing.T) {
+				p, other := joinAs(t, lobby, "ada"), joinAs(t, "example.com/chat/other", "")
+				var page clientsPage
+				s.ask("GET", "/hubs/example.com%2Fchat%2Flobby", "", "", &page)
+				line := strings.NewReplacer("localhost:2019", adminAddr, "dq3e5qf4t0xs", page.Clients[0].ID).Replace(line)
+				follows := strings.Contains(line, "curl -N") || strings.Contains(line, " tail ")
+
+				cmd := exec.Command("sh", "-c", "exec "+line)
+				if strings.Contains(line, "|") { // which exec knows nothing of
+					cmd = exec.Command("sh", "-c", line)
+				}
+				cmd.Dir = folder
+				cmd.Env = append(os.Environ(), asCaddy+"=1", "CADDY_ADMIN="+adminAddr, "PATH="+folder+":"+os.Getenv("PATH"))
+				var out, stderr output
+				cmd.Stdout, cmd.Stderr = &out, &stderr
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if follows {
+					eventually(t, "somebody to follow the hub", func() bool { return taps() == 1 })
+					p.text("hello")
+					eventually(t, "the message to be shown", func() bool { return strings.Contains(out.String(), "hello") })
+					_ = cmd.Process.Kill()
+					_ = cmd.Wait() // killed
+					eventually(t, "nobody to follow the hub", func() bool { return taps() == 0 })
+				} else if err := cmd.Wait(); err != nil || strings.Contains(out.String(), "error") {
+					t.Fatalf("got %v, %s%s", err, out.String(), stderr.String())
+				}
+
+				switch {
+				case strings.Contains(line, "Maintenance"):
+					p.wantText("Maintenance at noon")
+				case strings.Contains(line, "state.bin"):
+					if got, want := p.next(), (frame{websocket.BinaryMessage, "\x00\xff"}); got != want {
+						t.Errorf("got %v, want %v", got, want)
+					}
+				case strings.Contains(line, "from a pipe"):
+					p.wantText("from a pipe\n")
+				case strings.Contains(line, "DELETE"), strings.Contains(line, "kick"):
+					p.wantClose(websocket.ClosePolicyViolation, "kicked")
+				case strings.Contains(line, "after="):
+					if !strings.Contains(out.String(), "example.com/chat/other") || strings.Contains(out.String(), lobby) {
+						t.Errorf("got %s", out.String())
+					}
+				case !follows:
+					if !strings.Contains(out.String(), lobby) && !strings.Contains(out.String(), "ada") {
+						t.Errorf("got %s", out.String())
+					}
+				}
+				p.conn.Close()
+				other.conn.Close()
+				eventually(t, "the hubs to be gone", func() bool { return len(hubs.allHubs()) == 0 })
+			})
+		}
+		if ran < 8 {
+			t.Errorf("the recipe %s has %d lines", recipe, ran)
 		}
 	}
 }

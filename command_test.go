@@ -1,0 +1,308 @@
+package chatbroadcast
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gorilla/websocket"
+	"github.com/spf13/cobra"
+)
+
+// command returns the command caddy, with the given arguments. Its admin endpoint is, without further ado, that of the
+// Caddy under test.
+func command(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := caddyCommand(t, args...)
+	cmd.Env = append(cmd.Env, "CADDY_ADMIN="+adminAddr)
+	return cmd
+}
+
+// chat runs `caddy chat`, which must succeed, and returns its output.
+func chat(t testing.TB, stdin string, args ...string) string {
+	t.Helper()
+	cmd := command(t, append([]string{"chat"}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil || stderr.Len() > 0 {
+		t.Fatalf("caddy chat %q: %v\n%s", args, err, stderr.String())
+	}
+	return string(out)
+}
+
+// columns returns the words of the lines of a table.
+func columns(table string) (rows [][]string) {
+	for line := range strings.Lines(table) {
+		rows = append(rows, strings.Fields(line))
+	}
+	return rows
+}
+
+func TestCommand_ListsHubsAndClients(t *testing.T) {
+	startCaddy(t, anyHub)
+	const hub = "example.com/chat/räume & mehr"
+	joinAs(t, hub, "ada")
+	joinAs(t, hub, "evil\u202egpj")
+	joinAs(t, "lobby", "")
+
+	want := fmt.Sprintf("HUB%sCLIENTS  MESSAGES  RETAINED  SINCE\n%s  2        0         0         ", strings.Repeat(" ", 28), hub)
+	if got := chat(t, "", "hubs"); !strings.HasPrefix(got, want) || len(columns(got)) != 3 {
+		t.Errorf("got\n%s, want it to begin with\n%s", got, want)
+	}
+	if got := columns(chat(t, "", "hubs", "--prefix", "lob")); len(got) != 2 || got[1][0] != "lobby" {
+		t.Errorf("got %q, want the lobby alone", got)
+	}
+	var info hubInfo
+	if err := json.Unmarshal([]byte(chat(t, "", "hubs", "--prefix=ex", "--json")), &info); err != nil || info.Name != hub || info.Clients != 2 {
+		t.Errorf("got %+v, %v", info, err)
+	}
+
+	rows := columns(chat(t, "", "clients", hub))
+	if len(rows) != 3 || rows[0][0] != "CLIENT" || rows[1][1] != "ada" || rows[1][2] != "127.0.0.1" || rows[2][1] != `evil\u202egpj` {
+		t.Errorf("got %q", rows)
+	}
+	lines := strings.Split(strings.TrimSpace(chat(t, "", "clients", "--json", hub)), "\n")
+	if len(lines) != 2 {
+		t.Fatalf("got %q", lines)
+	}
+	for i, want := range []string{"ada", "evil\u202egpj"} {
+		var info clientInfo
+		if err := json.Unmarshal([]byte(lines[i]), &info); err != nil || info.User != want || info.ID != rows[i+1][0] {
+			t.Errorf("got %+v, %v", info, err)
+		}
+	}
+}
+
+func TestCommand_ListsMoreThanOnePage(t *testing.T) {
+	startCaddy(t, anyHub)
+	const clients = maxPage + 5
+	for i := range clients {
+		joinAs(t, "lobby", fmt.Sprint(i))
+	}
+	rows := columns(chat(t, "", "clients", "lobby"))
+	if len(rows) != clients+1 {
+		t.Fatalf("got %d lines, want %d", len(rows), clients+1)
+	}
+	for i, row := range rows[1:] {
+		if row[1] != fmt.Sprint(i) {
+			t.Fatalf("line %d: got client %s", i, row[1])
+		}
+	}
+}
+
+func TestCommand_Send(t *testing.T) {
+	startCaddy(t, anyHub)
+	p := joinAs(t, "a/b", "")
+	for i, tc := range []struct {
+		stdin string
+		args  []string
+		want  frame
+	}{
+		{"", []string{"a/b", "hello, world"}, frame{websocket.TextMessage, "hello, world"}},
+		{"from a pipe\n", []string{"a/b"}, frame{websocket.TextMessage, "from a pipe\n"}},
+		{"from a pipe", []string{"a/b", "-"}, frame{websocket.TextMessage, "from a pipe"}},
+		{"", []string{"a/b", ""}, frame{websocket.TextMessage, ""}},
+		{"\x00\xff", []string{"--binary", "a/b"}, frame{websocket.BinaryMessage, "\x00\xff"}},
+	} {
+		want := fmt.Sprintf("published message %d for 1 clients\n", i+1)
+		if got := chat(t, tc.stdin, append([]string{"send"}, tc.args...)...); got != want {
+			t.Errorf("%q: got %q, want %q", tc.args, got, want)
+		}
+		if got := p.next(); got != tc.want {
+			t.Errorf("%q: got %v, want %v", tc.args, got, tc.want)
+		}
+	}
+	if got, want := chat(t, "", "send", "--json", "a/b", "x"), "{\"clients\":1,\"seq\":6}\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestCommand_Kick(t *testing.T) {
+	startCaddy(t, anyHub)
+	ada, bob, eve, eve2 := joinAs(t, "..", "ada"), joinAs(t, "..", "bob/1"), joinAs(t, "..", "eve"), joinAs(t, "..", "eve")
+	id := columns(chat(t, "", "clients", ".."))[1][0]
+	for _, tc := range []struct {
+		args   []string
+		want   string
+		kicked []*peer
+	}{
+		{[]string{"--client", id}, "kicked 1 clients\n", []*peer{ada}},
+		{[]string{"--user", "bob/1"}, "kicked 1 clients\n", []*peer{bob}},
+		{[]string{"--hub", "..", "--json"}, "{\"kicked\":2}\n", []*peer{eve, eve2}},
+	} {
+		if got := chat(t, "", append([]string{"kick"}, tc.args...)...); got != tc.want {
+			t.Errorf("%q: got %q, want %q", tc.args, got, tc.want)
+		}
+		for _, p := range tc.kicked {
+			p.wantClose(1008, "kicked")
+			p.conn.Close()
+		}
+	}
+}
+
+func TestCommand_FailsWithAReason(t *testing.T) {
+	s := startCaddy(t, anyHub)
+	joinAs(t, "lobby", "")
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"rooms"}, `unknown command "rooms" for "caddy chat"`},
+		{[]string{"hubs", "lobby"}, `unknown command "lobby"`},
+		{[]string{"clients"}, "accepts between 1 and 1 arg(s), received 0"},
+		{[]string{"clients", "nowhere"}, "hub nowhere has no clients"},
+		{[]string{"send", "nowhere", "hello"}, "hub nowhere has no clients"},
+		{[]string{"send", "lobby", "bad \xff"}, "body: the message is not valid UTF-8"},
+		{[]string{"kick"}, "say whom to kick, with one of --client, --user and --hub"},
+		{[]string{"kick", "--user", "a", "--hub", "b"}, "say whom to kick"},
+		{[]string{"kick", "--client", "A!"}, "id: \\\"A!\\\" is not the id of a client"},
+		{[]string{"kick", "--user", "nobody"}, "user nobody has no clients"},
+		{[]string{"tail", ""}, "hub: the hub's name is empty"},
+		{[]string{"tail", "a\tb"}, "control character"},
+		{[]string{"hubs", "--address", "localhost:1"}, "admin endpoint at localhost:1 (--address or --config choose another)"},
+		{[]string{"hubs", "--config", s.logFile + ".json"}, "finding Caddy's admin endpoint in --config"},
+	} {
+		cmd := command(t, append([]string{"chat"}, tc.args...)...)
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%q: got %v, want exit status 1", tc.args, err)
+		}
+		if !strings.Contains(string(out), tc.want) {
+			t.Errorf("%q: got %s, want %s", tc.args, out, tc.want)
+		}
+	}
+}
+
+func TestCommand_FindsTheEndpointInAConfiguration(t *testing.T) {
+	s := startCaddy(t, anyHub)
+	joinAs(t, "lobby", "")
+	config := s.logFile + ".Caddyfile"
+	if err := os.WriteFile(config, []byte(s.caddyfile("", anyHub)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, "chat", "hubs", "--config", config, "--adapter", "caddyfile")
+	cmd.Env = append(cmd.Env, "CADDY_ADMIN=localhost:1")
+	if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), "lobby") {
+		t.Errorf("got %s, %v", out, err)
+	}
+}
+
+// output collects what a running command prints.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// startTail runs `caddy chat tail` until the end of the test and returns its output, once it follows the hub.
+func startTail(t *testing.T, args ...string) *output {
+	t.Helper()
+	cmd := command(t, append([]string{"chat", "tail"}, args...)...)
+	var out, stderr output
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	})
+	eventually(t, "the tail to begin", func() bool { return strings.Contains(stderr.String(), "waiting for messages") })
+	return &out
+}
+
+func TestCommand_Tail(t *testing.T) {
+	s := startCaddy(t, anyHub)
+	people, programs := startTail(t, "a/b"), startTail(t, "a/b", "--json")
+	p := joinAs(t, "a/b", "")
+	id := columns(chat(t, "", "clients", "a/b"))[1][0]
+	p.text("one\ttwo\x1b[2J 🙂")
+	p.send(websocket.BinaryMessage, "\x00\xff")
+	p.next()
+	p.next()
+	chat(t, "", "send", "a/b", `a "quote"`)
+	wantPeople := "1\t" + id + `	one\ttwo\x1b[2J 🙂
+2	` + id + `	binary, 2 bytes
+3	-	a "quote"
+`
+	wantPrograms := `{"seq":1,"client":"` + id + `","type":"text","data":"one\ttwo\u001b[2J 🙂"}
+{"seq":2,"client":"` + id + `","type":"binary","data64":"AP8="}
+{"seq":3,"type":"text","data":"a \"quote\""}
+`
+	eventually(t, "all messages to be shown", func() bool {
+		return strings.Count(people.String(), "\n") >= 3 && strings.Count(programs.String(), "\n") >= 3
+	})
+	if got := people.String(); got != wantPeople {
+		t.Errorf("got\n%s\nwant\n%s", got, wantPeople)
+	}
+	if got := programs.String(); got != wantPrograms {
+		t.Errorf("got\n%s\nwant\n%s", got, wantPrograms)
+	}
+
+	// A reload ends what the endpoint answers; the command asks again.
+	before := tapsOn("a/b")
+	s.load(anyHub + "\nhttp://localhost:9081 {\n}")
+	eventually(t, "the tails to go on", func() bool {
+		now := tapsOn("a/b")
+		return len(now) == 2 && !slices.ContainsFunc(now, func(tap *tap) bool { return slices.Contains(before, tap) })
+	})
+	p.text("again")
+	wantPeople += "4\t" + id + "\tagain\n"
+	wantPrograms += `{"seq":4,"client":"` + id + `","type":"text","data":"again"}` + "\n"
+	eventually(t, "the message after the reload to be shown", func() bool {
+		return people.String() == wantPeople && programs.String() == wantPrograms
+	})
+}
+
+// tapsOn returns the taps on a hub.
+func tapsOn(hub string) []*tap {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	return hubs.taps[hub]
+}
+
+func TestCommand_TailSaysWhatItHasNotSeen(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		last  uint64
+		lines string
+		want  string
+		ends  uint64
+	}{
+		{"the first time", 0, `{"seq":7,"type":"text","data":"x"}`, "7\t-\tx\n", 7},
+		{"nothing missed", 6, `{"seq":7,"type":"text","data":"x"}`, "7\t-\tx\n", 7},
+		{"missed", 4, `{"seq":7,"type":"text","data":"x"}`, "lagged: 2 messages are left out here\n7\t-\tx\n", 7},
+		{"a hub opened anew", 9, `{"seq":7,"type":"text","data":"x"}`, "7\t-\tx\n", 7},
+		{"lagged", 4, `{"seq":5,"type":"binary","data64":""}{"lagged":3}`, "5\t-\tbinary, 0 bytes\nlagged: 3 messages are left out here\n", 8},
+		{"cut off", 4, `{"seq":5,"type":"te`, "", 4},
+		{"of a later version", 4, `{"joined":"ada"}`, "", 4},
+	} {
+		var out bytes.Buffer
+		cmd := new(cobra.Command)
+		chatCommands(cmd)
+		cmd.SetOut(&out)
+		ends, err := showTail(cmd, strings.NewReader(tc.lines), tc.last)
+		if err != nil || out.String() != tc.want || ends != tc.ends {
+			t.Errorf("%s: got %q, %d, %v, want %q, %d", tc.name, out.String(), ends, err, tc.want, tc.ends)
+		}
+	}
+}
