@@ -418,3 +418,33 @@ func writeCalls() (n int64, counted bool) {
 	}
 	return 0, false
 }
+
+// ---- metrics ----
+
+// BenchmarkMetrics_Write is what the metrics cost for each write to a client.
+func BenchmarkMetrics_Write(b *testing.B) {
+	h := newSocketlessHub(1, false)
+	c := h.clients[0]
+	var t tally
+	b.ReportAllocs()
+	for b.Loop() {
+		h.sampled, h.owed = c.cursor, 2 // in the middle of a sample
+		h.doneLocked(c)
+		t.wrote(1, 130)
+		if t.pending == tallySize {
+			h.metrics.written.add(&t)
+		}
+	}
+}
+
+// BenchmarkMetrics_Message is what they cost for each message that a client sends, beyond its writes.
+func BenchmarkMetrics_Message(b *testing.B) {
+	h := newSocketlessHub(1000, false)
+	b.ReportAllocs()
+	for b.Loop() {
+		h.metrics.bytesReceived.Add(136)
+		h.metrics.received(websocket.TextMessage)
+		h.metrics.publishedByClient.Inc()
+		h.sampleLocked(nil, h.log.head)
+	}
+}

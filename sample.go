@@ -1,0 +1,53 @@
+package chatbroadcast
+
+import "time"
+
+// A sample is one message of a hub whose way to the clients is timed. The fields are guarded by hub.mu.
+type sample struct {
+	sampled uint64    // its number in the log
+	began   time.Time // when it was published
+	owed    int       // clients that it has not been written to; 0 is no sample
+	leaving int       // clients that have left and still get what was published before
+}
+
+// maxSample is when a sample is given up, and counted as having taken that long: a client is stuck.
+const maxSample = time.Second
+
+// sampleLocked makes the message seq, which from has sent, the hub's sample unless there is one. A client owes it, or
+// what was published before it, for as long as done is not beyond it.
+func (b *hub) sampleLocked(from *client, seq uint64) {
+	now := time.Now()
+	if b.owed > 0 {
+		if now.Sub(b.began) < maxSample {
+			return
+		}
+		b.metrics.delivered(maxSample)
+	}
+	b.sampled, b.began, b.owed = seq, now, len(b.clients)-b.leaving
+	if from != nil && from.cursor > seq { // with echo off it has everything already
+		b.owed--
+		from.done = from.cursor
+	}
+}
+
+// doneLocked notes that everything up to c's cursor has been written, or is not for c.
+func (b *hub) doneLocked(c *client) {
+	if b.owed > 0 && c.done <= b.sampled && b.sampled < c.cursor {
+		b.paidLocked()
+	}
+	c.done = c.cursor
+}
+
+// owesNothingLocked notes that c will not get what it has not got.
+func (b *hub) owesNothingLocked(c *client) {
+	if b.owed > 0 && c.done <= b.sampled && (!c.left || b.sampled < c.until) {
+		b.paidLocked()
+	}
+}
+
+func (b *hub) paidLocked() {
+	b.owed--
+	if b.owed == 0 {
+		b.metrics.delivered(time.Since(b.began))
+	}
+}
