@@ -78,15 +78,16 @@ type client struct {
 	away       bool // has left
 
 	// Guarded by mu.
-	mu          sync.Mutex
-	pending     []byte // pongs and pings, wire-ready
-	closing     bool   // cause is decided; nothing more is published for the client
-	cause       cause
-	deadline    time.Time     // once closing: when patience with the peer ends
-	broken      bool          // a write has failed; whatever the peer has still sent is read
-	saidGoodbye bool          // our close frame is out
-	gotGoodbye  bool          // the peer's close frame is in
-	written     chan struct{} // if the reader waits: closed when the writer has nothing more to write
+	mu           sync.Mutex
+	pending      []byte // pongs and pings, wire-ready
+	closing      bool   // cause is decided; nothing more is published for the client
+	cause        cause
+	deadline     time.Time     // once closing: when patience with the peer ends
+	readDeadline time.Time     // before that: when the reader wants to be woken from silence
+	broken       bool          // a write has failed; whatever the peer has still sent is read
+	saidGoodbye  bool          // our close frame is out
+	gotGoodbye   bool          // the peer's close frame is in
+	written      chan struct{} // if the reader waits: closed when the writer has nothing more to write
 }
 
 // A clientID names a client for as long as the process lives, and no other before or after it unless the clock is
@@ -115,7 +116,7 @@ func (c *client) start() {
 		c.expiry = time.AfterFunc(time.Duration(spread*float64(age)), func() { c.close(causeMaxAge) })
 	}
 	c.startWriter(nil, 0)
-	if c.wire.raw == nil {
+	if c.wire.socket == nil {
 		c.in = *bufio.NewReaderSize(&c.wire, ownReadBuffer)
 	}
 	go c.listen() // nobody waits for the reader: its last act is end

@@ -83,9 +83,15 @@ func (c *client) read(waited error) (idle bool) {
 		}
 		return err == nil
 	}
-	if c.wire.raw != nil {
+	if c.wire.socket != nil {
 		c.borrowBuffer()
 		defer c.returnBuffer()
+	}
+	if c.wire.fresh {
+		c.wire.fresh = false
+		if c.mayListen() {
+			return true
+		}
 	}
 	for !c.onlyPongs() {
 		opcode, r, err := c.ws.NextReader()
@@ -109,13 +115,40 @@ func (c *client) read(waited error) (idle bool) {
 
 // mayListen reports whether all that was read is used up, and the connection can be waited for without reading.
 func (c *client) mayListen() bool {
-	return c.wire.raw != nil && c.in.Buffered() == 0 && len(c.wire.early) == 0
+	if c.wire.socket == nil || c.in.Buffered() > 0 || len(c.wire.early) > 0 {
+		return false
+	}
+	return !c.wire.hides || c.drained()
+}
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
+// drained reports whether TLS has given all that it has read from the connection, and else leaves what there is in c.in.
+// To find out it is read from once more, but cannot read on, because the deadline for that has passed.
+func (c *client) drained() bool {
+	c.mu.Lock()
+	if c.closing || c.broken { // the deadline is theirs
+		c.mu.Unlock()
+		return false
+	}
+	_ = c.wire.conn.SetReadDeadline(longAgo)
+	c.mu.Unlock()
+	c.wire.polls = true
+	_, err := c.in.Peek(1)
+	c.wire.polls = false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing && !c.broken {
+		_ = c.wire.conn.SetReadDeadline(c.readDeadline)
+	}
+	return c.in.Buffered() == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // onlyPongs takes whole pongs from the connection and reports whether there was nothing else. They are what most
 // clients send most of the time, and ws would go on to wait for the message behind them.
 func (c *client) onlyPongs() bool {
-	if c.wire.raw == nil {
+	if c.wire.socket == nil {
 		return false
 	}
 	for {
@@ -264,6 +297,7 @@ func (c *client) armRead(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closing && !c.broken { // else there is a deadline already
+		c.readDeadline = t
 		_ = c.wire.conn.SetReadDeadline(t)
 	}
 }
@@ -309,7 +343,12 @@ func (c *client) onHeard(n int) {
 	c.bytesIn.Add(uint64(n))
 	c.hub.metrics.bytesReceived.Add(float64(n))
 	c.overhead += n
-	if c.settings.pingInterval > 0 {
-		c.heard, c.pinged = time.Now(), false
+	if c.settings.pingInterval == 0 {
+		return
+	}
+	c.heard = time.Now()
+	if c.pinged { // the deadline is the timeout's, which may be longer than the interval
+		c.pinged = false
+		c.armRead(c.heard.Add(c.settings.pingInterval))
 	}
 }

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -23,8 +24,14 @@ type wire struct {
 	resumable bool
 	maxWrite  int
 
-	raw    syscall.RawConn // for attempts and waits; nil where a write may block although the socket does not
-	looked bool            // owned by wait
+	raw syscall.RawConn // for attempts; nil where a write may block although the socket does not
+
+	// For waits. The fields but the first are the reader's.
+	socket syscall.RawConn // nil where waiting needs reading
+	hides  bool            // TLS: what it has read ahead shows only by reading
+	fresh  bool            // it may have done so during the handshake
+	polls  bool            // a read is not to wait
+	looked bool            // wait has looked before
 }
 
 // maxTLSRecord is the most that one TLS record carries (RFC 8446 §5.1).
@@ -36,7 +43,10 @@ func (w *wire) attach(conn net.Conn, early []byte) {
 	switch conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		w.raw, w.maxWrite = rawConn(conn), maxWrite
-		w.resumable = w.raw != nil
+		w.socket, w.resumable = w.raw, w.raw != nil
+	case *tls.Conn:
+		w.socket, w.maxWrite = rawConn(innermost(conn)), maxTLSRecord
+		w.hides, w.fresh = true, true
 	default:
 		w.maxWrite = maxTLSRecord
 	}
@@ -69,11 +79,11 @@ func innermost(conn net.Conn) net.Conn {
 // wait returns when there is something to read, or an error to find by reading, or when the read deadline has passed. It
 // reads nothing, and returns at once where waiting needs reading.
 func (w *wire) wait() error {
-	if w.raw == nil || len(w.early) > 0 {
+	if w.socket == nil || w.fresh || len(w.early) > 0 {
 		return nil
 	}
 	w.looked = false
-	return w.raw.Read(w.canRead)
+	return w.socket.Read(w.canRead)
 }
 
 // canRead is asked before the wait, and again when the runtime's poller has seen something.
@@ -103,7 +113,7 @@ func (w *wire) Read(p []byte) (int, error) {
 			w.client.onHeard(n)
 			return n, err
 		}
-		if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		if err != nil && !w.polls && errors.Is(err, os.ErrDeadlineExceeded) {
 			err = w.client.onSilence()
 			if err == nil {
 				continue
