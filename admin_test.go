@@ -480,24 +480,24 @@ func serveAdmin(t testing.TB) *http.ServeMux {
 // TestAdmin_ListingManyClientsDelaysNoMessage publishes while all clients of a large hub are listed. A machine that is
 // busy with something else delays a message, too: so the best of some attempts counts.
 func TestAdmin_ListingManyClientsDelaysNoMessage(t *testing.T) {
-	const clients, attempts, most = 100_000, 20, 5 * time.Millisecond
+	const clients, attempts, most = 100_000, 5, 5 * time.Millisecond
 	b := crowd(t, clients)
 	mux := serveAdmin(t)
 	best := time.Hour
 	for range attempts {
-		stop, worst := make(chan struct{}), make(chan time.Duration)
+		stop, waits := make(chan struct{}), make(chan []time.Duration)
 		go func() { // ends with the listing
-			longest := time.Duration(0)
+			var all []time.Duration
 			for {
 				select {
 				case <-stop:
-					worst <- longest
+					waits <- all
 					return
 				default:
 				}
 				began := time.Now()
 				b.publish(nil, websocket.TextMessage, []byte("hello"))
-				longest = max(longest, time.Since(began))
+				all = append(all, time.Since(began))
 				time.Sleep(100 * time.Microsecond) // the rate of the messages
 			}
 		}()
@@ -513,16 +513,20 @@ func TestAdmin_ListingManyClientsDelaysNoMessage(t *testing.T) {
 			after = "&after=" + page.Next
 		}
 		close(stop)
-		best = min(best, <-worst)
+		all := <-waits
+		slices.Sort(all)
+		// Not the longest: that is how long the machine let something else run. Sorting under the lock makes most wait for
+		// tens of milliseconds.
+		best = min(best, all[len(all)*95/100])
 		if listed != clients {
 			t.Fatalf("listed %d clients, want %d", listed, clients)
 		}
 		if best < most {
-			t.Logf("the longest that a message waited: %v", best)
+			t.Logf("19 of 20 messages waited for no longer than %v, one for %v", best, all[len(all)-1])
 			return
 		}
 	}
-	t.Errorf("a message waited for %v", best)
+	t.Errorf("19 of 20 messages waited for up to %v, want less than %v", best, most)
 }
 
 func TestLowest(t *testing.T) {

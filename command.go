@@ -13,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -154,6 +155,8 @@ func runSend(cmd *cobra.Command, args []string) error {
 	contentType := "text/plain; charset=utf-8"
 	if binary, _ := cmd.Flags().GetBool("binary"); binary {
 		contentType = "application/octet-stream"
+	} else if !utf8.Valid(message) {
+		return errors.New("the message is not valid UTF-8: publish it with --binary")
 	}
 	var done publication
 	err = call(cmd, http.MethodPost, hubPath(args[0])+"/messages", contentType, bytes.NewReader(message), &done)
@@ -174,9 +177,14 @@ var kickable = []struct{ flag, usage, path string }{
 func runKick(cmd *cobra.Command, _ []string) error {
 	var paths []string
 	for _, k := range kickable {
-		if name, _ := cmd.Flags().GetString(k.flag); name != "" {
-			paths = append(paths, k.path+escaped(name))
+		if !cmd.Flags().Changed(k.flag) {
+			continue
 		}
+		name, _ := cmd.Flags().GetString(k.flag) // fails only for a flag that is not defined
+		if name == "" {
+			return fmt.Errorf("--%s must not be empty", k.flag) // a variable that is not set, and more kicked than was meant
+		}
+		paths = append(paths, k.path+escaped(name))
 	}
 	if len(paths) != 1 {
 		return errors.New("say whom to kick, with one of --client, --user and --hub")
@@ -269,9 +277,28 @@ func ask(cmd *cobra.Command, method, uri, contentType string, body io.Reader) (*
 	}
 	resp, err := caddycmd.AdminAPIRequest(endpoint, method, uri, header, body)
 	if err != nil {
+		if answer, ok := apiError(err); ok {
+			return nil, answer
+		}
 		return nil, fmt.Errorf("asking Caddy's admin endpoint at %s (--address or --config choose another): %w", endpoint, err)
 	}
 	return resp, nil
+}
+
+// apiError returns what the admin API says is wrong, if err is an answer of it. Caddy keeps that as text only.
+func apiError(err error) (error, bool) {
+	_, body, found := strings.Cut(err.Error(), "caddy responded with error: HTTP ")
+	if !found {
+		return nil, false
+	}
+	var answer struct {
+		Error string `json:"error"`
+	}
+	_, body, _ = strings.Cut(body, ": ")
+	if json.Unmarshal([]byte(body), &answer) != nil || answer.Error == "" {
+		return nil, false
+	}
+	return errors.New(answer.Error), true
 }
 
 // call sends a request and reads the answer, which is JSON.

@@ -63,12 +63,13 @@ type Handler struct {
 	// reload goes by: the clients of one that is gone from the configuration are closed with 1012.
 	Hub string `json:"hub,omitempty"`
 
-	// Who the client is, for the log; placeholders are allowed. At most 1024 bytes, else the client is refused
+	// Who the client is, for the log, events and the admin API, which can close the clients of a user; placeholders are
+	// allowed. At most 1024 bytes, else the client is refused
 	// with 400; empty is anonymous. Default: `{http.auth.user.id}`, what Caddy's authentication has found.
 	// After a reload it holds for new clients.
 	User string `json:"user,omitempty"`
 
-	// The pages that may connect, besides those of the request's own host: patterns `[scheme://]host[:port]`,
+	// The pages that may connect, and publish with `http_publish`, besides those of the request's own host: patterns `[scheme://]host[:port]`,
 	// where the host may begin with `*.` for one or more labels and a missing port is the default of the
 	// page's scheme. Placeholders are allowed. A single `*` allows every page, sandboxed ones too: any site
 	// that a visitor opens can then connect with the visitor's cookies. Requests without an Origin, which no
@@ -84,8 +85,8 @@ type Handler struct {
 	Echo *bool `json:"echo,omitempty"`
 
 	// The largest message a client may send, in bytes, 1 to 1 GiB; a larger one closes its sender with 1009
-	// `too_big`, a larger one by `http_publish` is refused with 413. Default: 64 KiB. After a reload it holds for
-	// new clients.
+	// `too_big`, a larger one by `http_publish` or the admin API is refused with 413. Default: 64 KiB. After a reload it
+	// holds for new clients and new requests.
 	MaxMessageSize int64 `json:"max_message_size,omitempty"`
 
 	// How fast each client may send, and each address publish with `http_publish`. Default: no limit. After a reload
@@ -111,7 +112,8 @@ type Handler struct {
 	MaxHubs int `json:"max_hubs,omitempty"`
 
 	// How far behind a client may fall. A hub keeps the largest buffer of the handlers through which its clients
-	// joined. After a reload it holds for a hub as soon as a new client joins.
+	// joined. After a reload a larger one holds for a hub as soon as a new client joins, a smaller one for hubs that are
+	// opened from then on.
 	Buffer *Buffer `json:"buffer,omitempty"`
 
 	// What happens to a client that falls behind further than `buffer`: `close` closes it with 1013 `lagged`,

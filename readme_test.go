@@ -369,7 +369,7 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 						t.Errorf("got %v, want %v", got, want)
 					}
 				case strings.Contains(line, "from a pipe"):
-					p.wantText("from a pipe\n")
+					p.wantText("from a pipe")
 				case strings.Contains(line, "DELETE"), strings.Contains(line, "kick"):
 					p.wantClose(websocket.ClosePolicyViolation, "kicked")
 				case strings.Contains(line, "after="):

@@ -142,15 +142,32 @@ func (r *registry) beginExit() {
 	}
 }
 
-// awaitExit waits, after beginExit, until all clients are finished, but no longer than the longest drain since it
-// began.
+// cutPatience is how long an exit waits for clients that it has cut, which takes a moment each, to be reported.
+const cutPatience = 200 * time.Millisecond
+
+// awaitExit waits, after beginExit, until all clients are finished. Those that are not at the end of the longest drain
+// are cut, so that the log has a line of them, too.
 func (r *registry) awaitExit() {
 	r.mu.Lock()
 	exited, exitBy := r.exited, r.exitBy
 	r.mu.Unlock()
 	select {
 	case <-exited:
+		return
 	case <-time.After(time.Until(exitBy)):
+	}
+	var stuck []*client
+	r.mu.Lock()
+	for _, s := range r.scopes {
+		stuck = append(stuck, s.clients...)
+	}
+	r.mu.Unlock()
+	for _, c := range stuck {
+		c.cut(causeShuttingDown)
+	}
+	select {
+	case <-exited:
+	case <-time.After(time.Until(exitBy.Add(cutPatience))):
 	}
 }
 

@@ -70,6 +70,11 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 				t.Errorf("waited %v, want %v", got, want)
 			}
 		}
+		hubs.mu.Lock()
+		if hubs.live != 0 {
+			t.Error("the stuck client is not finished, and not logged")
+		}
+		hubs.mu.Unlock()
 		stuck.conn.Close()
 	})
 }
