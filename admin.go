@@ -374,7 +374,7 @@ func publishBody(w http.ResponseWriter, r adminRequest) error {
 		return adminError(http.StatusBadRequest, named("body", err))
 	}
 	seq, clients, found := hubs.publish(b.name, opcode, body)
-	if !found || clients == 0 {
+	if !found {
 		return noHub(b.name) // gone meanwhile
 	}
 	hubs.metrics.publishedByAdmin.Inc()

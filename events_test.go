@@ -2,17 +2,67 @@ package chatbroadcast
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/gorilla/websocket"
 )
 
-func init() { caddy.RegisterModule(new(eventRecorder)) }
+func init() {
+	caddy.RegisterModule(new(eventRecorder))
+	caddy.RegisterModule(new(badEventHandler))
+	caddy.RegisterModule(new(failingHandler))
+	httpcaddyfile.RegisterHandlerDirective("test_fails", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		return new(failingHandler), nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("test_fails", httpcaddyfile.After, "respond")
+}
+
+// A badEventHandler panics.
+type badEventHandler struct{}
+
+// CaddyModule implements caddy.Module.
+func (*badEventHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "events.handlers.test_bad", New: func() caddy.Module { return new(badEventHandler) }}
+}
+
+// UnmarshalCaddyfile implements caddyfile.Unmarshaler: there are no arguments.
+func (*badEventHandler) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+
+// Handle implements caddyevents.Handler.
+func (*badEventHandler) Handle(context.Context, caddy.Event) error { panic("a handler's bug") }
+
+// A failingHandler fails to be provisioned, when it is told to.
+type failingHandler struct{}
+
+// provisioning gets an element when a failingHandler is being provisioned, and another when it is to fail.
+var provisioning = make(chan struct{})
+
+// CaddyModule implements caddy.Module.
+func (*failingHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.test_fails", New: func() caddy.Module { return new(failingHandler) }}
+}
+
+// Provision implements caddy.Provisioner.
+func (*failingHandler) Provision(caddy.Context) error {
+	provisioning <- struct{}{}
+	<-provisioning
+	return errors.New("as told")
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (*failingHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	return next.ServeHTTP(w, r)
+}
 
 // An eventRecorder is an event handler that remembers what it is told.
 type eventRecorder struct{}
@@ -123,15 +173,68 @@ func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
 	recordedEvents(t, 1)
 }
 
+func TestEvents_PanicOfAHandlerIsLogged(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith("events {\n\ton chat_hub_opened test_bad\n\ton chat_hub_opened test_recorder\n\ton chat_hub_closed test_recorder\n}",
+		"http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
+	p := join(t, "/chat/a")
+	if line := s.logged(moduleID, 1)[0]; line["level"] != "error" || line["event"] != eventHubOpened {
+		t.Errorf("got %v, want an error", line)
+	}
+	p.text("still here")
+	p.wantText("still here")
+	p.conn.Close()
+	recordedEvents(t, 1) // others are told
+}
+
+// TestReload_FailingChangesNothing looks at the logs and the events while a configuration is provisioned that fails, and
+// has others.
+func TestReload_FailingChangesNothing(t *testing.T) {
+	const site = `http://localhost:9080 {
+		chat_broadcast /chat/* {path}
+		%s
+	}`
+	s := startCaddy(t, "")
+	s.loadWith(eventOptions, fmt.Sprintf(site, ""))
+	p := join(t, "/chat/a")
+	recordedEvents(t, 1)
+	failed := make(chan int)
+	go func() {
+		config := s.caddyfile("", fmt.Sprintf(site, "test_fails /chat/*"))
+		status, _ := s.post("text/caddyfile", strings.Replace(config, "output file "+s.logFile, "output discard", 1))
+		failed <- status
+	}()
+	<-provisioning
+	p.conn.Close()
+	if got := recordedEvents(t, 1); !slices.Equal(got, []string{"chat_hub_closed map[hub:/chat/a]"}) {
+		t.Errorf("got %q, want the hub closed", got)
+	}
+	s.logged(moduleID, 1)
+	provisioning <- struct{}{}
+	if status := <-failed; status == http.StatusOK {
+		t.Error("the configuration did not fail")
+	}
+}
+
+func TestEvents_HubClosedWhenItsValueIsGone(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith(eventOptions, "http://localhost:9080 {\n\tchat_broadcast {path}\n}")
+	p := join(t, "/a")
+	recordedEvents(t, 1)
+	s.loadWith(eventOptions, "http://localhost:9080 {\n\tchat_broadcast other{path}\n}")
+	p.wantClose(websocket.CloseServiceRestart, "hub_removed")
+	p.conn.Close()
+	if got := recordedEvents(t, 1); !slices.Equal(got, []string{"chat_hub_closed map[hub:/a]"}) {
+		t.Errorf("got %q, want the hub closed", got)
+	}
+}
+
 func TestEvents_CostNothingWhenNobodyListens(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 		chat_broadcast /chat/*
 	}`)
-	hubs.mu.Lock()
-	scope := hubs.scopes[defaultHub]
-	hubs.mu.Unlock()
 	data := map[string]any{}
-	if got := testing.AllocsPerRun(100, func() { hubs.events.emit(scope, eventHubOpened, data) }); got > 0 {
+	if got := testing.AllocsPerRun(100, func() { hubs.events.emit(eventHubOpened, data) }); got > 0 {
 		t.Errorf("got %v allocations, want none", got)
 	}
 	hubs.events.mu.Lock()

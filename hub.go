@@ -84,13 +84,13 @@ func (b *hub) drop(c *client) {
 }
 
 // publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
-// reports whether the message was published (not if the sender has left), under which number, counted from 1, and
+// reports whether the message was published (not if the sender has left, or everybody), under which number, counted from 1, and
 // how many members the hub had then. Where the senders are far ahead of those clients that take what they are sent,
 // publish first waits for these; see awaitTurnsLocked.
 func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, members int, published bool) {
 	b.mu.Lock()
 	b.awaitTurnsLocked()
-	if from != nil && from.left {
+	if from != nil && from.left || b.members == 0 {
 		b.mu.Unlock()
 		return 0, 0, false
 	}
@@ -167,10 +167,10 @@ func (b *hub) next(c *client) (frames []byte, n int, p progress) {
 
 func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 	b.unpinLocked(c)
-	b.doneLocked(c)
 	if c.index < 0 { // dropped: the log may be recycled under it
 		return nil, 0, progressFlushed
 	}
+	b.doneLocked(c)
 	limit := b.log.head
 	if c.left {
 		limit = c.until

@@ -189,6 +189,51 @@ func TestMetrics_LabelsAreNobodysChoice(t *testing.T) {
 	}
 }
 
+// observed returns how many deliveries were timed.
+func observed(t *testing.T, m *metrics) uint64 {
+	t.Helper()
+	var metric dto.Metric
+	if err := m.delivery.Write(&metric); err != nil {
+		t.Fatal(err)
+	}
+	return metric.GetHistogram().GetSampleCount()
+}
+
+func TestHub_SampleWaitsForTheOthersOfABrokenClient(t *testing.T) {
+	for _, echo := range []bool{true, false} {
+		t.Run(fmt.Sprintf("echo=%v", echo), func(t *testing.T) {
+			b := &hub{metrics: newRegistry().metrics}
+			client := func() *client {
+				c := &client{settings: defaults(), hub: b}
+				c.state.Store(stateWriting)
+				b.join(c)
+				return c
+			}
+			broken, a, slow := client(), client(), client()
+			broken.settings.echo = echo
+			if echo {
+				b.publish(nil, websocket.TextMessage, []byte("one"))
+				b.next(broken) // its write fails:
+				b.drop(broken)
+				b.next(broken) // a writer that has yet to see that
+			} else {
+				b.drop(broken)
+				b.publish(broken, websocket.TextMessage, []byte("one")) // what it has sent before is still read
+			}
+			b.next(a)
+			b.next(a)
+			if n := observed(t, b.metrics); n != 0 || b.owed != 1 {
+				t.Errorf("got %d deliveries timed, %d clients that owe, want one that owes", n, b.owed)
+			}
+			b.next(slow)
+			b.next(slow)
+			if n := observed(t, b.metrics); n != 1 || b.owed != 0 {
+				t.Errorf("got %d deliveries timed, %d clients that owe, want it timed", n, b.owed)
+			}
+		})
+	}
+}
+
 // TestHub_SamplesEnd has clients of every kind come, go, send and lag, and checks that no sample waits for somebody who
 // owes it nothing.
 func TestHub_SamplesEnd(t *testing.T) {

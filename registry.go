@@ -38,7 +38,7 @@ type registry struct {
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
-// registry.mu, except newest.
+// registry.mu, except current.
 type scope struct {
 	key      string
 	leases   []*lease // oldest first
@@ -52,7 +52,8 @@ type scope struct {
 	// buckets end with the scope, which is not before the last client is finished.
 	buckets buckets
 
-	newest atomic.Pointer[lease] // the last of leases, or nil
+	// current is the oldest of leases, or nil: that of the configuration that runs. A newer one may yet fail.
+	current atomic.Pointer[lease]
 }
 
 // A lease is a configuration's hold on a scope.
@@ -65,7 +66,7 @@ type lease struct {
 
 // lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
 // cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
-// nothing. log is used for the clients' lines, and emitter for events, until the lease is released or a newer one comes.
+// nothing. log is used for the clients' lines, and emitter for events, once the leases before it are released.
 func (r *registry) lease(key string, log *zap.Logger, emitter emitter, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,7 +77,8 @@ func (r *registry) lease(key string, log *zap.Logger, emitter emitter, drain tim
 	}
 	l := &lease{scope: s, log: log, emitter: emitter, drain: drain}
 	s.leases = append(s.leases, l)
-	s.newest.Store(l)
+	s.current.Store(s.leases[0])
+	r.events.add(l)
 	return l
 }
 
@@ -100,11 +102,12 @@ func (r *registry) releaseScope(l *lease) {
 		return
 	}
 	s.leases = slices.Delete(s.leases, i, i+1)
-	if n := len(s.leases); n > 0 {
-		s.newest.Store(s.leases[n-1])
+	r.events.remove(l)
+	if len(s.leases) > 0 {
+		s.current.Store(s.leases[0])
 		return
 	}
-	s.newest.Store(nil)
+	s.current.Store(nil)
 	if len(s.clients) == 0 {
 		delete(r.scopes, s.key)
 		return
@@ -128,8 +131,8 @@ func (r *registry) beginExit() {
 	var drain time.Duration
 	for _, s := range r.scopes {
 		clients = append(clients, s.clients[:s.members]...)
-		if n := len(s.leases); n > 0 {
-			drain = max(drain, s.leases[n-1].drain)
+		for _, l := range s.leases {
+			drain = max(drain, l.drain)
 		}
 	}
 	r.exited, r.exitBy = make(chan struct{}), time.Now().Add(drain)
@@ -218,9 +221,9 @@ func (r *registry) closeUnleased(s *scope, removal int) {
 	}
 }
 
-// logger returns the logger of the newest configuration that has a lease on s, or Caddy's own.
+// logger returns the logger of the configuration that runs, if it has a lease on s, or Caddy's own.
 func (s *scope) logger() *zap.Logger {
-	if l := s.newest.Load(); l != nil {
+	if l := s.current.Load(); l != nil {
 		return l.log
 	}
 	return caddy.Log().Named(moduleID)
@@ -249,7 +252,7 @@ func (r *registry) join(c *client, name string, limits limits) error {
 	defer r.mu.Unlock()
 	err := r.joinLocked(c, name, limits)
 	if why, ok := errors.AsType[*refusal](err); ok && why != errShuttingDown && why != errHubRemoved {
-		r.events.emit(c.scope, eventClientRefused,
+		r.events.emit(eventClientRefused,
 			map[string]any{"hub": name, "user": c.user, "client_ip": c.ip, "reason": why.reason})
 	}
 	return err
@@ -274,7 +277,7 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 	if b == nil {
 		b = &hub{name: name, opened: c.joined, metrics: r.metrics, taps: r.taps[name]}
 		r.hubs[name] = b
-		r.events.emit(s, eventHubOpened, map[string]any{"hub": name})
+		r.events.emit(eventHubOpened, map[string]any{"hub": name})
 	}
 	r.live++
 	r.lastID = max(r.lastID+1, clientID(c.joined.UnixNano()))
@@ -343,13 +346,15 @@ func reached(n, limit int) bool { return limit > 0 && n >= limit }
 // publish publishes a message that comes from no client, in the named hub: see hub.publish. It reports whether there
 // is such a hub.
 func (r *registry) publish(name string, opcode int, payload []byte) (seq uint64, members int, found bool) {
-	r.mu.Lock()
-	b := r.hubs[name]
-	r.mu.Unlock()
-	if b == nil {
-		return 0, 0, false
+	for !found {
+		b := r.hub(name)
+		if b == nil {
+			return 0, 0, false
+		}
+		// While it waits for turns the hub may lose its last client, and there may be another one of that name.
+		seq, members, found = b.publish(nil, opcode, payload)
 	}
-	return b.publish(nil, opcode, payload)
+	return seq, members, found
 }
 
 // hub returns the named hub, or nil.
@@ -423,7 +428,7 @@ func (r *registry) leaveLocked(c *client) {
 	c.away = true
 	if c.hub.leave(c) == 0 {
 		delete(r.hubs, c.hub.name)
-		r.events.emit(c.scope, eventHubClosed, map[string]any{"hub": c.hub.name})
+		r.events.emit(eventHubClosed, map[string]any{"hub": c.hub.name})
 	}
 	c.scope.members--
 	c.scope.swap(c.scopeIndex, c.scope.members)

@@ -79,6 +79,43 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 	})
 }
 
+func TestRegistry_LongestDrainOfOneValueCounts(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		_, stuck := connect(t, defaults())
+		long := hubs.lease(t.Name(), testLogger(t), emitter{}, 4*time.Second)
+		short := hubs.lease(t.Name(), testLogger(t), emitter{}, time.Second)
+		stuck.text("never read back")
+		synctest.Wait()
+		began := time.Now()
+		hubs.beginExit()
+		hubs.awaitExit()
+		if got := time.Since(began); got != 4*time.Second {
+			t.Errorf("waited %v, want 4s", got)
+		}
+		hubs.release(long)
+		hubs.release(short)
+		stuck.conn.Close()
+	})
+}
+
+// TestRegistry_PublishesInTheHubThatIsThere has a hub close between finding it and publishing in it, and another one of
+// that name open.
+func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		gone, p := connect(t, defaults())
+		p.conn.Close()
+		synctest.Wait()
+		_, other := connect(t, defaults())
+		synctest.Wait()
+		if _, _, published := gone.hub.publish(nil, websocket.TextMessage, []byte("lost")); published {
+			t.Error("published in a hub without clients")
+		}
+		go hubs.publish(gone.hub.name, websocket.TextMessage, []byte("hello")) // ends with the read
+		other.wantText("hello")
+		other.conn.Close()
+	})
+}
+
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())

@@ -28,7 +28,7 @@ func (b *hub) sampleLocked(from *client, seq uint64) {
 		b.metrics.delivered(maxSample)
 	}
 	b.sampled, b.began, b.passed, b.owed = seq, time.Now(), 0, len(b.clients)-b.leaving
-	if from != nil && from.cursor > seq { // with echo off it has everything already
+	if from != nil && from.cursor > seq && from.index >= 0 { // with echo off it has everything already
 		b.owed--
 		from.done = from.cursor
 	}
