@@ -1,12 +1,17 @@
 package chatbroadcast
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"net/http"
+	"path/filepath"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,4 +173,136 @@ func TestClient_IsPingedWhileItsReaderWaits(t *testing.T) {
 	if took := time.Since(began); took > patience/2 {
 		t.Errorf("took %v: a ping waited for the timeout of the one before", took)
 	}
+}
+
+// atRandom is a connection that sends in pieces of random sizes, with pauses.
+type atRandom struct {
+	net.Conn
+	random *rand.Rand
+}
+
+func (c atRandom) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		size := 1 + c.random.IntN(len(p)-n)
+		if c.random.IntN(3) == 0 {
+			size = min(size, 4)
+		}
+		size, err = c.Conn.Write(p[n : n+size])
+		n += size
+		if c.random.IntN(8) == 0 {
+			time.Sleep(time.Duration(c.random.IntN(300)) * time.Microsecond) // so that it arrives in pieces, too
+		}
+	}
+	return n, err
+}
+
+// A talker sends messages in which pings and pongs may stand anywhere, and wants each of them back.
+type talker struct {
+	*peer
+	random *rand.Rand
+	out    []byte
+	want   []string
+}
+
+func (p *talker) control() {
+	for p.random.IntN(3) == 0 {
+		opcode := []byte{websocket.PongMessage, websocket.PongMessage, websocket.PingMessage}[p.random.IntN(3)]
+		p.out = append(p.out, clientFrame(finBit|opcode, make([]byte, p.random.IntN(126)))...)
+	}
+}
+
+func (p *talker) message() {
+	size := p.random.IntN(200)
+	switch p.random.IntN(20) {
+	case 0:
+		size = readBuffer - 10 + p.random.IntN(20)
+	case 1:
+		size = p.random.IntN(60_000)
+	}
+	message := fmt.Sprintf("%0*d", size+1, p.random.Uint32())
+	p.want = append(p.want, message)
+	p.control()
+	at := p.random.IntN(len(message))
+	if p.random.IntN(3) == 0 {
+		p.out = append(p.out, clientFrame(websocket.TextMessage, []byte(message[:at]))...)
+		p.control()
+		p.out = append(p.out, clientFrame(finBit, []byte(message[at:]))...)
+	} else {
+		p.out = append(p.out, clientFrame(finBit|websocket.TextMessage, []byte(message))...)
+	}
+	p.control()
+}
+
+// talk is run in a goroutine of its own: it returns what is wrong.
+func (p *talker) talk(host string, rounds int) error {
+	p.out = []byte(handshakeRequest(host, "/chat/"+fmt.Sprint(p.random.Uint64()), ""))
+	if p.random.IntN(2) == 0 {
+		p.message() // before the 101, which is a client's own risk, but not to be lost
+	}
+	if _, err := p.conn.Write(p.out); err != nil {
+		return err
+	}
+	p.patient()
+	resp, err := http.ReadResponse(p.r, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		return fmt.Errorf("joining: %v, error %w", resp, err)
+	}
+	for range rounds {
+		p.out = nil
+		for range p.random.IntN(4) {
+			p.message()
+		}
+		if _, err := p.conn.Write(p.out); err != nil {
+			return err
+		}
+		for len(p.want) > 0 {
+			p.patient()
+			switch f, err := p.readFrame(); {
+			case err != nil:
+				return fmt.Errorf("%d messages are missing: %w", len(p.want), err)
+			case f.opcode == websocket.CloseMessage:
+				return fmt.Errorf("closed: %q", f.payload)
+			case f.opcode == websocket.PingMessage:
+				if _, err := p.conn.Write(clientFrame(finBit|websocket.PongMessage, []byte(f.payload))); err != nil {
+					return err
+				}
+			case f.opcode == websocket.TextMessage && f.payload != p.want[0]:
+				return fmt.Errorf("got %.30q, want %.30q", f.payload, p.want[0])
+			case f.opcode == websocket.TextMessage:
+				p.want = p.want[1:]
+			}
+		}
+	}
+	return nil
+}
+
+func TestClient_NothingStaysUnread(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "socket")
+	const directive = "chat_broadcast /chat/* {\n\tping 50ms 10s\n\tbuffer 100000 64MiB\n}\n"
+	startCaddy(t, "http://localhost:9080, https://localhost:9443 {\n"+directive+"}\n"+
+		"http:// {\n\tbind unix/"+socket+"\n"+directive+"}")
+	dialTLS(t).Close() // there is a certificate
+	var talkers sync.WaitGroup
+	for i, network := range []string{"tcp", "tcp", "unix", "unix", "tls", "tls", "tls", "tls"} {
+		random := rand.New(rand.NewPCG(uint64(i), uint64(time.Now().UnixNano())))
+		address := map[string]string{"tcp": httpAddr, "unix": socket, "tls": httpsAddr}[network]
+		dialed, err := net.Dial(strings.Replace(network, "tls", "tcp", 1), address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { dialed.Close() })
+		var conn net.Conn = atRandom{dialed, random}
+		host := httpAddr
+		if network == "tls" {
+			host = httpsAddr
+			conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"})
+		}
+		p := &talker{peer: &peer{t: t, conn: conn, r: bufio.NewReader(conn)}, random: random}
+		talkers.Go(func() {
+			if err := p.talk(host, 300); err != nil {
+				t.Errorf("%s: %v", network, err)
+			}
+		})
+	}
+	talkers.Wait()
 }
