@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +174,40 @@ func (s *server) post(contentType, config string) (int, string) {
 		s.t.Fatal(err)
 	}
 	return resp.StatusCode, string(body)
+}
+
+// An answer is the part of a response that tests look at.
+type answer struct {
+	status int
+	body   string
+	header http.Header
+}
+
+// request sends a request over plain HTTP. header are names and values.
+func request(t testing.TB, method, url string, body io.Reader, header ...string) answer {
+	t.Helper()
+	return requestBy(t, http.DefaultTransport, method, url, body, header...)
+}
+
+func requestBy(t testing.TB, transport http.RoundTripper, method, url string, body io.Reader, header ...string) answer {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pair := range slices.Chunk(header, 2) {
+		r.Header.Add(pair[0], pair[1])
+	}
+	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, string(got), resp.Header}
 }
 
 // logged returns the entries of one logger and those below it so far, once there are at least n.

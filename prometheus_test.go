@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -377,18 +376,9 @@ func TestPrometheus(t *testing.T) {
 	})
 
 	t.Run("metrics are as they should be", func(t *testing.T) {
-		resp, err := http.Get("http://" + adminAddr + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var ours []byte
-		for line := range bytes.Lines(body) {
-			if bytes.Contains(line, []byte("caddy_chat_broadcast_")) { // Caddy's own have their faults
+		for line := range strings.Lines(request(t, http.MethodGet, "http://"+adminAddr+"/metrics", nil).body) {
+			if strings.Contains(line, "caddy_chat_broadcast_") { // Caddy's own have their faults
 				ours = append(ours, line...)
 			}
 		}

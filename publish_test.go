@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,40 +24,6 @@ const pushSite = `http://localhost:9080 {
 	}
 	respond "next: {method}"
 }`
-
-// An answer is the part of a response that tests look at.
-type answer struct {
-	status int
-	body   string
-	header http.Header
-}
-
-// request sends a request over plain HTTP. header are names and values.
-func request(t testing.TB, method, url string, body io.Reader, header ...string) answer {
-	t.Helper()
-	return requestBy(t, http.DefaultTransport, method, url, body, header...)
-}
-
-func requestBy(t testing.TB, transport http.RoundTripper, method, url string, body io.Reader, header ...string) answer {
-	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, url, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for pair := range slices.Chunk(header, 2) {
-		r.Header.Add(pair[0], pair[1])
-	}
-	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{resp.StatusCode, string(got), resp.Header}
-}
 
 // publish posts a message to path.
 func publish(t testing.TB, path, body string, header ...string) answer {

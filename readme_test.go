@@ -2,7 +2,6 @@ package chatbroadcast
 
 import (
 	"bytes"
-	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -224,19 +223,7 @@ func TestREADME_Webhook(t *testing.T) {
 }
 
 func TestREADME_Metrics(t *testing.T) {
-	got := func() string {
-		t.Helper()
-		resp, err := http.Get("http://" + httpAddr + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(body)
-	}
+	got := func() string { return request(t, http.MethodGet, "http://"+httpAddr+"/metrics", nil).body }
 	s := startRecipe(t, "metrics", "192.0.2.7", "127.0.0.1 ::1")
 	if body := got(); !strings.Contains(body, "\ncaddy_chat_broadcast_clients 0\n") {
 		t.Errorf("got %.200q for Prometheus, want the metrics", body)

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -117,16 +116,7 @@ func TestUpgrade_MetricsSay101(t *testing.T) {
 	join(t, "/chat/a")
 	const want = `caddy_http_request_duration_seconds_count{code="101"`
 	eventually(t, "the metrics to say 101", func() bool {
-		resp, err := http.Get("http://" + httpAddr + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Contains(string(body), want)
+		return strings.Contains(request(t, http.MethodGet, "http://"+httpAddr+"/metrics", nil).body, want)
 	})
 }
 
