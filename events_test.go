@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -213,6 +215,22 @@ func TestReload_FailingChangesNothing(t *testing.T) {
 	provisioning <- struct{}{}
 	if status := <-failed; status == http.StatusOK {
 		t.Error("the configuration did not fail")
+	}
+}
+
+func TestReload_CloseLineGoesToTheLogThatIsConfiguredNow(t *testing.T) {
+	const site = "http://localhost:9080 {\n\tchat_broadcast\n}"
+	s := startCaddy(t, site)
+	p := join(t, "/a")
+	first, second := s.logFile, filepath.Join(t.TempDir(), "second.log")
+	s.logFile = second
+	s.load(site)
+	p.conn.Close()
+	if closed := s.logged(moduleID, 1); closed[0]["hub"] != "localhost/a" {
+		t.Errorf("got %v", closed)
+	}
+	if old, err := os.ReadFile(first); err != nil || strings.Contains(string(old), "client closed") {
+		t.Errorf("got the line in the log that was configured before, too, or error %v", err)
 	}
 }
 
