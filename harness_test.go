@@ -164,16 +164,24 @@ func (s *server) loadWith(options, sites string) {
 // post sends a configuration to the admin endpoint and returns the status and the answer.
 func (s *server) post(contentType, config string) (int, string) {
 	s.t.Helper()
-	resp, err := http.Post("http://"+adminAddr+"/load", contentType, strings.NewReader(config))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
+	return postConfig(s.t, adminAddr, contentType, config)
+}
+
+// postConfig sends a configuration to an admin endpoint and returns the status and the answer. It tries again when the
+// connection fails, since the endpoint may just be being replaced because of the load before.
+func postConfig(t testing.TB, admin, contentType, config string) (status int, answer string) {
+	t.Helper()
+	eventually(t, "the admin endpoint to answer", func() bool {
+		resp, err := http.Post("http://"+admin+"/load", contentType, strings.NewReader(config))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		status, answer = resp.StatusCode, string(body)
+		return err == nil
+	})
+	return status, answer
 }
 
 // An answer is the part of a response that tests look at.

@@ -127,16 +127,10 @@ func (p *process) post(options, sites string) error {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	resp, err := http.Post("http://"+processAdmin+"/load", "text/caddyfile", bytes.NewReader(config))
-	if err != nil {
-		return err
+	if status, answer := postConfig(p.t, processAdmin, "text/caddyfile", string(config)); status != http.StatusOK {
+		return fmt.Errorf("status %d: %s", status, answer)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", resp.Status, body)
-	}
-	return err
+	return nil
 }
 
 // terminate sends SIGTERM and returns how long the process took to exit with status 0.
