@@ -194,7 +194,9 @@ func (c *client) cut(why cause) {
 	c.mu.Lock()
 	c.broken = true // nothing more is written that the reader could wait for
 	c.mu.Unlock()
-	c.wire.abort()
+	if conn := c.connection(); conn != nil { // it may still be in its handshake
+		abort(conn)
+	}
 }
 
 // connection returns the client's connection, or nil if it has none yet.

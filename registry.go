@@ -66,7 +66,8 @@ type lease struct {
 
 // lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it
 // cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
-// nothing. log is used for the clients' lines, and emitter for events, once the leases before it are released.
+// nothing. log is used for the clients' lines once the leases before it are released, emitter for events while its
+// configuration is the one that runs.
 func (r *registry) lease(key string, log *zap.Logger, emitter emitter, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -154,11 +154,8 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 // abort closes the connection with a reset, so that the kernel does not go on to send what a dead or stuck
 // peer will never take. It goes around TLS, whose Close may wait for the peer.
-func (w *wire) abort() {
-	if w.conn == nil {
-		return
-	}
-	conn := innermost(w.conn)
+func abort(conn net.Conn) {
+	conn = innermost(conn)
 	if t, ok := conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // best effort: without it the close is merely slower
 	}
