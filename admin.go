@@ -148,9 +148,9 @@ func adminError(status int, err error) error {
 	return caddy.APIError{HTTPStatus: status, Err: err}
 }
 
-// noHub says what 404 means for a hub: it is there as long as it has clients.
+// noHub says what 404 means for a hub: it is there as long as it has clients or, with history, for some time after that.
 func noHub(name string) error {
-	return adminError(http.StatusNotFound, fmt.Errorf("hub %s has no clients", name))
+	return adminError(http.StatusNotFound, fmt.Errorf("hub %s is not open", name))
 }
 
 // ---- what there is ----
@@ -204,7 +204,7 @@ func listHubs(w http.ResponseWriter, r adminRequest) error {
 		func(a, b *hub) int { return cmp.Compare(a.name, b.name) })
 	page := hubsPage{Hubs: []hubInfo{}}
 	for _, b := range found {
-		if info := b.info(); info.Clients > 0 {
+		if info, open := b.info(); open {
 			page.Hubs = append(page.Hubs, info)
 		}
 	}
@@ -230,10 +230,11 @@ func listClients(w http.ResponseWriter, r adminRequest) error {
 	if err != nil {
 		return err
 	}
-	page := clientsPage{Hub: b.info(), Clients: []clientInfo{}}
-	if page.Hub.Clients == 0 {
+	info, open := b.info()
+	if !open {
 		return noHub(b.name)
 	}
+	page := clientsPage{Hub: info, Clients: []clientInfo{}}
 	found, more := lowest(b.snapshot(), limit,
 		func(c *client) bool { return c.id > after },
 		func(a, b *client) int { return cmp.Compare(a.id, b.id) })
@@ -299,7 +300,8 @@ func lowest[T any](all []T, limit int, keep func(T) bool, compare func(a, b T) i
 	return found[:min(len(found), limit)], len(found) > limit
 }
 
-func (b *hub) info() hubInfo {
+// info returns what is shown of the hub, and whether it is still open.
+func (b *hub) info() (info hubInfo, open bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return hubInfo{
@@ -309,7 +311,7 @@ func (b *hub) info() hubInfo {
 		RetainedMessages: b.log.head - b.log.tail,
 		RetainedBytes:    b.log.bytes,
 		Since:            b.opened,
-	}
+	}, !b.closed
 }
 
 // snapshot returns the clients as they are now: members, and some who have left. Copying is all that happens under the
@@ -329,9 +331,11 @@ func (b *hub) lags(clients []*client) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, c := range clients {
-		lags[i] = int(b.log.head - c.cursor)
-		if c.left {
+		switch {
+		case c.left:
 			lags[i] = -1
+		case c.index >= 0:
+			lags[i] = int(b.messagesLocked(c, c.cursor, c.log.head))
 		}
 	}
 	return lags
@@ -373,12 +377,12 @@ func publishBody(w http.ResponseWriter, r adminRequest) error {
 	if err != nil {
 		return adminError(http.StatusBadRequest, named("body", err))
 	}
-	seq, clients, found := hubs.publish(b.name, opcode, body)
+	published, found := hubs.publish(b.name, message{opcode: opcode, payload: body})
 	if !found {
 		return noHub(b.name) // gone meanwhile
 	}
 	hubs.metrics.publishedByAdmin.Inc()
-	return answerJSON(w, http.StatusOK, publication{clients, seq})
+	return answerJSON(w, http.StatusOK, publication{published.members, published.seq})
 }
 
 func (b *hub) messageLimit() int {
@@ -481,17 +485,21 @@ func kickUser(w http.ResponseWriter, r adminRequest) error {
 	return kick(w, clients, fmt.Errorf("user %s has no clients", r.name))
 }
 
-// kickHub closes the clients of a hub.
+// kickHub closes the clients of a hub and forgets its history.
 func kickHub(w http.ResponseWriter, r adminRequest) error {
 	b, err := findHub(r.name)
 	if err != nil {
 		return err
 	}
-	return kick(w, b.snapshot(), noHub(b.name))
+	none := noHub(b.name)
+	if b.forget() {
+		none = nil
+	}
+	return kick(w, b.snapshot(), none)
 }
 
 // kick closes clients and answers with how many of them were not closing anyway. If there are none, it is the 404 of
-// the given error.
+// the given error, if there is one.
 func kick(w http.ResponseWriter, clients []*client, none error) error {
 	kicked := 0
 	for _, c := range clients {
@@ -499,7 +507,7 @@ func kick(w http.ResponseWriter, clients []*client, none error) error {
 			kicked++
 		}
 	}
-	if kicked == 0 {
+	if kicked == 0 && none != nil {
 		return adminError(http.StatusNotFound, none)
 	}
 	return answerJSON(w, http.StatusOK, kicking{kicked})

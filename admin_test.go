@@ -247,9 +247,9 @@ func TestAdmin_Refuses(t *testing.T) {
 		{"GET", "/clients/1", "", 405, "method: ", "DELETE"},
 		{"GET", "/users/ada", "", 405, "method: ", "DELETE"},
 
-		{"GET", "/hubs/nowhere", "", 404, "hub nowhere has no clients", ""},
-		{"DELETE", "/hubs/nowhere", "", 404, "hub nowhere has no clients", ""},
-		{"POST", "/hubs/nowhere/messages", "hello", 404, "hub nowhere has no clients", ""},
+		{"GET", "/hubs/nowhere", "", 404, "hub nowhere is not open", ""},
+		{"DELETE", "/hubs/nowhere", "", 404, "hub nowhere is not open", ""},
+		{"POST", "/hubs/nowhere/messages", "hello", 404, "hub nowhere is not open", ""},
 		{"DELETE", "/clients/1", "", 404, "client 1 is not connected", ""},
 		{"DELETE", "/users/nobody", "", 404, "user nobody has no clients", ""},
 
@@ -496,7 +496,7 @@ func TestAdmin_ListingManyClientsDelaysNoMessage(t *testing.T) {
 				default:
 				}
 				began := time.Now()
-				b.publish(nil, websocket.TextMessage, []byte("hello"))
+				b.publish(message{opcode: websocket.TextMessage, payload: []byte("hello")})
 				all = append(all, time.Since(began))
 				time.Sleep(100 * time.Microsecond) // the rate of the messages
 			}
@@ -654,7 +654,7 @@ func TestAdmin_TailOutlastsTheReadTimeout(t *testing.T) {
 	t.Cleanup(server.Close) // after the follower's
 	f := follow(t, server.URL, "crowd")
 	time.Sleep(4 * server.Config.ReadTimeout) // the timeout is what is tested
-	b.publish(nil, websocket.TextMessage, []byte("late"))
+	b.publish(message{opcode: websocket.TextMessage, payload: []byte("late")})
 	f.want(`{"seq":1,"type":"text","data":"late"}`)
 	f.body.Close()
 	eventually(t, "the tap to be removed", func() bool { return taps() == 0 })
@@ -670,7 +670,7 @@ func TestAdmin_TailThatIsNotReadHoldsUpNobody(t *testing.T) {
 	payload := []byte(strings.Repeat("x", 32<<10))
 	began := time.Now()
 	for range messages {
-		b.publish(nil, websocket.TextMessage, payload)
+		b.publish(message{opcode: websocket.TextMessage, payload: payload})
 	}
 	t.Logf("published %d MB in %v", messages*len(payload)>>20, time.Since(began))
 	var seen, missed uint64
@@ -697,7 +697,7 @@ func TestAdmin_ShutdownEndsTailsThatAreNotRead(t *testing.T) {
 	server := httptest.NewServer(serveAdmin(t))
 	follow(t, server.URL, "crowd")
 	eventually(t, "the follower's connection to be full", func() bool {
-		b.publish(nil, websocket.TextMessage, make([]byte, 1<<20))
+		b.publish(message{opcode: websocket.TextMessage, payload: make([]byte, 1<<20)})
 		b.mu.Lock()
 		t := b.taps[0]
 		b.mu.Unlock()

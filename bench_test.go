@@ -66,7 +66,7 @@ func BenchmarkHub_Publish(b *testing.B) {
 					payload := make([]byte, size)
 					b.ReportAllocs()
 					for b.Loop() {
-						h.publish(nil, websocket.BinaryMessage, payload)
+						h.publish(message{opcode: websocket.BinaryMessage, payload: payload})
 						serveQueue(h)
 					}
 				})
@@ -85,7 +85,7 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 				h := newSocketlessHub(clients, state == "slow")
 				payload := make([]byte, size)
 				got := testing.AllocsPerRun(messages, func() {
-					h.publish(nil, websocket.BinaryMessage, payload)
+					h.publish(message{opcode: websocket.BinaryMessage, payload: payload})
 					serveQueue(h)
 				})
 				if got > 1 {
@@ -445,6 +445,6 @@ func BenchmarkMetrics_Message(b *testing.B) {
 		h.metrics.bytesReceived.Add(136)
 		h.metrics.received(websocket.TextMessage)
 		h.metrics.publishedByClient.Inc()
-		h.sampleLocked(nil, h.log.head)
+		h.sampleLocked(nil, h.log.head, 0)
 	}
 }

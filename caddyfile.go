@@ -43,6 +43,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //	    write_timeout       <duration>
 //	    max_age             <duration>
 //	    drain               <duration>
+//	    history             <messages> [<age>]
+//	    presence            [join_leave]
 //	    http_publish
 //	}
 //
@@ -150,6 +152,18 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	},
 	"drain": func(h *Handler, args *arguments) {
 		h.Drain = args.duration("<duration>")
+	},
+	"history": func(h *Handler, args *arguments) {
+		h.History = &History{Messages: args.count("<messages>")}
+		if args.more() {
+			h.History.Age = args.duration("<age>")
+		}
+	},
+	"presence": func(h *Handler, args *arguments) {
+		h.Presence = new(Presence)
+		if args.more() {
+			h.Presence.JoinLeave = args.oneOf("join_leave") == "join_leave"
+		}
 	},
 	"http_publish": func(h *Handler, _ *arguments) {
 		h.HTTPPublish = true

@@ -32,20 +32,23 @@ const (
 // connection lives, which is a new goroutine for each wait, and a writer for as long as there is something to write.
 type client struct {
 	// Set once, before the client joins or starts.
-	id       clientID
-	settings *settings
-	hub      *hub
-	scope    *scope
-	user     string
-	ip       string       // as Caddy sees it, behind trusted proxies too
-	prefix   netip.Prefix // what max_clients_per_ip counts as one address
-	ws       *websocket.Conn
-	wire     wire // what in reads from
-	joined   time.Time
-	expiry   *time.Timer // of max_age, or nil
+	id           clientID
+	settings     *settings
+	hub          *hub
+	scope        *scope
+	user         string
+	ip           string       // as Caddy sees it, behind trusted proxies too
+	prefix       netip.Prefix // what max_clients_per_ip counts as one address
+	ws           *websocket.Conn
+	wire         wire // what in reads from
+	joined       time.Time
+	expiry       *time.Timer // of max_age, or nil
+	speaksEvents bool
+	token        string      // with events: what its sends go by
+	since        *resumption // with events: or nil
 
 	state atomic.Int32
-	due   atomic.Bool // whether pending is not empty
+	due   atomic.Bool // whether pending or answers are not empty
 
 	// Added to by the reader and by the writer, read by anyone.
 	messagesIn, bytesIn   atomic.Uint64
@@ -61,8 +64,10 @@ type client struct {
 	overhead int // bytes received since the last pause that are no part of a message
 
 	// Guarded by hub.mu.
-	index    int // in hub.clients; negative when dropped
+	index    int  // in hub.clients; negative when dropped
+	log      *log // what it reads from
 	cursor   uint64
+	taken    uint64 // the cursor before the last next
 	done     uint64 // the cursor up to which everything is written
 	left     bool
 	until    uint64     // once left: the head at that moment
@@ -72,6 +77,7 @@ type client struct {
 	turn     turn
 	nextTurn *client // the next in the hub's queue
 	looked   uint64  // in turnWriter: the cursor when a sender last looked
+	counted  uint64  // the generation of the hub's roster that it is in
 
 	// Guarded by registry.mu.
 	scopeIndex int  // in scope.clients
@@ -79,8 +85,10 @@ type client struct {
 
 	// Guarded by mu.
 	mu           sync.Mutex
-	pending      []byte // pongs and pings, wire-ready
-	closing      bool   // cause is decided; nothing more is published for the client
+	pending      []byte        // pongs and pings, wire-ready
+	answers      []byte        // events for this client alone, wire-ready
+	answered     chan struct{} // if the reader waits: closed when answers are taken
+	closing      bool          // cause is decided; nothing more is published for the client
 	cause        cause
 	deadline     time.Time     // once closing: when patience with the peer ends
 	readDeadline time.Time     // before that: when the reader wants to be woken from silence

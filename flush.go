@@ -83,6 +83,9 @@ func (b *hub) endTurnLocked(c *client) {
 	b.open--
 	if b.open == 0 {
 		b.log.caughtUp()
+		if b.events != nil {
+			b.events.caughtUp()
+		}
 		if b.allEnded != nil {
 			close(b.allEnded)
 			b.allEnded = nil
@@ -94,7 +97,7 @@ func (b *hub) endTurnLocked(c *client) {
 // turn yet: it waits until no turn is open when a quarter of the buffer was appended meanwhile. It gives up the lock
 // to wait. A client that is blocked has no turn, so that it delays nobody.
 func (b *hub) awaitTurnsLocked() {
-	for looks := 1; b.open > 0 && b.log.ahead(); {
+	for looks := 1; b.open > 0 && b.aheadLocked(); {
 		if b.allEnded == nil {
 			b.allEnded = make(chan struct{})
 		}
@@ -112,6 +115,9 @@ func (b *hub) awaitTurnsLocked() {
 		patience.Stop()
 	}
 }
+
+// aheadLocked reports whether a quarter of the buffer was appended since all turns had ended.
+func (b *hub) aheadLocked() bool { return b.log.ahead() || b.events != nil && b.events.ahead() }
 
 // endBlockedTurnsLocked ends the turns of clients whose own writers cannot go on and have not since the last look, or of
 // all that have one. It gives up the lock to look.
@@ -184,7 +190,7 @@ func (b *hub) serve(served *client) (c *client, frames []byte, n int, p progress
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c = served
-	if c != nil && b.first != nil && c.cursor < b.log.head {
+	if c != nil && b.first != nil && c.cursor < c.log.head {
 		b.unpinLocked(c)
 		b.doneLocked(c)
 		b.queueLocked(c)
@@ -207,7 +213,7 @@ func (b *hub) serve(served *client) (c *client, frames []byte, n int, p progress
 		case p != progressIdle, c.due.Load() && c.state.CompareAndSwap(stateIdle, stateWriting):
 			if p == progressFrames { // its writer will ask for them
 				b.unpinLocked(c)
-				c.cursor -= uint64(n)
+				c.cursor = c.taken
 			}
 			if c.turn != turnNone {
 				b.beginTurnLocked(c, turnWriter)

@@ -48,6 +48,18 @@ func appendFrame(dst []byte, opcode int, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
+// frameParts returns the opcode and the payload of a frame that appendFrame has made.
+func frameParts(frame []byte) (opcode int, payload []byte) {
+	header := 2
+	switch frame[1] {
+	case 126:
+		header = 4
+	case 127:
+		header = maxFrameHeader
+	}
+	return int(frame[0] &^ finBit), frame[header:]
+}
+
 // validUTF8 checks text that is still arriving. It returns how many leading bytes of p are whole,
 // valid characters, and whether p can still become valid: false at the first byte that no
 // continuation can save (RFC 6455 §8.1). At the end of a message n must be len(p).

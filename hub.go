@@ -7,29 +7,50 @@ import (
 )
 
 // A hub is one named broadcast group: a log, and the clients that read from it. All of them see the
-// messages in the order in which publish appended them.
+// messages in the order in which publish appended them. Clients that speak events read them from a second log, which has
+// the same messages in another encoding.
 //
 // A client with everything up to the head is idle and has no writer; publish wakes idle clients only. A busy
 // client has a writer that comes back by itself and finds the new head then, so the busier the hub, the fewer
 // wake-ups a message costs. Who writes, and when, is in flush.go.
 type hub struct {
 	name    string
+	epoch   string // no other hub has it, nor has this one when it is opened anew
 	opened  time.Time
 	metrics *metrics
+	budget  *budget // of history, or nil
 
-	mu  sync.Mutex
-	log log
+	mu     sync.Mutex
+	log    log
+	events *eventLog // or nil
+	closed bool      // nothing is published any more
 	// clients[:idle] are idle, clients[idle:] are busy. A client that has left stays among the busy until
 	// its writer has sent what was published before it left.
 	clients []*client
 	idle    int
 	members int // clients that have not left
-	// maxMessageSize is the largest of the handlers through which its clients joined.
+	// maxMessageSize and bufferMessages are the largest of the handlers through which its clients joined.
 	maxMessageSize int
+	bufferMessages int
 	taps           []*tap // replaced, never changed
+	charged        int    // what budget has been told
 
 	turns
 	sample
+	history
+	presence
+
+	keeping // guarded by registry.mu
+}
+
+// A message is one that is to be published.
+type message struct {
+	from    *client  // who is not sent it, with echo off, and must be a member; nil for none
+	sender  clientID // 0 for none
+	user    string   // who sent it, "" for anonymous
+	opcode  int
+	payload []byte
+	key     sendKey // if not empty: a message of the same key is not published again
 }
 
 // progress says what a client's writer is to do next.
@@ -44,29 +65,83 @@ const (
 	progressFlushed                  // everything from before the client left is written: say goodbye
 )
 
-// join makes c a member: it will get every message published from now on. Its writer counts as running
-// until it asks for next, so nothing is written before the connection is there. The log grows to c's buffer.
+// A welcome is what a hub was like for a client that joined.
+type welcome struct {
+	head    uint64 // the number of the newest message, counted from 1
+	clients int
+	replay  uint64 // how many messages up to head the client is sent
+	missed  uint64 // after the client's since: how many it is not sent
+	resumed bool   // none
+}
+
+// join makes c a member: it will get every message published from now on, and before those what the hub's history has,
+// or of that what it has not had. Its writer counts as running until it asks for next, so nothing is written before the
+// connection is there. The log grows to c's buffer and history.
 func (b *hub) join(c *client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.log.grow(c.settings.bufferMessages, c.settings.bufferBytes)
+	b.growHistoryLocked(c.settings)
 	b.maxMessageSize = max(b.maxMessageSize, c.settings.maxMessageSize)
 	b.members++
-	c.cursor, c.done = b.log.head, b.log.head
+	floor := b.log.head
+	if b.messages > 0 {
+		floor = b.floorLocked(time.Now())
+	}
+	c.log = &b.log
+	if c.speaksEvents {
+		floor = b.joinEventsLocked(c, floor)
+	}
+	w := welcome{head: b.log.head, clients: b.members, missed: floor}
+	if c.since != nil && c.since.epoch == b.epoch && c.since.seq <= b.log.head {
+		w.missed = max(floor, c.since.seq) - c.since.seq
+		w.resumed = w.missed == 0
+		floor = max(floor, c.since.seq)
+	}
+	w.replay = b.log.head - floor
+	c.cursor, c.done = floor, c.log.head
+	if c.speaksEvents {
+		c.cursor = b.events.position(floor)
+		c.own = b.events.gaps(c.cursor)
+		c.tell(c.hello(w))
+	}
 	c.index = len(b.clients)
 	b.clients = append(b.clients, c)
 	b.beginTurnLocked(c, turnWriter)
+	b.arriveLocked(c)
+}
+
+// joinEventsLocked has c read from the hub's event log, which there may not be yet. It returns the oldest message that
+// this has of those from floor on, and with half of its room still free for falling behind.
+func (b *hub) joinEventsLocked(c *client, floor uint64) uint64 {
+	if b.events == nil {
+		b.events = &eventLog{base: floor}
+		b.events.grow(b.log.maxMessages, b.log.maxBytes)
+		for seq := floor; seq < b.log.head; seq++ {
+			r := b.records[seq-b.firstRecord]
+			m := message{sender: r.sender, user: r.user}
+			m.opcode, m.payload = b.log.payload(seq)
+			b.events.appendEvent(m.event(seq+1, r.at))
+		}
+	}
+	b.events.clients++
+	c.log = &b.events.log
+	return max(floor, b.events.seq(max(b.events.tail, b.events.within(b.historyBytesLocked()))))
 }
 
 // leave ends c's membership: nothing published from now on is for c. What was published before stays within
-// reach of its writer. It returns how many members remain. c must be a member.
+// reach of its writer. It returns how many members remain; with the last one a hub without history closes. c must be a
+// member.
 func (b *hub) leave(c *client) (members int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.members--
-	c.left, c.until = true, b.log.head
+	c.left, c.until = true, c.log.head
 	if c.index >= 0 {
 		b.leaving++
+	}
+	b.departLocked(c)
+	if b.members == 0 && b.messages == 0 {
+		b.closeLocked()
 	}
 	if c.index < b.idle {
 		b.removeLocked(c)
@@ -83,42 +158,74 @@ func (b *hub) drop(c *client) {
 	b.removeLocked(c)
 }
 
-// publish appends a message for every member and wakes those that are idle. from is its sender, or nil. It
-// reports whether the message was published (not if the sender has left, or everybody), under which number, counted from 1, and
-// how many members the hub had then. Where the senders are far ahead of those clients that take what they are sent,
-// publish first waits for these; see awaitTurnsLocked.
-func (b *hub) publish(from *client, opcode int, payload []byte) (seq uint64, members int, published bool) {
+// publish appends a message for every member and wakes those that are idle. It reports whether the message was
+// published (not if its sender has left, or the hub is closed). Where the senders are far ahead of those clients that take
+// what they are sent, publish first waits for these; see awaitTurnsLocked.
+func (b *hub) publish(m message) (r receipt, published bool) {
 	b.mu.Lock()
 	b.awaitTurnsLocked()
-	if from != nil && from.left || b.members == 0 {
+	if b.closed || m.from != nil && m.from.left {
 		b.mu.Unlock()
-		return 0, 0, false
+		return receipt{}, false
 	}
-	at := b.log.append(opcode, payload)
-	if from != nil && !from.settings.echo {
-		from.skipOwnLocked(at, b.log.tail)
+	if before, ok := b.receipts[m.key]; ok {
+		b.mu.Unlock()
+		before.repeated = true
+		return before, true
 	}
-	seq, members = b.log.head, b.members
-	b.sampleLocked(from, at)
+	at := b.log.append(m.opcode, m.payload)
+	r = receipt{seq: b.log.head, members: b.members}
+	if b.messages > 0 || b.events != nil || m.key.id != "" {
+		r.at = time.Now()
+	}
+	eventAt := uint64(0)
+	if b.events != nil {
+		eventAt = b.events.appendEvent(m.event(r.seq, r.at))
+		b.events.forgetBetween()
+	}
+	if m.from != nil && !m.from.settings.echo {
+		if m.from.speaksEvents {
+			m.from.skipOwnLocked(eventAt, m.from.log.tail)
+		} else {
+			m.from.skipOwnLocked(at, m.from.log.tail)
+		}
+	}
+	b.rememberLocked(&m, r)
+	b.sampleLocked(m.from, at, eventAt)
 	taps := b.taps
 	for _, t := range taps {
-		t.offer(seq, from, opcode, payload)
+		t.offer(r.seq, m.from, m.opcode, m.payload)
 	}
-	b.wakeLocked()
-	flushers := b.moreFlushersLocked()
-	cut := b.overstrandedLocked()
+	work := b.appendedLocked()
 	b.mu.Unlock()
 
-	for range flushers {
-		go b.flush() // ends when the queue is empty; nobody waits for it, but for the turns
-	}
-	for _, c := range cut {
-		c.cut(causeLagged)
-	}
+	b.deliver(work)
 	for _, t := range taps {
 		t.wake()
 	}
-	return seq, members, true
+	return r, true
+}
+
+// work is what is left to do without the lock after something was appended.
+type work struct {
+	flushers int
+	cut      []*client
+}
+
+// appendedLocked wakes the clients that lack what was appended.
+func (b *hub) appendedLocked() work {
+	b.wakeLocked()
+	b.chargeLocked()
+	return work{b.moreFlushersLocked(), b.overstrandedLocked()}
+}
+
+func (b *hub) deliver(w work) {
+	for range w.flushers {
+		go b.flush() // ends when the queue is empty; nobody waits for it, but for the turns
+	}
+	for _, c := range w.cut {
+		c.cut(causeLagged)
+	}
 }
 
 // wakeLocked makes the idle clients busy that lack a message, which may be all but its sender.
@@ -126,7 +233,7 @@ func (b *hub) wakeLocked() {
 	idle := b.clients[:b.idle]
 	b.idle = 0
 	for i, c := range idle {
-		if c.cursor == b.log.head {
+		if c.cursor == c.log.head {
 			b.swapLocked(i, 0) // what stood there has had its turn here
 			b.idle = 1
 			continue
@@ -137,19 +244,21 @@ func (b *hub) wakeLocked() {
 			b.beginTurnLocked(c, turnWriter) // a writer runs for a pong or a ping, and comes by next before it ends
 		}
 	}
-	if b.idle == len(b.clients) {
-		b.log.recycle()
-	}
+	b.restLocked()
 }
 
 // overstrandedLocked returns the clients that pin more of the past than the hub may hold.
 func (b *hub) overstrandedLocked() (cut []*client) {
 	s := b.log.overstranded()
-	if s == nil {
+	var e *segment
+	if b.events != nil {
+		e = b.events.overstranded()
+	}
+	if s == nil && e == nil {
 		return nil
 	}
 	for _, c := range b.clients[b.idle:] {
-		if c.pinned == s {
+		if c.pinned != nil && (c.pinned == s || c.pinned == e) {
 			cut = append(cut, c)
 		}
 	}
@@ -171,12 +280,12 @@ func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 		return nil, 0, progressFlushed
 	}
 	b.doneLocked(c)
-	limit := b.log.head
+	limit := c.log.head
 	if c.left {
 		limit = c.until
 	}
 	skipTo := c.skipLocked(limit)
-	if c.cursor < b.log.tail && c.cursor < limit {
+	if c.cursor < c.log.tail && c.cursor < limit {
 		if c.left {
 			b.removeLocked(c)
 			return nil, 0, progressFlushed // as far as it goes
@@ -184,9 +293,7 @@ func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 		if !c.settings.skip {
 			return nil, 0, progressLagged
 		}
-		c.missed += b.log.tail - c.cursor
-		b.metrics.droppedByLag.Add(float64(b.log.tail - c.cursor))
-		c.cursor = b.log.tail
+		b.skipLaggedLocked(c)
 		skipTo = c.skipLocked(limit)
 	}
 	if c.cursor == limit {
@@ -196,9 +303,29 @@ func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
 		}
 		return nil, 0, b.parkLocked(c)
 	}
-	c.pinned, frames, n = b.log.next(c.cursor, skipTo)
+	c.pinned, frames, n = c.log.next(c.cursor, skipTo)
+	c.taken = c.cursor
 	c.cursor += uint64(n)
-	return frames, n, progressFrames
+	return frames, int(b.messagesLocked(c, c.taken, c.cursor)), progressFrames
+}
+
+// messagesLocked returns how many messages there are from one position of c's log up to another.
+func (b *hub) messagesLocked(c *client, from, to uint64) uint64 {
+	if c.speaksEvents {
+		return b.events.seq(to) - b.events.seq(from)
+	}
+	return to - from
+}
+
+// skipLaggedLocked moves c over what is gone.
+func (b *hub) skipLaggedLocked(c *client) {
+	missed := b.messagesLocked(c, c.cursor, c.log.tail)
+	c.missed += missed
+	b.metrics.droppedByLag.Add(float64(missed))
+	c.cursor = c.log.tail
+	if c.speaksEvents {
+		c.tell(laggedEvent{"lagged", missed, b.events.seq(c.cursor) + 1})
+	}
 }
 
 // parkLocked makes c idle. When every client is, the log's memory is given back.
@@ -212,9 +339,7 @@ func (b *hub) parkLocked(c *client) progress {
 		b.swapLocked(c.index, b.idle)
 		b.idle++
 	}
-	if b.idle == len(b.clients) {
-		b.log.recycle()
-	}
+	b.restLocked()
 	return progressIdle
 }
 
@@ -285,6 +410,9 @@ func (b *hub) removeLocked(c *client) {
 	if c.index < 0 {
 		return
 	}
+	if c.speaksEvents {
+		b.events.clients--
+	}
 	if c.index < b.idle {
 		b.idle--
 		b.swapLocked(c.index, b.idle)
@@ -298,9 +426,7 @@ func (b *hub) removeLocked(c *client) {
 	b.clients[last] = nil
 	b.clients = b.clients[:last]
 	c.index = -1
-	if b.idle == len(b.clients) {
-		b.log.recycle()
-	}
+	b.restLocked()
 }
 
 func (b *hub) swapLocked(i, j int) {

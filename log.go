@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"cmp"
 	"slices"
+	"sort"
 	"sync"
 )
 
@@ -126,6 +127,43 @@ func (l *log) evict() {
 	l.stranded = append(l.stranded, s)
 }
 
+// trim evicts the frames before to.
+func (l *log) trim(to uint64) {
+	for l.tail < to {
+		l.evict()
+	}
+}
+
+// within returns the oldest frame from which on all frames together take at most maxBytes, or else the newest one.
+func (l *log) within(maxBytes int) uint64 {
+	if l.bytes <= maxBytes {
+		return l.tail
+	}
+	for _, s := range slices.Backward(l.segments) {
+		oldest := max(l.tail, s.first) - s.first
+		n := len(s.ends) - int(oldest)
+		size := int(s.ends[len(s.ends)-1]) - s.start(oldest) + indexSize*n
+		if size <= maxBytes {
+			maxBytes -= size
+			continue
+		}
+		end := int(s.ends[len(s.ends)-1])
+		skip := sort.Search(n, func(i int) bool {
+			return end-s.start(oldest+uint64(i))+indexSize*(n-i) <= maxBytes
+		})
+		return min(s.first+oldest+uint64(skip), l.head-1)
+	}
+	return l.tail
+}
+
+// payload returns the opcode and the payload of a retained frame. The bytes are the log's: they are valid until it
+// changes.
+func (l *log) payload(seq uint64) (opcode int, payload []byte) {
+	s, frame, _ := l.next(seq, seq+1)
+	l.unpin(s)
+	return frameParts(frame)
+}
+
 // ahead reports whether a quarter of the buffer or more has been appended since caughtUp.
 func (l *log) ahead() bool {
 	return l.aheadMessages > l.maxMessages/4 || l.aheadBytes > l.maxBytes/4
@@ -183,6 +221,45 @@ func held(segments []*segment) (n int) {
 	return n
 }
 
+// retain forgets the frames before from, and gives back memory that the others do not need. Nothing may be pinned and
+// every cursor must be at head.
+func (l *log) retain(from uint64) {
+	if from == l.head {
+		l.recycle()
+		return
+	}
+	l.trim(from)
+	if held(l.segments) > 2*l.bytes+segmentSizes[1] {
+		l.compact()
+	}
+	l.rest()
+}
+
+// compact moves the frames to segments that they fill. It is retain's: a busy hub needs the room.
+func (l *log) compact() {
+	old := l.segments
+	l.segments = nil
+	rest := l.bytes - indexSize*int(l.head-l.tail)
+	seq := l.tail
+	for _, s := range old {
+		for i := seq - s.first; i < uint64(len(s.ends)); i++ {
+			frame := s.buf[s.start(i):s.ends[i]]
+			n := len(l.segments)
+			if n == 0 || cap(l.segments[n-1].buf)-len(l.segments[n-1].buf) < len(frame) {
+				size := max(min(rest, maxWrite), len(frame))
+				l.segments = append(l.segments, &segment{first: seq, buf: make([]byte, 0, size)})
+				n++
+			}
+			into := l.segments[n-1]
+			into.buf = append(into.buf, frame...)
+			into.ends = append(into.ends, uint32(len(into.buf)))
+			rest -= len(frame)
+			seq++
+		}
+		s.free()
+	}
+}
+
 // recycle forgets every frame. Nothing may be pinned and every cursor must be at head.
 func (l *log) recycle() {
 	for i, s := range l.segments {
@@ -191,6 +268,11 @@ func (l *log) recycle() {
 	}
 	l.segments = l.segments[:0]
 	l.tail, l.bytes = l.head, 0
+	l.rest()
+}
+
+// rest notes that a busy spell is over.
+func (l *log) rest() {
 	// The next spell will be like this one: start with a segment that would have held it twice.
 	l.sizeClass = 0
 	for l.sizeClass < len(segmentSizes)-1 && segmentSizes[l.sizeClass] < 2*l.appended {

@@ -31,6 +31,19 @@ func (m *logModel) tail() uint64 {
 	return tail
 }
 
+// within is the oldest frame such that it and all after it take at most maxBytes, or the newest.
+func (m *logModel) within(maxBytes int) uint64 {
+	tail, oldest := m.tail(), uint64(len(m.frames))
+	for oldest > tail {
+		maxBytes -= len(m.frames[oldest-1]) + indexSize
+		if newest := oldest == uint64(len(m.frames)); !newest && maxBytes < 0 {
+			break
+		}
+		oldest--
+	}
+	return oldest
+}
+
 // A logReader is a client of the model test: it pins a batch, and checks it only when it lets go.
 type logReader struct {
 	cursor uint64
@@ -86,15 +99,21 @@ func checkLog(t *testing.T, maxMessages, maxBytes int, operations []byte) {
 			if n > 1 && len(frames) > maxWrite {
 				t.Fatalf("next: got %d bytes in %d frames, want at most %d", len(frames), n, maxWrite)
 			}
-		case 3: // let go, and recycle when everyone is at the head
+		case 3: // let go, and when everyone is at the head recycle, or retain some
 			unpin(r)
 			idle := true
 			for i := range readers {
 				idle = idle && readers[i].pinned == nil && readers[i].cursor == l.head
 			}
-			if idle {
+			if idle && size%3 == 0 {
 				l.recycle()
 				m.forgotten = l.head
+			} else if idle {
+				m.forgotten = m.tail() + uint64(size)%(l.head-m.tail()+1)
+				l.retain(m.forgotten)
+				if got := held(l.segments); got > 3*l.bytes+2*segmentSizes[1] {
+					t.Fatalf("got %d bytes in segments for %d retained", got, l.bytes)
+				}
 			}
 		}
 		checkBounds(t, l, m)
@@ -118,6 +137,11 @@ func checkBounds(t *testing.T, l *log, m *logModel) {
 	}
 	if l.bytes != want {
 		t.Fatalf("got %d retained bytes, want %d", l.bytes, want)
+	}
+	for _, bytes := range []int{0, want / 3, want} {
+		if got, want := l.within(bytes), m.within(bytes); got != want {
+			t.Fatalf("got message %d as the oldest within %d bytes, want %d", got, bytes, want)
+		}
 	}
 	newest := 0
 	if len(m.frames) > 0 {

@@ -212,13 +212,13 @@ func TestHub_SampleWaitsForTheOthersOfABrokenClient(t *testing.T) {
 			broken, a, slow := client(), client(), client()
 			broken.settings.echo = echo
 			if echo {
-				b.publish(nil, websocket.TextMessage, []byte("one"))
+				b.publish(message{opcode: websocket.TextMessage, payload: []byte("one")})
 				b.next(broken) // its write fails:
 				b.drop(broken)
 				b.next(broken) // a writer that has yet to see that
 			} else {
 				b.drop(broken)
-				b.publish(broken, websocket.TextMessage, []byte("one")) // what it has sent before is still read
+				b.publish(message{from: broken, opcode: websocket.TextMessage, payload: []byte("one")}) // what it has sent before is still read
 			}
 			b.next(a)
 			b.next(a)
@@ -262,7 +262,7 @@ func TestHub_SamplesEnd(t *testing.T) {
 					}
 				case n < 8:
 					from := members[random.IntN(len(members))]
-					from.c.hub.publish(from.c, websocket.TextMessage, []byte("hello"))
+					from.c.hub.publish(message{from: from.c, opcode: websocket.TextMessage, payload: []byte("hello")})
 				case n < 9:
 					i := random.IntN(len(members))
 					members[i].c.close(causeHubRemoved)

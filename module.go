@@ -34,6 +34,7 @@ const (
 	defaultPingInterval   = caddy.Duration(25 * time.Second) // NATs forget idle connections after 30 s
 	defaultPingTimeout    = caddy.Duration(10 * time.Second)
 	defaultWriteTimeout   = caddy.Duration(10 * time.Second)
+	defaultHistoryAge     = caddy.Duration(10 * time.Minute)
 	defaultDrain          = caddy.Duration(3 * time.Second) // Caddy's systemd unit kills the process after 5 s
 )
 
@@ -139,12 +140,25 @@ type Handler struct {
 	// in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
 	Drain caddy.Duration `json:"drain,omitempty"`
 
+	// What a hub keeps of its messages, in memory, and sends to who joins before anything newer; and for how long it
+	// outlives its last client. Messages of at most half of `buffer`'s bytes are kept, and a client may be behind by
+	// `buffer`'s messages besides these. A hub has the largest history of the handlers through which its clients joined
+	// or through which it was opened by `http_publish`. All hubs of the process together keep at most 64 MiB, or four
+	// times the largest buffer: those are forgotten first that have been without clients for the longest time. Default:
+	// off. After a reload a larger one holds for a hub as soon as a new client joins, a smaller one for hubs that are opened
+	// from then on.
+	History *History `json:"history,omitempty"`
+
+	// Whether clients that speak the events protocol may ask who is in the hub. Default: off. After a reload it holds for
+	// new clients.
+	Presence *Presence `json:"presence,omitempty"`
+
 	// Whether a POST that does not ask for WebSocket publishes its body in the hub, for whoever the routes let
 	// through: guard it with a matcher or with authentication. `Content-Type: application/octet-stream` is a binary
 	// message, everything else is text and must be UTF-8 (400). `max_message_size` (413) and `origins` (403) hold, and
 	// `rate` for each address, by /64 for IPv6 (429). The answer is 202 with `{"clients":n,"seq":n}`: how many clients
-	// the message is for, and its number in the hub. A hub without clients keeps nothing, and both are 0. Other methods
-	// go to the next handler, as POST does without this. `read_only` concerns WebSocket clients only: with both, the
+	// the message is for, and its number in the hub. A message for a hub without clients is kept by `history`; without
+	// that both are 0. Other methods go to the next handler, as POST does without this. `read_only` concerns WebSocket clients only: with both, the
 	// server alone speaks. Default: false. After a reload it holds for new requests.
 	HTTPPublish bool `json:"http_publish,omitempty"`
 
@@ -192,6 +206,22 @@ type Ping struct {
 	Off bool `json:"off,omitempty"`
 }
 
+// History is what a hub keeps for clients that join.
+type History struct {
+	// How many messages: 1 to 16,777,216. Required.
+	Messages int `json:"messages,omitempty"`
+
+	// How old a message may be, and for how long the hub is kept after its last client has left; more than 0. Default:
+	// 10m.
+	Age caddy.Duration `json:"age,omitempty"`
+}
+
+// Presence is what clients that speak the events protocol may know of who is in the hub.
+type Presence struct {
+	// Whether they are told when users come and go, at most once a second. Default: false.
+	JoinLeave bool `json:"join_leave,omitempty"`
+}
+
 // settings is what concerns one client, as configured when it joined. It holds no reference to the
 // configuration, which clients outlive.
 type settings struct {
@@ -205,6 +235,11 @@ type settings struct {
 	pingTimeout    time.Duration
 	writeTimeout   time.Duration
 	maxAge         time.Duration // 0: off
+
+	historyMessages int // 0: off
+	historyAge      time.Duration
+	presence        bool
+	joinLeave       bool
 }
 
 // CaddyModule implements caddy.Module.
@@ -238,6 +273,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if ping.Off {
 		h.settings.pingInterval = 0
+	}
+	if h.History != nil {
+		h.settings.historyMessages = h.History.Messages
+		h.settings.historyAge = time.Duration(orDefault(h.History.Age, defaultHistoryAge))
+	}
+	if h.Presence != nil {
+		h.settings.presence, h.settings.joinLeave = true, h.Presence.JoinLeave
 	}
 	if err := hubs.metrics.register(ctx); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -275,6 +317,7 @@ func (h *Handler) Validate() error {
 		checkDuration("write_timeout", h.WriteTimeout, 0),
 		checkDuration("max_age", h.MaxAge, 0),
 		checkDuration("drain", h.Drain, 0),
+		h.History.validate(),
 	)
 }
 
@@ -295,6 +338,16 @@ func (b *Buffer) validate() error {
 	return errors.Join(
 		checkRange("buffer: messages", b.Messages, 0, maxCount),
 		checkRange("buffer: size", b.Size, 0, maxSize),
+	)
+}
+
+func (h *History) validate() error {
+	if h == nil {
+		return nil
+	}
+	return errors.Join(
+		checkRange("history: messages", h.Messages, 1, maxCount),
+		checkDuration("history: age", h.Age, 0),
 	)
 }
 

@@ -23,7 +23,12 @@ import (
 // are 0 and nothing is kept. What is wrong is returned as an error for Caddy to answer. A slow body holds up nothing
 // but r.
 func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
-	name, err := h.hubFor(r, replacer(r))
+	repl := replacer(r)
+	name, err := h.hubFor(r, repl)
+	if err != nil {
+		return err
+	}
+	user, err := h.userOf(repl)
 	if err != nil {
 		return err
 	}
@@ -40,11 +45,15 @@ func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 	if err := hubs.open(key); err != nil { // the body may have taken its time
 		return refusePublish(w.Header(), err, 0)
 	}
-	seq, clients, found := hubs.publish(name, opcode, payload)
+	m := message{user: user, opcode: opcode, payload: payload}
+	published, found, err := hubs.publishOpening(name, m, key, h.settings, h.limits)
+	if err != nil {
+		return refusePublish(w.Header(), err, 0)
+	}
 	if found {
 		hubs.metrics.publishedByHTTP.Inc()
 	}
-	return answerJSON(w, http.StatusAccepted, publication{clients, seq})
+	return answerJSON(w, http.StatusAccepted, publication{published.members, published.seq})
 }
 
 // A publication answers to whoever published a message: how many clients the hub had, and the message's number.

@@ -99,7 +99,7 @@ func (c *client) read(waited error) (idle bool) {
 			c.readFailed(err)
 			return false
 		}
-		if c.settings.readOnly {
+		if c.settings.readOnly && !c.speaksEvents {
 			c.close(causeReadOnly)
 			return false
 		}
@@ -171,7 +171,13 @@ func (c *client) onlyPongs() bool {
 // receive reads one message and publishes it. It returns false when the client is closing.
 func (c *client) receive(opcode int, r io.Reader) bool {
 	b, ok := c.readMessage(opcode, r)
-	ok = ok && c.relay(opcode, b.message)
+	switch {
+	case !ok:
+	case c.speaksEvents:
+		ok = c.handle(opcode, b.message)
+	default:
+		ok = c.relay(opcode, b.message)
+	}
 	b.free()
 	return ok
 }
@@ -212,18 +218,30 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 }
 
 // relay publishes a message within the client's rate. It returns false when the client is closing.
-func (c *client) relay(opcode int, msg []byte) bool {
+func (c *client) relay(opcode int, payload []byte) bool {
+	if !c.allowMessage(opcode) {
+		return !c.isClosing()
+	}
+	_, ok := c.publish(message{from: c, sender: c.id, user: c.user, opcode: opcode, payload: payload})
+	return ok
+}
+
+// publish publishes a message of the client's. It returns false when the client is closing.
+func (c *client) publish(m message) (receipt, bool) {
+	r, published := c.hub.publish(m)
+	if published && !r.repeated {
+		c.hub.metrics.publishedByClient.Inc()
+	}
+	hubs.shed()
+	return r, published
+}
+
+// allowMessage counts a message that has come, and reports whether it is within the client's rate.
+func (c *client) allowMessage(opcode int) bool {
 	c.messagesIn.Add(1)
 	c.hub.metrics.received(opcode)
 	c.overhead = max(0, c.overhead-maxClientHeader)
-	if !c.allow() {
-		return !c.isClosing()
-	}
-	_, _, published := c.hub.publish(c, opcode, msg)
-	if published {
-		c.hub.metrics.publishedByClient.Inc()
-	}
-	return published
+	return c.allow()
 }
 
 // allow takes one message from the client's bucket. A client that goes on sending at an empty one is closed.

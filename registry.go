@@ -17,6 +17,7 @@ var hubs = newRegistry()
 
 func newRegistry() *registry {
 	r := &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
+	r.budget.most.Store(minBudget)
 	r.metrics = newMetrics(r)
 	return r
 }
@@ -25,6 +26,7 @@ func newRegistry() *registry {
 type registry struct {
 	metrics *metrics
 	events  events
+	budget  budget // of histories
 
 	mu     sync.Mutex
 	hubs   map[string]*hub
@@ -49,6 +51,8 @@ type scope struct {
 	members int
 	perHub  map[string]int
 	perIP   map[netip.Prefix]int
+	// kept are hubs without clients, kept for their history, in the order in which they lost them.
+	kept []*hub
 	// buckets end with the scope, which is not before the last client is finished.
 	buckets buckets
 
@@ -109,6 +113,9 @@ func (r *registry) releaseScope(l *lease) {
 		return
 	}
 	s.current.Store(nil)
+	for len(s.kept) > 0 {
+		r.closeKeptLocked(s.kept[0])
+	}
 	if len(s.clients) == 0 {
 		delete(r.scopes, s.key)
 		return
@@ -272,18 +279,21 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 		return errMaxClientsPerHub
 	case reached(s.perIP[c.prefix], limits.maxClientsPerIP):
 		return errMaxClientsPerIP
-	case s.perHub[name] == 0 && reached(len(s.perHub), limits.maxHubs):
+	case s.perHub[name] == 0 && !r.roomLocked(s, b, limits.maxHubs):
 		return errMaxHubs
 	}
 	if b == nil {
-		b = &hub{name: name, opened: c.joined, metrics: r.metrics, taps: r.taps[name]}
-		r.hubs[name] = b
-		r.events.emit(eventHubOpened, map[string]any{"hub": name})
+		b = r.openHubLocked(name)
 	}
 	r.live++
-	r.lastID = max(r.lastID+1, clientID(c.joined.UnixNano()))
-	c.id = r.lastID
+	c.id = r.nextIDLocked()
 	c.hub, c.scope = b, s
+	if b.keeper != nil {
+		b.keeper.unkeep(b)
+	}
+	if c.settings.historyMessages > 0 {
+		b.home = s
+	}
 	b.join(c)
 	c.scopeIndex = len(s.clients)
 	s.clients = append(s.clients, c)
@@ -293,6 +303,120 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 	s.perIP[c.prefix]++
 	r.metrics.joins.Inc()
 	return nil
+}
+
+// nextIDLocked returns an id that no client or hub has had, nor, unless the clock is turned back, in another process.
+func (r *registry) nextIDLocked() clientID {
+	r.lastID = max(r.lastID+1, clientID(time.Now().UnixNano()))
+	return r.lastID
+}
+
+// openHubLocked returns a new hub.
+func (r *registry) openHubLocked(name string) *hub {
+	b := &hub{name: name, epoch: r.nextIDLocked().String(), opened: time.Now(), metrics: r.metrics, budget: &r.budget,
+		taps: r.taps[name]}
+	r.hubs[name] = b
+	r.events.emit(eventHubOpened, map[string]any{"hub": name})
+	return b
+}
+
+// roomLocked reports whether s may have a client in b, or for nil in a new hub, in which it has none. Those that are only
+// kept make room, the one that has been without clients for the longest time first.
+func (r *registry) roomLocked(s *scope, b *hub, maxHubs int) bool {
+	if b != nil && b.keeper == s {
+		return true
+	}
+	if !reached(len(s.perHub)+len(s.kept), maxHubs) {
+		return true
+	}
+	if len(s.kept) == 0 {
+		return false
+	}
+	r.closeKeptLocked(s.kept[0])
+	return true
+}
+
+// keepLocked keeps b, which has no clients, for its history and as long as that lasts. It does nothing where no directive
+// is configured that would have clients in it again.
+func (r *registry) keepLocked(b *hub, s *scope) bool {
+	if b.home != nil && len(b.home.leases) > 0 {
+		s = b.home
+	}
+	if len(s.leases) == 0 || r.scopes[s.key] != s || caddy.Exiting() {
+		return false
+	}
+	now := time.Now()
+	b.keeper, b.keptSince = s, now
+	s.kept = append(s.kept, b)
+	b.expiry = time.AfterFunc(b.historyAge(), func() { r.expire(b, now) })
+	return true
+}
+
+// unkeep takes b out of those that s keeps.
+func (s *scope) unkeep(b *hub) {
+	i := slices.Index(s.kept, b)
+	s.kept = slices.Delete(s.kept, i, i+1)
+	b.keeper = nil
+	b.expiry.Stop()
+}
+
+// expire closes b if it has been kept since the given time.
+func (r *registry) expire(b *hub, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b.keeper != nil && b.keptSince.Equal(since) {
+		r.closeKeptLocked(b)
+	}
+}
+
+// closeKeptLocked closes a hub that is only kept for its history.
+func (r *registry) closeKeptLocked(b *hub) {
+	b.keeper.unkeep(b)
+	b.close()
+	r.hubClosedLocked(b)
+}
+
+func (r *registry) hubClosedLocked(b *hub) {
+	delete(r.hubs, b.name)
+	r.events.emit(eventHubClosed, map[string]any{"hub": b.name})
+}
+
+// shed forgets histories when all of them together take too much: at first those of hubs without clients, the one that
+// has been without for the longest time first, and then those of the hubs in which nothing was published for the longest
+// time, as far as their clients have got everything.
+func (r *registry) shed() {
+	if !r.budget.exceeded() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	enough := func() bool { return r.budget.used.Load() <= r.budget.most.Load()/8*7 }
+	var kept, others []*hub
+	for _, b := range r.hubs {
+		if b.keeper != nil {
+			kept = append(kept, b)
+		} else {
+			others = append(others, b)
+		}
+	}
+	slices.SortFunc(kept, func(a, b *hub) int { return a.keptSince.Compare(b.keptSince) })
+	for _, b := range kept {
+		if enough() {
+			return
+		}
+		r.closeKeptLocked(b)
+	}
+	last := map[*hub]time.Time{}
+	for _, b := range others {
+		last[b] = b.lastPublished()
+	}
+	slices.SortFunc(others, func(a, b *hub) int { return last[a].Compare(last[b]) })
+	for _, b := range others {
+		if enough() {
+			return
+		}
+		b.forget()
+	}
 }
 
 // count returns how many clients are members of hubs, and how many hubs there are.
@@ -346,16 +470,51 @@ func reached(n, limit int) bool { return limit > 0 && n >= limit }
 
 // publish publishes a message that comes from no client, in the named hub: see hub.publish. It reports whether there
 // is such a hub.
-func (r *registry) publish(name string, opcode int, payload []byte) (seq uint64, members int, found bool) {
+func (r *registry) publish(name string, m message) (published receipt, found bool) {
+	defer r.shed()
 	for !found {
 		b := r.hub(name)
 		if b == nil {
-			return 0, 0, false
+			return receipt{}, false
 		}
-		// While it waits for turns the hub may lose its last client, and there may be another one of that name.
-		seq, members, found = b.publish(nil, opcode, payload)
+		// While it waits for turns the hub may be closed, and there may be another one of that name.
+		published, found = b.publish(m)
 	}
-	return seq, members, found
+	return published, found
+}
+
+// publishOpening is publish for a message that comes through the scope of a hub value. With history in its settings, a
+// hub that is not there is opened for it, within the limits.
+func (r *registry) publishOpening(name string, m message, key string, s *settings, limits limits) (receipt, bool, error) {
+	for {
+		published, found := r.publish(name, m)
+		if found || s.historyMessages == 0 {
+			return published, found, nil
+		}
+		if err := r.openKept(name, key, s, limits); err != nil {
+			return receipt{}, false, err
+		}
+	}
+}
+
+// openKept opens a hub without clients, unless it is there.
+func (r *registry) openKept(name, key string, settings *settings, limits limits) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.openLocked(key)
+	switch {
+	case err != nil:
+		return err
+	case r.hubs[name] != nil:
+		return nil
+	case !r.roomLocked(s, nil, limits.maxHubs):
+		return errMaxHubs
+	}
+	b := r.openHubLocked(name)
+	b.home = s
+	b.growHistory(settings)
+	r.keepLocked(b, s)
+	return nil
 }
 
 // hub returns the named hub, or nil.
@@ -414,7 +573,7 @@ func (r *registry) setTapsLocked(name string, taps []*tap) {
 	}
 }
 
-// leave ends c's membership. The hub goes with its last member.
+// leave ends c's membership. The hub goes with its last member, unless it is kept for its history.
 func (r *registry) leave(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -427,9 +586,9 @@ func (r *registry) leaveLocked(c *client) {
 		return
 	}
 	c.away = true
-	if c.hub.leave(c) == 0 {
-		delete(r.hubs, c.hub.name)
-		r.events.emit(eventHubClosed, map[string]any{"hub": c.hub.name})
+	if b := c.hub; b.leave(c) == 0 && (!b.hasHistory() || !r.keepLocked(b, c.scope)) {
+		b.close()
+		r.hubClosedLocked(b)
 	}
 	c.scope.members--
 	c.scope.swap(c.scopeIndex, c.scope.members)

@@ -107,10 +107,10 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 		synctest.Wait()
 		_, other := connect(t, defaults())
 		synctest.Wait()
-		if _, _, published := gone.hub.publish(nil, websocket.TextMessage, []byte("lost")); published {
+		if _, published := gone.hub.publish(message{opcode: websocket.TextMessage, payload: []byte("lost")}); published {
 			t.Error("published in a hub without clients")
 		}
-		go hubs.publish(gone.hub.name, websocket.TextMessage, []byte("hello")) // ends with the read
+		go hubs.publish(gone.hub.name, message{opcode: websocket.TextMessage, payload: []byte("hello")}) // ends with the read
 		other.wantText("hello")
 		other.conn.Close()
 	})

@@ -58,7 +58,7 @@ func TestTap_SeesEveryMessageOnceWhileOthersComeAndGo(t *testing.T) {
 	for range senders {
 		sending.Go(func() {
 			for i := range messages {
-				b.publish(nil, websocket.TextMessage, fmt.Append(nil, i))
+				b.publish(message{opcode: websocket.TextMessage, payload: fmt.Append(nil, i)})
 			}
 		})
 	}

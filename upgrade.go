@@ -34,6 +34,7 @@ const (
 // upgrader does the handshake of RFC 6455 §4.2. The origin is checked before it is asked.
 var upgrader = websocket.Upgrader{
 	WriteBufferPool: new(sync.Pool), // gorilla writes no messages for us: let it keep no buffer for that
+	Subprotocols:    []string{eventsProtocol},
 	CheckOrigin:     func(*http.Request) bool { return true },
 	Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 		h := w.(*handshake)
@@ -95,9 +96,9 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 	if err != nil {
 		return err
 	}
-	user := repl.ReplaceAll(h.user, "")
-	if len(user) > maxUser {
-		return caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
+	user, err := h.userOf(repl)
+	if err != nil {
+		return err
 	}
 
 	c := &client{
@@ -115,6 +116,11 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 	header, err := c.shake(w, r)
 	if err != nil {
 		return err
+	}
+	if c.ws.Subprotocol() == eventsProtocol {
+		if err := c.speakEvents(r.URL.Query()); err != nil {
+			return caddyhttp.Error(http.StatusBadRequest, err)
+		}
 	}
 	if err := hubs.join(c, name, h.limits); err != nil {
 		return refuseJoin(w.Header(), err)
@@ -148,6 +154,15 @@ func (h *Handler) hubFor(r *http.Request, repl *caddy.Replacer) (string, error) 
 	}
 	repl.Set(placeholderHub, name)
 	return name, nil
+}
+
+// userOf returns who makes the request that repl knows, or an error for Caddy to answer.
+func (h *Handler) userOf(repl *caddy.Replacer) (string, error) {
+	user := repl.ReplaceAll(h.user, "")
+	if len(user) > maxUser {
+		return "", caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
+	}
+	return user, nil
 }
 
 // replacer returns what knows the placeholders of r.

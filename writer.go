@@ -30,6 +30,7 @@ func (c *client) endWriting() {
 		close(c.written)
 		c.written = nil
 	}
+	c.releaseReaderLocked()
 	c.broken = true // a reader that has yet to look must not wait
 	c.mu.Unlock()
 	if !c.state.CompareAndSwap(stateWriting, stateIdle) {
@@ -91,7 +92,7 @@ func (c *client) sendMessages(frames []byte, n int) bool {
 	return true
 }
 
-// sendPending sends the control frames that are due. After hub.next it puts every pong before what was published
+// sendPending sends the control frames and answers that are due. After hub.next it puts every pong before what was published
 // after its ping had come: were it before, a pong and a message could come between the two.
 func (c *client) sendPending() bool {
 	return !c.due.Load() || c.send(c.takePending())
@@ -100,10 +101,19 @@ func (c *client) sendPending() bool {
 func (c *client) takePending() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := c.pending
-	c.pending = nil
+	p := append(c.pending, c.answers...)
+	c.pending, c.answers = nil, nil
 	c.due.Store(false)
+	c.releaseReaderLocked()
 	return p
+}
+
+// releaseReaderLocked lets a reader go on that waits for its client to take the answers.
+func (c *client) releaseReaderLocked() {
+	if c.answered != nil {
+		close(c.answered)
+		c.answered = nil
+	}
 }
 
 // attempt writes as much of frames, which end n messages, as the connection takes without waiting, and returns the

@@ -1,0 +1,317 @@
+package chatbroadcast
+
+import (
+	"sort"
+	"sync/atomic"
+	"time"
+)
+
+// A history is what a hub remembers of its messages beyond what its clients have yet to be sent. The messages themselves
+// are in the hub's log. It needs the hub's lock.
+type history struct {
+	messages int           // how many are kept for those who join; 0 is no history
+	age      time.Duration // for how long, at most
+
+	records     []record // of the messages in the hub's log; those before them have none
+	firstRecord uint64   // the number of the first of records
+	users       int      // the bytes of the users in records
+
+	// What was sent with a key, oldest first: at most maxReceipts, for age at most.
+	receipts map[sendKey]receipt
+	keys     []sendKey
+	keyBytes int
+
+	sweep *time.Timer // while there is something that will be too old
+}
+
+// keeping is how a registry keeps a hub that has no clients, for its history. It is guarded by registry.mu.
+type keeping struct {
+	home      *scope // through which a client with history came last
+	keeper    *scope // which keeps the hub, or nil
+	keptSince time.Time
+	expiry    *time.Timer // while it is kept: when it closes
+}
+
+// A record is what a hub remembers of a message besides its frame.
+type record struct {
+	at     time.Time
+	sender clientID
+	user   string
+}
+
+// A sendKey tells a message from all others that were sent: the id that its sender gave it, and whose that is.
+type sendKey struct{ user, token, id string }
+
+// A receipt is what a sender is told of a message that was published.
+type receipt struct {
+	seq      uint64 // counted from 1
+	at       time.Time
+	members  int  // of the hub at that time
+	repeated bool // it had been published before
+}
+
+// size returns about how much it takes to remember k.
+func (k sendKey) size() int { return receiptSize + len(k.user) + len(k.token) + len(k.id) }
+
+// maxReceipts is for how many messages a hub remembers their keys: some minutes of a busy chat, in about a megabyte.
+const maxReceipts = 4096
+
+// recordSize and receiptSize are about what a record and a receipt take, besides their strings.
+const (
+	recordSize  = 64
+	receiptSize = 256
+)
+
+// growHistoryLocked raises the hub's bounds; they are never lowered while the hub lives. The log keeps the history and,
+// beyond it, as many messages as a client may be behind: who joins starts with the oldest of the history.
+func (b *hub) growHistoryLocked(s *settings) {
+	if b.messages == 0 && s.historyMessages > 0 {
+		b.firstRecord = b.log.head
+	}
+	b.messages = max(b.messages, s.historyMessages)
+	b.age = max(b.age, s.historyAge)
+	b.bufferMessages = max(b.bufferMessages, s.bufferMessages)
+	b.log.grow(b.bufferMessages+b.messages, s.bufferBytes)
+	if b.messages > 0 && b.budget != nil {
+		b.budget.raise(b.log.maxBytes)
+	}
+	if b.events != nil {
+		b.events.grow(b.log.maxMessages, b.log.maxBytes)
+	}
+}
+
+// historyBytesLocked is how much of the log history may take. The other half is for falling behind.
+func (b *hub) historyBytesLocked() int { return b.log.maxBytes / 2 }
+
+// rememberLocked notes what was published last.
+func (b *hub) rememberLocked(m *message, r receipt) {
+	if b.messages == 0 {
+		return
+	}
+	b.records = append(b.records, record{r.at, m.sender, m.user})
+	b.users += len(m.user)
+	b.forgetRecordsLocked()
+	if m.key != (sendKey{}) {
+		if b.receipts == nil {
+			b.receipts = map[sendKey]receipt{}
+		}
+		b.receipts[m.key] = r
+		b.keys = append(b.keys, m.key)
+		b.keyBytes += m.key.size()
+		for len(b.keys) > maxReceipts {
+			b.forgetReceiptLocked()
+		}
+	}
+	if b.sweep == nil {
+		b.sweep = time.AfterFunc(b.age, b.sweepHistory)
+	}
+}
+
+// forgetRecordsLocked forgets the records of messages that the log no longer has.
+func (b *hub) forgetRecordsLocked() {
+	for b.firstRecord < b.log.tail {
+		b.users -= len(b.records[0].user)
+		b.records[0] = record{}
+		b.records = b.records[1:]
+		b.firstRecord++
+	}
+}
+
+func (b *hub) forgetReceiptLocked() {
+	key := b.keys[0]
+	b.keys[0] = sendKey{}
+	b.keys = b.keys[1:]
+	delete(b.receipts, key)
+	b.keyBytes -= key.size()
+}
+
+// floorLocked returns the oldest message that who joins now may be sent, the head if there is none.
+func (b *hub) floorLocked(now time.Time) uint64 {
+	if b.messages == 0 {
+		return b.log.head
+	}
+	floor := max(b.firstRecord, b.log.tail, b.log.within(b.historyBytesLocked()))
+	if n := uint64(b.messages); b.log.head-floor > n {
+		floor = b.log.head - n
+	}
+	oldest := now.Add(-b.age)
+	some := b.records[floor-b.firstRecord:]
+	return floor + uint64(sort.Search(len(some), func(i int) bool { return some[i].at.After(oldest) }))
+}
+
+// restLocked gives back what a hub needs only while it is busy, if it is not: when every client is idle.
+func (b *hub) restLocked() {
+	if b.idle < len(b.clients) {
+		return
+	}
+	if b.messages == 0 || len(b.records) == 0 {
+		b.log.recycle()
+	} else {
+		b.retainLocked(b.records[len(b.records)-1].at) // the clock is sweepHistory's
+	}
+	switch {
+	case b.events == nil:
+	case len(b.clients) == 0, b.messages == 0:
+		b.events.recycle()
+		b.events.forgetBetween()
+		if b.events.clients == 0 {
+			b.events = nil
+		}
+	}
+	b.chargeLocked()
+}
+
+// retainLocked forgets what is not for those who join from now on. Every client must be idle.
+func (b *hub) retainLocked(now time.Time) {
+	floor := b.floorLocked(now)
+	b.log.retain(floor)
+	b.forgetRecordsLocked()
+	if b.events != nil && b.events.clients > 0 {
+		b.events.retain(max(b.events.tail, b.events.position(max(floor, b.events.seq(b.events.tail))),
+			b.events.within(b.historyBytesLocked())))
+		b.events.forgetBetween()
+	}
+}
+
+// sweepHistory forgets what has become too old.
+func (b *hub) sweepHistory() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sweep = nil
+	if b.closed {
+		return
+	}
+	now := time.Now()
+	for len(b.keys) > 0 && now.Sub(b.receipts[b.keys[0]].at) >= b.age {
+		b.forgetReceiptLocked()
+	}
+	if b.idle == len(b.clients) && len(b.records) > 0 {
+		b.retainLocked(now)
+	}
+	b.chargeLocked()
+	next := now
+	switch {
+	case len(b.records) > 0:
+		next = b.records[0].at
+	case len(b.keys) == 0:
+		return
+	}
+	if len(b.keys) > 0 && b.receipts[b.keys[0]].at.Before(next) {
+		next = b.receipts[b.keys[0]].at
+	}
+	// Not for each message on its own, and not at once where clients are still busy with what is too old.
+	wait := max(next.Add(b.age).Sub(now), b.age/8, time.Millisecond)
+	b.sweep = time.AfterFunc(wait, b.sweepHistory)
+}
+
+// forgetHistoryLocked forgets everything, as far as no client has yet to be sent it.
+func (b *hub) forgetHistoryLocked() {
+	b.firstRecord, b.records, b.users = b.log.head, nil, 0
+	b.receipts, b.keys, b.keyBytes = nil, nil, 0
+	if b.idle == len(b.clients) {
+		b.log.recycle()
+		if b.events != nil {
+			b.events.recycle()
+			b.events.forgetBetween()
+		}
+	}
+	b.chargeLocked()
+}
+
+// historyAge returns for how long the hub keeps messages, and is kept without clients.
+func (b *hub) historyAge() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.age
+}
+
+// forget forgets the history. It reports whether the hub has one.
+func (b *hub) forget() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.messages == 0 || b.closed {
+		return false
+	}
+	b.forgetHistoryLocked()
+	return true
+}
+
+// growHistory is growHistoryLocked for a hub that is opened without a client.
+func (b *hub) growHistory(s *settings) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.growHistoryLocked(s)
+	b.maxMessageSize = max(b.maxMessageSize, s.maxMessageSize)
+}
+
+// hasHistory reports whether the hub has a history, be it empty.
+func (b *hub) hasHistory() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.messages > 0
+}
+
+// lastPublished returns when the newest message of the history was published.
+func (b *hub) lastPublished() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.records) == 0 {
+		return time.Time{}
+	}
+	return b.records[len(b.records)-1].at
+}
+
+// close is closeLocked.
+func (b *hub) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closeLocked()
+}
+
+// closeLocked ends the hub: nothing is published in it any more.
+func (b *hub) closeLocked() {
+	b.closed = true
+	b.forgetHistoryLocked()
+	if b.sweep != nil {
+		b.sweep.Stop()
+	}
+}
+
+// A budget is what the histories of all hubs may take together.
+type budget struct {
+	used atomic.Int64
+	most atomic.Int64
+}
+
+// minBudget is what that is, in bytes: with 100 messages of 200 bytes, some 2000 hubs. A single large buffer may
+// have more.
+const minBudget = 64 << 20
+
+// raise makes room for the history of a hub of the given buffer.
+func (b *budget) raise(bufferBytes int) {
+	for {
+		most := b.most.Load()
+		if most >= 4*int64(bufferBytes) || b.most.CompareAndSwap(most, 4*int64(bufferBytes)) {
+			return
+		}
+	}
+}
+
+// exceeded reports whether histories must be forgotten.
+func (b *budget) exceeded() bool { return b.used.Load() > b.most.Load() }
+
+// chargeLocked tells the budget what the hub keeps.
+func (b *hub) chargeLocked() {
+	if b.messages == 0 || b.budget == nil {
+		return
+	}
+	n := 0
+	if !b.closed {
+		n = b.log.bytes + len(b.records)*recordSize + b.users + b.keyBytes
+		if b.events != nil {
+			n += b.events.bytes
+		}
+	}
+	b.budget.used.Add(int64(n - b.charged))
+	b.charged = n
+}

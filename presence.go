@@ -1,0 +1,293 @@
+package chatbroadcast
+
+import (
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// presence is who is in a hub, by user, for the clients of directives with `presence`. While there are none of these
+// nothing is kept. It needs the hub's lock.
+type presence struct {
+	watchers   int    // members that may ask who is there
+	listeners  int    // and of these those that are told of changes
+	generation uint64 // of the roster: who was counted in another one is not in this
+
+	roster []*rosterUser // in the order of their names, by bytes
+
+	// What the listeners do not know yet.
+	changed   []*rosterUser // users that have come or gone, oldest first
+	announced int           // how many clients the listeners were last told of
+	told      time.Time     // when they were told anything
+	timer     *time.Timer   // runs announce when they are due
+	due       time.Time     // zero: never
+}
+
+// A rosterUser is a user with a client in the hub, or one that listeners take for that.
+type rosterUser struct {
+	name    string
+	clients int
+	shown   bool // listeners know that the user is there
+	queued  bool // is in changed
+	left    time.Time
+}
+
+const (
+	// presenceInterval is how often listeners are told of changes, at most.
+	presenceInterval = time.Second
+
+	// presenceGrace is how long a user may be away without having left: longer than it takes to reload a page, or
+	// to come back after a connection broke. chat.js waits for a second at most before its first attempt.
+	presenceGrace = 3 * time.Second
+
+	// maxChanges and maxNamesSize bound a frame that lists users. To 10,000 clients a full one is 160 MB.
+	maxChanges   = 250
+	maxNamesSize = 16 << 10
+)
+
+// arriveLocked notes that c has become a member.
+func (b *hub) arriveLocked(c *client) {
+	if c.watches() {
+		b.watchers++
+		if b.watchers == 1 {
+			b.callRollLocked(c)
+		}
+		if c.settings.joinLeave {
+			b.listeners++
+			if b.listeners == 1 {
+				b.announced = b.members - 1
+			}
+		}
+	}
+	if b.watchers > 0 {
+		b.countLocked(c)
+		b.announceByLocked(time.Now())
+	}
+}
+
+// watches reports whether c may ask who is there.
+func (c *client) watches() bool { return c.speaksEvents && c.settings.presence }
+
+// callRollLocked begins a roster, with all members but the newest.
+func (b *hub) callRollLocked(newest *client) {
+	b.generation++
+	for _, c := range b.clients {
+		if c != newest && !c.left {
+			b.countLocked(c)
+		}
+	}
+}
+
+// countLocked enters c in the roster.
+func (b *hub) countLocked(c *client) {
+	c.counted = b.generation
+	i, known := b.findUserLocked(c.user)
+	if !known {
+		b.roster = slices.Insert(b.roster, i, &rosterUser{name: c.user})
+	}
+	u := b.roster[i]
+	u.clients++
+	b.changeLocked(u)
+}
+
+func (b *hub) findUserLocked(name string) (i int, known bool) {
+	return slices.BinarySearchFunc(b.roster, name, func(u *rosterUser, name string) int {
+		return strings.Compare(u.name, name)
+	})
+}
+
+// changeLocked sees to it that the listeners are told of what has changed about u.
+func (b *hub) changeLocked(u *rosterUser) {
+	if b.listeners == 0 {
+		u.shown = u.clients > 0
+		return
+	}
+	if u.shown != (u.clients > 0) && !u.queued {
+		u.queued = true
+		b.changed = append(b.changed, u)
+	}
+}
+
+// departLocked notes that c is no member any more.
+func (b *hub) departLocked(c *client) {
+	if c.watches() {
+		b.watchers--
+		if c.settings.joinLeave {
+			b.listeners--
+		}
+	}
+	if b.watchers == 0 {
+		if b.timer != nil {
+			b.timer.Stop()
+		}
+		b.presence = presence{generation: b.generation, told: b.told}
+		return
+	}
+	if b.listeners == 0 && len(b.changed) > 0 {
+		for _, u := range b.changed {
+			u.queued, u.shown = false, u.clients > 0
+		}
+		b.changed = nil
+		b.strikeLocked()
+	}
+	if c.counted != b.generation {
+		return // it was broken when the roster was begun
+	}
+	i, _ := b.findUserLocked(c.user)
+	u := b.roster[i]
+	u.clients--
+	now := time.Now()
+	u.left = now
+	b.changeLocked(u)
+	if u.clients == 0 && !u.shown && !u.queued {
+		b.roster = slices.Delete(b.roster, i, i+1)
+	}
+	b.announceByLocked(now.Add(presenceGrace))
+}
+
+// strikeLocked takes those out of the roster who are neither there nor thought to be.
+func (b *hub) strikeLocked() {
+	b.roster = slices.DeleteFunc(b.roster, func(u *rosterUser) bool { return u.clients == 0 && !u.shown && !u.queued })
+}
+
+// announceByLocked has the listeners told by t, or as soon after it as presenceInterval allows.
+func (b *hub) announceByLocked(t time.Time) {
+	if b.listeners == 0 {
+		return
+	}
+	if next := b.told.Add(presenceInterval); t.Before(next) {
+		t = next
+	}
+	if !b.due.IsZero() && !t.Before(b.due) {
+		return
+	}
+	b.due = t
+	if b.timer == nil {
+		b.timer = time.AfterFunc(time.Until(t), b.announce)
+	} else {
+		b.timer.Reset(time.Until(t))
+	}
+}
+
+// announce tells the listeners what has changed. It runs in the timer's goroutine, which it ends.
+func (b *hub) announce() {
+	b.mu.Lock()
+	now := time.Now()
+	if b.listeners == 0 || b.due.IsZero() || now.Before(b.due) { // it has been overtaken
+		b.mu.Unlock()
+		return
+	}
+	b.due = time.Time{}
+	event, again := b.changesLocked(now)
+	if event != nil {
+		b.told = now
+	}
+	if !again.IsZero() {
+		b.announceByLocked(again)
+	}
+	if event == nil {
+		b.mu.Unlock()
+		return
+	}
+	at := b.events.appendBetween(event)
+	if b.events.clients > b.listeners {
+		for _, c := range b.clients {
+			if c.speaksEvents && !c.settings.joinLeave {
+				c.skipOwnLocked(at, b.events.tail)
+			}
+		}
+	}
+	work := b.appendedLocked()
+	b.mu.Unlock()
+	b.deliver(work)
+}
+
+// changesLocked returns what the listeners are to be told, nil for nothing, and when there is more, if there is.
+func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
+	var joined, left []string
+	size, full := 0, false
+	b.changed = slices.DeleteFunc(b.changed, func(u *rosterUser) bool {
+		here := u.clients > 0
+		if here == u.shown { // it came and went, or the other way round
+			u.queued = false
+			return true
+		}
+		if ready := u.left.Add(presenceGrace); !here && ready.After(now) {
+			if again.IsZero() || ready.Before(again) {
+				again = ready
+			}
+			return false
+		}
+		full = full || len(joined)+len(left) == maxChanges || size > 0 && size+jsonSize(u.name) > maxNamesSize
+		if full {
+			again = now
+			return false
+		}
+		size += jsonSize(u.name)
+		if here {
+			joined = append(joined, u.name)
+		} else {
+			left = append(left, u.name)
+		}
+		u.shown, u.queued = here, false
+		return true
+	})
+	b.strikeLocked()
+	counted := b.announced == b.members
+	b.announced = b.members
+	switch {
+	case len(joined) == 1 && len(left) == 0:
+		return userEvent{"join", joined[0], b.members}, again
+	case len(joined) == 0 && len(left) == 1:
+		return userEvent{"leave", left[0], b.members}, again
+	case len(joined) > 0 || len(left) > 0 || !counted:
+		return changesEvent{"presence", b.members, joined, left}, again
+	}
+	return nil, again
+}
+
+// who returns a page of the roster: at most limit users, those after the given one if it is not nil.
+func (b *hub) who(after *string, limit int) rosterEvent {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	page := rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
+	i := 0
+	if after != nil {
+		var known bool
+		if i, known = b.findUserLocked(*after); known {
+			i++
+		}
+	}
+	size := 0
+	for _, u := range b.roster[i:] {
+		if u.clients == 0 {
+			continue
+		}
+		n := len(page.Users)
+		size += jsonSize(u.name) + len(`{"user":,"clients":1},`)
+		if n == limit || n > 0 && size > maxNamesSize {
+			page.Next = &page.Users[n-1].User
+			break
+		}
+		page.Users = append(page.Users, rosterEntry{u.name, u.clients})
+	}
+	return page
+}
+
+// jsonSize returns about how many bytes s takes as a JSON string.
+func jsonSize(s string) int {
+	if !utf8.ValidString(s) {
+		return 6*len(s) + 3
+	}
+	n := len(s) + 3 // the quotes and a comma
+	for i := range len(s) {
+		switch {
+		case s[i] < ' ':
+			n += 5
+		case s[i] == '"' || s[i] == '\\':
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,361 @@
+package chatbroadcast
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// eventsProtocol is the subprotocol of clients that speak events (PROTOCOL.md). All others are raw.
+const eventsProtocol = "chat-broadcast.v1"
+
+// ---- what the server says ----
+
+type helloEvent struct {
+	Type    string  `json:"type"`
+	Client  string  `json:"client"`
+	User    string  `json:"user"`
+	Hub     string  `json:"hub"`
+	Epoch   string  `json:"epoch"`
+	Head    uint64  `json:"head"`
+	Clients int     `json:"clients"`
+	Replay  uint64  `json:"replay"`
+	Resumed *bool   `json:"resumed,omitempty"`
+	Missed  *uint64 `json:"missed,omitempty"`
+	Token   string  `json:"token"`
+}
+
+type messageEvent struct {
+	Type   string  `json:"type"`
+	Seq    uint64  `json:"seq"`
+	Time   string  `json:"time"`
+	Client string  `json:"client,omitempty"`
+	User   string  `json:"user"`
+	Data   *string `json:"data,omitempty"`
+	Data64 *[]byte `json:"data64,omitempty"`
+}
+
+type sentEvent struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
+	Seq  uint64 `json:"seq"`
+	Time string `json:"time"`
+}
+
+// A userEvent is join or leave.
+type userEvent struct {
+	Type    string `json:"type"`
+	User    string `json:"user"`
+	Clients int    `json:"clients"`
+}
+
+// A changesEvent is presence, when it was not asked for.
+type changesEvent struct {
+	Type    string   `json:"type"`
+	Clients int      `json:"clients"`
+	Joined  []string `json:"joined,omitempty"`
+	Left    []string `json:"left,omitempty"`
+}
+
+// A rosterEvent is presence, the answer to who.
+type rosterEvent struct {
+	Type    string        `json:"type"`
+	Clients int           `json:"clients"`
+	Users   []rosterEntry `json:"users"`
+	Next    *string       `json:"next,omitempty"`
+}
+
+type rosterEntry struct {
+	User    string `json:"user"`
+	Clients int    `json:"clients"`
+}
+
+type laggedEvent struct {
+	Type   string `json:"type"`
+	Missed uint64 `json:"missed"`
+	Next   uint64 `json:"next"`
+}
+
+type errorEvent struct {
+	Type    string `json:"type"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	ID      string `json:"id,omitempty"`
+}
+
+// The codes of errors.
+const (
+	errorMalformed   = "malformed"
+	errorRateLimited = "rate_limited"
+	errorPresenceOff = "presence_off"
+)
+
+// eventTime formats t as events have it: RFC 3339 in UTC, with milliseconds.
+func eventTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+
+// event returns m as the message of the given number, counted from 1.
+func (m *message) event(seq uint64, at time.Time) messageEvent {
+	e := messageEvent{Type: "message", Seq: seq, Time: eventTime(at), User: m.user}
+	if m.sender != 0 {
+		e.Client = m.sender.String()
+	}
+	if m.opcode == websocket.BinaryMessage {
+		e.Data64 = &m.payload
+		return e
+	}
+	text := string(m.payload)
+	e.Data = &text
+	return e
+}
+
+// ---- the handshake ----
+
+// A resumption says what the last message was that a client has got before it connected again.
+type resumption struct {
+	epoch string
+	seq   uint64
+}
+
+// maxToken and maxSendID bound, in bytes, what a client can make the server remember of a message.
+const (
+	maxToken  = 64
+	maxSendID = 64
+)
+
+// speakEvents makes c, which has offered the protocol, a client that speaks it. The query is its handshake's.
+func (c *client) speakEvents(query url.Values) error {
+	c.speaksEvents = true
+	c.token = rand.Text()
+	if query.Has("token") {
+		c.token = query.Get("token")
+		if !validToken(c.token) {
+			return fmt.Errorf("token: must be 1 to %d letters, digits, - and _, got %q", maxToken, c.token)
+		}
+	}
+	if !query.Has("since") {
+		return nil
+	}
+	epoch, seq, _ := strings.Cut(query.Get("since"), ":")
+	n, err := strconv.ParseUint(seq, 10, 64)
+	if epoch == "" || err != nil {
+		return fmt.Errorf("since: must be <epoch>:<seq> as hello and message gave them, got %q", query.Get("since"))
+	}
+	c.since = &resumption{epoch, n}
+	return nil
+}
+
+func validToken(token string) bool {
+	return token != "" && len(token) <= maxToken && !strings.ContainsFunc(token, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')
+	})
+}
+
+// hello returns the first event for c, which has just joined.
+func (c *client) hello(w welcome) helloEvent {
+	e := helloEvent{
+		Type:    "hello",
+		Client:  c.id.String(),
+		User:    c.user,
+		Hub:     c.hub.name,
+		Epoch:   c.hub.epoch,
+		Head:    w.head,
+		Clients: w.clients,
+		Replay:  w.replay,
+		Token:   c.token,
+	}
+	if c.since != nil {
+		e.Resumed = &w.resumed
+		if !w.resumed {
+			e.Missed = &w.missed
+		}
+	}
+	return e
+}
+
+// ---- what clients say ----
+
+// A clientEvent is what a client says. What it does not need is ignored.
+type clientEvent struct {
+	Type   string
+	ID     *string
+	Data   *string
+	Data64 *string
+	After  *string
+	Limit  *int
+}
+
+// errBinary says what is wrong with a binary frame.
+var errBinary = errors.New("binary frames are not used: send binary data as data64, in Base64")
+
+// handle does what a frame of a client that speaks events asks for. It returns false when the client is closing.
+func (c *client) handle(opcode int, frame []byte) bool {
+	var req clientEvent
+	err := errBinary
+	if opcode == websocket.TextMessage {
+		err = decodeRequest(frame, &req)
+	}
+	switch {
+	case err != nil && c.settings.readOnly:
+		c.close(causeReadOnly)
+		return false
+	case err != nil:
+		return c.refuse(frame, errorMalformed, err, &req)
+	case req.Type == "send":
+		return c.handleSend(frame, &req)
+	case req.Type == "who":
+		return c.handleWho(frame, &req)
+	}
+	c.addOverhead(len(frame))
+	return true
+}
+
+func decodeRequest(frame []byte, req *clientEvent) error {
+	err := json.Unmarshal(frame, req)
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrong) && wrong.Field != "":
+		want := "a string"
+		if wrong.Type.Kind() == reflect.Int {
+			want = "a whole number"
+		}
+		return fmt.Errorf("%s: must be %s", strings.ToLower(wrong.Field), want)
+	case errors.As(err, &wrong):
+		return fmt.Errorf("must be a JSON object, not a JSON %s", wrong.Value)
+	case err != nil:
+		return fmt.Errorf("must be a JSON object: %w", err)
+	case req.Type == "":
+		return errors.New("type: is missing")
+	}
+	return nil
+}
+
+// handleSend publishes a message.
+func (c *client) handleSend(frame []byte, req *clientEvent) bool {
+	if c.settings.readOnly {
+		c.close(causeReadOnly)
+		return false
+	}
+	m, err := req.message()
+	if err != nil {
+		return c.refuse(frame, errorMalformed, err, req)
+	}
+	m.from, m.sender, m.user = c, c.id, c.user
+	if req.ID != nil {
+		m.key = sendKey{c.user, c.token, *req.ID}
+	}
+	if !c.allowMessage(m.opcode) {
+		return !c.isClosing() &&
+			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), req)
+	}
+	r, ok := c.publish(m)
+	if ok && req.ID != nil {
+		return c.answer(sentEvent{Type: "sent", ID: *req.ID, Seq: r.seq, Time: eventTime(r.at)})
+	}
+	return ok
+}
+
+// message returns what a send is to publish.
+func (req *clientEvent) message() (m message, err error) {
+	switch {
+	case req.ID != nil && (*req.ID == "" || len(*req.ID) > maxSendID):
+		return m, fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
+	case (req.Data == nil) == (req.Data64 == nil):
+		return m, errors.New("data: there must be either data or data64")
+	case req.Data != nil:
+		return message{opcode: websocket.TextMessage, payload: []byte(*req.Data)}, nil
+	}
+	payload, err := base64.StdEncoding.DecodeString(*req.Data64)
+	if err != nil {
+		return m, fmt.Errorf("data64: must be Base64: %w", err)
+	}
+	return message{opcode: websocket.BinaryMessage, payload: payload}, nil
+}
+
+// handleWho answers with a page of the hub's roster.
+func (c *client) handleWho(frame []byte, req *clientEvent) bool {
+	if !c.settings.presence {
+		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), req)
+	}
+	limit := defaultPage
+	if req.Limit != nil {
+		limit = *req.Limit
+	}
+	if limit < 1 || limit > maxPage {
+		return c.refuse(frame, errorMalformed, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, limit), req)
+	}
+	c.addOverhead(len(frame))
+	return c.answer(c.hub.who(req.After, limit))
+}
+
+// refuse answers with an error. frame is what was received, if it counts as no message.
+func (c *client) refuse(frame []byte, code string, err error, req *clientEvent) bool {
+	c.addOverhead(len(frame))
+	e := errorEvent{Type: "error", Code: code, Message: err.Error()}
+	if req.ID != nil && len(*req.ID) <= maxSendID {
+		e.ID = *req.ID
+	}
+	return c.answer(e)
+}
+
+// idled notes that n bytes that were received are no part of a message after all.
+func (c *client) addOverhead(n int) { c.overhead += n }
+
+// requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message.
+const requestOverhead = 256
+
+// answer sends c an event, and waits where c does not take what it has asked for. It returns false when c is closing.
+// Answers but sent count as bytes that are no part of a message, see pace.
+func (c *client) answer(event any) bool {
+	n := c.tell(event)
+	if _, sent := event.(sentEvent); !sent {
+		c.addOverhead(n + requestOverhead)
+	}
+	c.awaitAnswers()
+	return !c.isClosing()
+}
+
+// tell sends c alone an event, before what its writer takes from the hub next. It returns the event's size. It may be
+// called under hub.mu.
+func (c *client) tell(event any) int {
+	var buf bytes.Buffer
+	encodeEvent(&buf, event)
+	c.mu.Lock()
+	if !c.closing && !c.broken {
+		c.answers = appendFrame(c.answers, websocket.TextMessage, buf.Bytes())
+		c.due.Store(true)
+	}
+	c.mu.Unlock()
+	return buf.Len()
+}
+
+// maxAnswers is how many bytes of answers may wait for a client before it is not read any more: a page of who is there.
+const maxAnswers = 16 << 10
+
+// awaitAnswers lets the writer send the answers, and waits while there are too many. It ends with the connection,
+// because every write has a deadline.
+func (c *client) awaitAnswers() {
+	c.wake()
+	for {
+		c.mu.Lock()
+		if c.broken || len(c.answers) <= maxAnswers {
+			c.mu.Unlock()
+			return
+		}
+		if c.answered == nil {
+			c.answered = make(chan struct{})
+		}
+		answered := c.answered
+		c.mu.Unlock()
+		<-answered
+	}
+}
