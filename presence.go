@@ -29,6 +29,7 @@ type rosterUser struct {
 	name    string
 	clients int
 	shown   bool // listeners know that the user is there
+	listed  bool // some listener knows it from an answer to who
 	queued  bool // is in changed
 	left    time.Time
 }
@@ -209,7 +210,7 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 	size, full := 0, false
 	b.changed = slices.DeleteFunc(b.changed, func(u *rosterUser) bool {
 		here := u.clients > 0
-		if here == u.shown { // it came and went, or the other way round
+		if here == u.shown && (here || !u.listed) { // it came and went, or the other way round
 			u.queued = false
 			return true
 		}
@@ -230,7 +231,7 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 		} else {
 			left = append(left, u.name)
 		}
-		u.shown, u.queued = here, false
+		u.shown, u.listed, u.queued = here, false, false
 		return true
 	})
 	b.strikeLocked()
@@ -247,11 +248,16 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 	return nil, again
 }
 
-// who returns a page of the roster: at most limit users, those after the given one if it is not nil.
-func (b *hub) who(after *string, limit int) rosterEvent {
+// who tells c a page of the roster: at most limit users, those after the given one if it is not nil. It returns the
+// size of that. A listener's page has those who are thought to be there because they have not been away for long, with no
+// clients, since it will not be told that they are back. What changes after the page is told after it.
+func (b *hub) who(c *client, after *string, limit int) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	page := rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
+	if c.counted != b.generation || c.left {
+		return 0 // it is closing
+	}
 	i := 0
 	if after != nil {
 		var known bool
@@ -261,7 +267,7 @@ func (b *hub) who(after *string, limit int) rosterEvent {
 	}
 	size := 0
 	for _, u := range b.roster[i:] {
-		if u.clients == 0 {
+		if u.clients == 0 && !(u.shown && c.settings.joinLeave) {
 			continue
 		}
 		n := len(page.Users)
@@ -271,8 +277,9 @@ func (b *hub) who(after *string, limit int) rosterEvent {
 			break
 		}
 		page.Users = append(page.Users, rosterEntry{u.name, u.clients})
+		u.listed = u.listed || !u.shown && c.settings.joinLeave
 	}
-	return page
+	return c.tell(page)
 }
 
 // jsonSize returns about how many bytes s takes as a JSON string.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -184,14 +183,14 @@ func (c *client) hello(w welcome) helloEvent {
 
 // ---- what clients say ----
 
-// A clientEvent is what a client says. What it does not need is ignored.
+// A clientEvent is what a client says, with those of its fields that belong to its type.
 type clientEvent struct {
-	Type   string
-	ID     *string
-	Data   *string
-	Data64 *string
-	After  *string
-	Limit  *int
+	kind   string
+	id     *string
+	data   *string
+	data64 *string
+	after  *string
+	limit  *int
 }
 
 // errBinary says what is wrong with a binary frame.
@@ -199,82 +198,93 @@ var errBinary = errors.New("binary frames are not used: send binary data as data
 
 // handle does what a frame of a client that speaks events asks for. It returns false when the client is closing.
 func (c *client) handle(opcode int, frame []byte) bool {
-	var req clientEvent
+	var e clientEvent
 	err := errBinary
 	if opcode == websocket.TextMessage {
-		err = decodeRequest(frame, &req)
+		err = e.decode(frame)
 	}
 	switch {
 	case err != nil && c.settings.readOnly:
 		c.close(causeReadOnly)
 		return false
 	case err != nil:
-		return c.refuse(frame, errorMalformed, err, &req)
-	case req.Type == "send":
-		return c.handleSend(frame, &req)
-	case req.Type == "who":
-		return c.handleWho(frame, &req)
+		return c.refuse(frame, errorMalformed, err, &e)
+	case e.kind == "send":
+		return c.handleSend(frame, &e)
+	case e.kind == "who":
+		return c.handleWho(frame, &e)
 	}
 	c.addOverhead(len(frame))
 	return true
 }
 
-func decodeRequest(frame []byte, req *clientEvent) error {
-	err := json.Unmarshal(frame, req)
-	var wrong *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &wrong) && wrong.Field != "":
-		want := "a string"
-		if wrong.Type.Kind() == reflect.Int {
-			want = "a whole number"
-		}
-		return fmt.Errorf("%s: must be %s", strings.ToLower(wrong.Field), want)
-	case errors.As(err, &wrong):
+// decode reads e from a frame. Names are compared as they are, with case; what does not belong to the type is ignored.
+func (e *clientEvent) decode(frame []byte) error {
+	var fields map[string]json.RawMessage
+	err := json.Unmarshal(frame, &fields)
+	if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
 		return fmt.Errorf("must be a JSON object, not a JSON %s", wrong.Value)
-	case err != nil:
-		return fmt.Errorf("must be a JSON object: %w", err)
-	case req.Type == "":
-		return errors.New("type: is missing")
 	}
-	return nil
+	if err != nil {
+		return fmt.Errorf("must be a JSON object: %w", err)
+	}
+	field := func(name, what string, into any) {
+		if raw, ok := fields[name]; ok && json.Unmarshal(raw, into) != nil && err == nil {
+			err = fmt.Errorf("%s: must be %s", name, what)
+		}
+	}
+	field("type", "a string", &e.kind)
+	switch {
+	case err != nil:
+	case e.kind == "":
+		err = errors.New("type: is missing")
+	case e.kind == "send":
+		field("id", "a string", &e.id)
+		field("data", "a string", &e.data)
+		field("data64", "a string", &e.data64)
+	case e.kind == "who":
+		field("after", "a string", &e.after)
+		field("limit", "a whole number", &e.limit)
+	}
+	return err
 }
 
 // handleSend publishes a message.
-func (c *client) handleSend(frame []byte, req *clientEvent) bool {
+func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 	if c.settings.readOnly {
 		c.close(causeReadOnly)
 		return false
 	}
-	m, err := req.message()
+	m, err := e.message()
 	if err != nil {
-		return c.refuse(frame, errorMalformed, err, req)
+		return c.refuse(frame, errorMalformed, err, e)
 	}
 	m.from, m.sender, m.user = c, c.id, c.user
-	if req.ID != nil {
-		m.key = sendKey{c.user, c.token, *req.ID}
+	if e.id != nil {
+		m.key = sendKey{c.user, c.token, *e.id}
 	}
 	if !c.allowMessage(m.opcode) {
 		return !c.isClosing() &&
-			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), req)
+			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), e)
 	}
 	r, ok := c.publish(m)
-	if ok && req.ID != nil {
-		return c.answer(sentEvent{Type: "sent", ID: *req.ID, Seq: r.seq, Time: eventTime(r.at)})
+	if ok && e.id != nil {
+		return c.answer(sentEvent{Type: "sent", ID: *e.id, Seq: r.seq, Time: eventTime(r.at)})
 	}
 	return ok
 }
 
 // message returns what a send is to publish.
-func (req *clientEvent) message() (m message, err error) {
+func (e *clientEvent) message() (m message, err error) {
 	switch {
-	case req.ID != nil && (*req.ID == "" || len(*req.ID) > maxSendID):
+	case e.id != nil && (*e.id == "" || len(*e.id) > maxSendID):
 		return m, fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
-	case (req.Data == nil) == (req.Data64 == nil):
+	case (e.data == nil) == (e.data64 == nil):
 		return m, errors.New("data: there must be either data or data64")
-	case req.Data != nil:
-		return message{opcode: websocket.TextMessage, payload: []byte(*req.Data)}, nil
+	case e.data != nil:
+		return message{opcode: websocket.TextMessage, payload: []byte(*e.data)}, nil
 	}
-	payload, err := base64.StdEncoding.DecodeString(*req.Data64)
+	payload, err := base64.StdEncoding.DecodeString(*e.data64)
 	if err != nil {
 		return m, fmt.Errorf("data64: must be Base64: %w", err)
 	}
@@ -282,29 +292,30 @@ func (req *clientEvent) message() (m message, err error) {
 }
 
 // handleWho answers with a page of the hub's roster.
-func (c *client) handleWho(frame []byte, req *clientEvent) bool {
+func (c *client) handleWho(frame []byte, e *clientEvent) bool {
 	if !c.settings.presence {
-		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), req)
+		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), e)
 	}
 	limit := defaultPage
-	if req.Limit != nil {
-		limit = *req.Limit
+	if e.limit != nil {
+		limit = *e.limit
 	}
 	if limit < 1 || limit > maxPage {
-		return c.refuse(frame, errorMalformed, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, limit), req)
+		return c.refuse(frame, errorMalformed, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, limit), e)
 	}
-	c.addOverhead(len(frame))
-	return c.answer(c.hub.who(req.After, limit))
+	c.addOverhead(len(frame) + c.hub.who(c, e.after, limit) + requestOverhead)
+	c.awaitAnswers()
+	return !c.isClosing()
 }
 
 // refuse answers with an error. frame is what was received, if it counts as no message.
-func (c *client) refuse(frame []byte, code string, err error, req *clientEvent) bool {
+func (c *client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
 	c.addOverhead(len(frame))
-	e := errorEvent{Type: "error", Code: code, Message: err.Error()}
-	if req.ID != nil && len(*req.ID) <= maxSendID {
-		e.ID = *req.ID
+	refusal := errorEvent{Type: "error", Code: code, Message: err.Error()}
+	if e.id != nil && len(*e.id) <= maxSendID {
+		refusal.ID = *e.id
 	}
-	return c.answer(e)
+	return c.answer(refusal)
 }
 
 // idled notes that n bytes that were received are no part of a message after all.
