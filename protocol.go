@@ -131,9 +131,8 @@ const (
 	maxSendID = 64
 )
 
-// speakEvents makes c, which has offered the protocol, a client that speaks it. The query is its handshake's.
-func (c *client) speakEvents(query url.Values) error {
-	c.speaksEvents = true
+// introduce takes from the query of its handshake who c, which speaks events, has been.
+func (c *client) introduce(query url.Values) error {
 	c.token = rand.Text()
 	if query.Has("token") {
 		c.token = query.Get("token")
@@ -236,7 +235,7 @@ func (e *clientEvent) decode(frame []byte) error {
 	field("type", "a string", &e.kind)
 	switch {
 	case err != nil:
-	case e.kind == "":
+	case fields["type"] == nil:
 		err = errors.New("type: is missing")
 	case e.kind == "send":
 		field("id", "a string", &e.id)

@@ -34,7 +34,6 @@ const (
 // upgrader does the handshake of RFC 6455 §4.2. The origin is checked before it is asked.
 var upgrader = websocket.Upgrader{
 	WriteBufferPool: new(sync.Pool), // gorilla writes no messages for us: let it keep no buffer for that
-	Subprotocols:    []string{eventsProtocol},
 	CheckOrigin:     func(*http.Request) bool { return true },
 	Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 		h := w.(*handshake)
@@ -117,8 +116,8 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 	if err != nil {
 		return err
 	}
-	if c.ws.Subprotocol() == eventsProtocol {
-		if err := c.speakEvents(r.URL.Query()); err != nil {
+	if c.speaksEvents {
+		if err := c.introduce(r.URL.Query()); err != nil {
 			return caddyhttp.Error(http.StatusBadRequest, err)
 		}
 	}
@@ -245,7 +244,11 @@ func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, err
 	h := &handshake{ResponseWriter: w, wire: &c.wire}
 	c.borrowBuffer() // gorilla keeps a buffer as large as that, and makes itself another one otherwise
 	defer c.returnBuffer()
-	ws, err := upgrader.Upgrade(h, r, nil)
+	protocol := http.Header{}
+	if c.speaksEvents = hasToken(r.Header["Sec-Websocket-Protocol"], eventsProtocol); c.speaksEvents {
+		protocol.Set("Sec-WebSocket-Protocol", eventsProtocol)
+	}
+	ws, err := upgrader.Upgrade(h, r, protocol)
 	if h.refusal != nil {
 		return nil, h.refusal
 	}
