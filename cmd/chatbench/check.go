@@ -146,7 +146,7 @@ func (k *checker) deliver(c *client) (at time.Duration, ok bool, opened *sender)
 		}
 	}
 	c.wants[s.index] = seq + 1
-	c.digest = (c.digest ^ (number<<48 | seq)) * 0x100000001b3 // FNV's prime
+	c.digest = (c.digest ^ (number<<idBits | seq)) * 0x100000001b3 // FNV's prime
 	k.deliveries++
 	at, done := s.take(seq)
 	if done {

@@ -40,7 +40,7 @@ type scenario struct {
 	what    string
 	args    []string // of chatbench run, or of idle
 	floor   string   // the contender that ratios are against
-	against string   // instead: the scenario that they are against, of the same server
+	against string   // instead: the scenarios, of the same server, whose mean they are against
 	tls     bool     // also with TLS
 	without string   // contenders that cannot do it
 }
@@ -48,8 +48,12 @@ type scenario struct {
 var scenarios = []scenario{
 	{name: "saturation-10", what: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched"},
 	{name: "saturation-1000", what: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
-	{name: "saturation-5000", what: "the same, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
+	{name: "saturation-both", what: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", without: notEvents},
+	{name: "saturation-events", what: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", without: notEvents},
+	{name: "saturation-5000", what: "the same, raw, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
 	{name: "rate-1000", what: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
+	{name: "rate-both", what: "the same, every other client speaks events; ratios against the mean of rate-1000 and -events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-events", without: notEvents},
+	{name: "rate-events", what: "the same, all but the sender speak events", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000", without: notEvents},
 	{name: "hubs", what: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor"},
 	{name: "growth-100", what: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
 	{name: "growth-10000", what: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
@@ -61,6 +65,9 @@ var scenarios = []scenario{
 	},
 	{name: "idle", what: "10,000 idle clients in one hub, then 5000 in a hub of their own each", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
 }
+
+// notEvents are the contenders that do not speak the events protocol.
+const notEvents = "floor floor-batched gorilla"
 
 func words(s string) []string { return strings.Fields(s) }
 
@@ -93,6 +100,22 @@ func median(ms []measurement) (m measurement) {
 			*field = (values[n/2] + values[(n-1)/2]) / 2
 		}
 	}
+	return m
+}
+
+// mean is what a load would give that is spread evenly over those that gave ms. Of deliveries a second it is the harmonic
+// mean: a load takes as long as its halves.
+func mean(ms []measurement) (m measurement) {
+	for i, field := range m.fields() {
+		for _, m := range ms {
+			*field += *m.fields()[i] / float64(len(ms))
+		}
+	}
+	var seconds float64 // that a delivery takes
+	for _, m := range ms {
+		seconds += 1 / m.PerSecond / float64(len(ms))
+	}
+	m.PerSecond = 1 / seconds
 	return m
 }
 
@@ -174,10 +197,17 @@ func compareCommand(name string, args []string) error {
 	}
 	for _, row := range rows {
 		row.Median = median(row.Rounds)
+		bases, server := basesOf(row)
 		var ratios []measurement
-		if base := find(baseOf(row)); len(base.Rounds) == len(row.Rounds) {
-			for i, m := range row.Rounds {
-				ratios = append(ratios, ratio(m, base.Rounds[i]))
+		for i, m := range row.Rounds {
+			var base []measurement
+			for _, b := range rows {
+				if b.Server == server && slices.Contains(bases, b.Scenario) {
+					base = append(base, b.Rounds[i])
+				}
+			}
+			if len(base) == len(bases) {
+				ratios = append(ratios, ratio(m, mean(base)))
 			}
 		}
 		row.Ratio = median(ratios)
@@ -189,20 +219,20 @@ func compareCommand(name string, args []string) error {
 	return report(true, rows, nil, faults{})
 }
 
-// baseOf is what row's ratios are against.
-func baseOf(row *comparison) (scenario, server string) {
+// basesOf is what row's ratios are against: the mean of these scenarios.
+func basesOf(row *comparison) (names []string, server string) {
 	for _, s := range scenarios {
 		switch {
 		case s.name != row.Scenario:
 		case s.against != "":
-			return s.against, row.Server
+			return words(s.against), row.Server
 		case strings.HasSuffix(row.Server, "-tls"):
-			return s.name, s.floor + "-tls"
+			return []string{s.name}, s.floor + "-tls"
 		default:
-			return s.name, s.floor
+			return []string{s.name}, s.floor
 		}
 	}
-	return row.Scenario, row.Server
+	return []string{row.Scenario}, row.Server
 }
 
 // measureOne starts a contender, loads it from a process of its own, and ends it.

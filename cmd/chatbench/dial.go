@@ -27,6 +27,9 @@ const connectTimeout = 15 * time.Second
 // own, of which Linux offers some 28,000 an address.
 const perSourceAddress = 20000
 
+// eventsProtocol is the subprotocol of those clients that speak events.
+const eventsProtocol = "chat-broadcast.v1"
+
 // A target is where clients connect to.
 type target struct {
 	url      string // with {hub} for the hub's number
@@ -53,8 +56,9 @@ func (t *target) check(hubs int) error {
 	return nil
 }
 
-// dial connects client i to a hub, and returns the connection and what the server has already sent behind its 101.
-func (t *target) dial(ctx context.Context, i, hub int) (conn net.Conn, rest []byte, err error) {
+// dial connects client i to a hub, as one that speaks events or not, and returns the connection and what the server has
+// already sent behind its 101.
+func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Conn, rest []byte, err error) {
 	defer func() {
 		if err != nil && conn != nil {
 			conn.Close()
@@ -85,19 +89,27 @@ func (t *target) dial(ctx context.Context, i, hub int) (conn net.Conn, rest []by
 	if t.tls != nil {
 		conn = tls.Client(conn, t.tls)
 	}
-	rest, err = handshake(conn, u, t.header)
+	protocol := ""
+	if events {
+		protocol = eventsProtocol
+	}
+	rest, err = handshake(conn, u, t.header, protocol)
 	conn.SetDeadline(time.Time{})
 	return conn, rest, err
 }
 
-// handshake is RFC 6455 §4.1, without extensions and subprotocols. It returns what follows the server's 101.
-func handshake(conn net.Conn, u *url.URL, header http.Header) (rest []byte, err error) {
+// handshake is RFC 6455 §4.1, without extensions, and with this subprotocol, if any. It returns what follows the
+// server's 101.
+func handshake(conn net.Conn, u *url.URL, header http.Header, protocol string) (rest []byte, err error) {
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	key := base64.StdEncoding.EncodeToString(nonce[:])
 	var b strings.Builder
 	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", u.RequestURI(), u.Host, key)
+	if protocol != "" {
+		fmt.Fprintf(&b, "Sec-WebSocket-Protocol: %s\r\n", protocol)
+	}
 	if err := header.Write(&b); err != nil {
 		return nil, err
 	}
@@ -117,25 +129,28 @@ func handshake(conn net.Conn, u *url.URL, header http.Header) (rest []byte, err 
 		return nil, fmt.Errorf("%s answered %s", u, response.Status)
 	case response.Header.Get("Sec-WebSocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]):
 		return nil, errors.New("the answer has a wrong Sec-WebSocket-Accept")
+	case protocol != "" && response.Header.Get("Sec-WebSocket-Protocol") != protocol:
+		return nil, fmt.Errorf("%s does not speak %s", u, protocol)
 	}
 	return r.Peek(r.Buffered())
 }
 
 // dialed is what dialAll hands over.
 type dialed struct {
-	i    int
-	conn net.Conn
-	rest []byte
-	err  error
+	hub    int
+	events bool
+	conn   net.Conn
+	rest   []byte
+	err    error
 }
 
 // dialers is how many connect at a time: enough for a server that is 50 ms away to see a thousand a second, few enough
 // not to overflow the server's backlog of connections.
 const dialers = 64
 
-// dialAll connects the clients from first up to n, client i to hub(i), at most ramp a second (0: as fast as it goes), and
-// closes the channel when it is done or ctx is.
-func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, hub func(i int) int) <-chan dialed {
+// dialAll connects the clients from first up to n, client i as place(i) says, at most ramp a second (0: as fast as it
+// goes), and closes the channel when it is done or ctx is.
+func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, place func(i int) (hub int, events bool)) <-chan dialed {
 	out := make(chan dialed, dialers)
 	next := make(chan int)
 	start := time.Now()
@@ -160,9 +175,10 @@ func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, hub fu
 	for range min(dialers, n-first) {
 		wg.Go(func() { // ends when next is closed
 			for i := range next {
-				conn, rest, err := t.dial(ctx, i, hub(i))
+				hub, events := place(i)
+				conn, rest, err := t.dial(ctx, i, hub, events)
 				select {
-				case out <- dialed{i, conn, rest, err}:
+				case out <- dialed{hub, events, conn, rest, err}:
 				case <-ctx.Done():
 					if conn != nil {
 						conn.Close()

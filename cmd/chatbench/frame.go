@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 )
@@ -16,8 +17,10 @@ const (
 )
 
 // A parser splits what a server sends into frames (RFC 6455 §5.2), however it arrives. It keeps the first bytes of a
-// message and the payload of a control frame, and skips the rest.
+// message and the payload of a control frame, and skips the rest. Where the server speaks events, a message is what an
+// event has as its text, and events without are skipped.
 type parser struct {
+	events      bool
 	header      [10]byte // of the frame that is being parsed
 	headerN     uint8
 	inPayload   bool
@@ -26,6 +29,8 @@ type parser struct {
 	left        uint64 // bytes of the payload that are still to come
 	id          [idSize]byte
 	controlData []byte // payload of the control frame, valid until the next
+	textAt      int    // where the text of the last event began; less than len(textKey): it had none
+	envelope    []byte // the beginning of an event that came in pieces, as long as id is not complete
 }
 
 // An event is what a parser has found.
@@ -34,7 +39,7 @@ type event uint8
 // The events.
 const (
 	eventNone    event = iota // all data is consumed
-	eventMessage              // a message is complete; its beginning is id[:idN]
+	eventMessage              // a message is complete; its beginning is id[:idN], with an event's JSON behind a shorter text
 	eventPing                 // its payload is controlData
 	eventPong
 	eventClose // its payload is controlData
@@ -62,7 +67,7 @@ func (p *parser) next(data []byte) (rest []byte, ev event, err error) {
 		if opcode := p.header[0] & 0xF; opcode >= opClose {
 			p.controlData = append(p.controlData, data[:n]...)
 		} else if p.idN < idSize {
-			p.idN += uint8(copy(p.id[p.idN:], data[:n]))
+			p.look(data[:n])
 		}
 		data = data[n:]
 		p.left -= n
@@ -73,6 +78,36 @@ func (p *parser) next(data []byte) (rest []byte, ev event, err error) {
 		if ev := p.end(); ev != eventNone {
 			return data, ev, nil
 		}
+	}
+}
+
+// textKey is what the text of a message stands behind. Within a string of JSON its quotes would be escaped, so that it
+// is the key wherever it stands.
+var textKey = []byte(`"data":"`)
+
+// maxEnvelope bounds what is kept of an event whose text does not come: all that stands before it is short.
+const maxEnvelope = 4096
+
+// look finds id in what comes next of a message. Events are not parsed, only searched: a load of a million events a
+// second could not be read otherwise. What is sent is written in JSON as it is, see putID.
+func (p *parser) look(data []byte) {
+	if !p.events {
+		p.idN += uint8(copy(p.id[p.idN:], data))
+		return
+	}
+	if len(p.envelope) > 0 {
+		p.envelope = append(p.envelope, data[:min(len(data), maxEnvelope-len(p.envelope))]...)
+		data = p.envelope
+	}
+	// It is mostly where it was in the last event.
+	if len(data) < p.textAt || !bytes.HasSuffix(data[:p.textAt], textKey) {
+		p.textAt = bytes.Index(data, textKey) + len(textKey)
+	}
+	if p.textAt >= len(textKey) {
+		p.idN = uint8(copy(p.id[:], data[p.textAt:]))
+	}
+	if p.idN < idSize && len(p.envelope) == 0 {
+		p.envelope = append(p.envelope, data[:min(len(data), maxEnvelope)]...)
 	}
 }
 
@@ -107,7 +142,7 @@ func (p *parser) begin() error {
 	switch opcode {
 	case opText, opBinary:
 		bad = bad || p.inMessage
-		p.inMessage, p.idN = true, 0
+		p.inMessage, p.idN, p.envelope = true, 0, p.envelope[:0]
 	case opContinuation:
 		bad = bad || !p.inMessage
 	case opClose, opPing, opPong:
@@ -136,6 +171,9 @@ func (p *parser) end() event {
 		return eventNone
 	}
 	p.inMessage = false
+	if p.events && p.idN == 0 {
+		return eventNone
+	}
 	return eventMessage
 }
 
@@ -164,18 +202,19 @@ func appendFrame(dst []byte, opcode byte, masked bool, payload []byte) []byte {
 }
 
 // A message begins with its id: the run and the sender in 4 characters each, and the sender's sequence number in 8,
-// 6 bits a character from '0' up, so that it is printable text of a fixed size. The run tells the messages from those
-// of another run, as in a hub's history.
+// 5 bits a character from ']' up, so that it is printable text of a fixed size, with nothing that JSON escapes. The run
+// tells the messages from those of another run, as in a hub's history.
 const (
 	idSize     = 16
-	senderBits = 24
+	idBits     = 5 * idSize / 2 // of either half
+	senderBits = idBits / 2
 )
 
 // putID writes the id of a message to the first idSize bytes of b.
 func putID(b []byte, runAndSender, seq uint64) {
 	for i := range 8 {
-		b[i] = '0' + byte(runAndSender>>(42-6*i)&63)
-		b[8+i] = '0' + byte(seq>>(42-6*i)&63)
+		b[i] = ']' + byte(runAndSender>>(35-5*i)&31)
+		b[8+i] = ']' + byte(seq>>(35-5*i)&31)
 	}
 }
 
@@ -183,10 +222,10 @@ func putID(b []byte, runAndSender, seq uint64) {
 func parseID(b *[idSize]byte) (runAndSender, seq uint64, ok bool) {
 	var bad byte
 	for i := range 8 {
-		x, y := b[i]-'0', b[8+i]-'0'
+		x, y := b[i]-']', b[8+i]-']'
 		bad |= x | y
-		runAndSender = runAndSender<<6 | uint64(x)
-		seq = seq<<6 | uint64(y)
+		runAndSender = runAndSender<<5 | uint64(x)
+		seq = seq<<5 | uint64(y)
 	}
-	return runAndSender, seq, bad < 64
+	return runAndSender, seq, bad < 32
 }

@@ -3,14 +3,18 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
 )
 
-// parseAll gives p the stream in pieces that end at the cuts, and lists what it finds.
+// parseAll gives a parser the stream in pieces that end at the cuts, and lists what it finds.
 func parseAll(stream []byte, cuts ...int) (found []string, err error) {
-	var p parser
+	return parseWith(&parser{}, stream, cuts...)
+}
+
+func parseWith(p *parser, stream []byte, cuts ...int) (found []string, err error) {
 	from := 0
 	for _, to := range append(cuts, len(stream)) {
 		for rest := stream[from:to]; ; {
@@ -71,6 +75,61 @@ func TestParser_FindsTheSameWhereverTheStreamIsCut(t *testing.T) {
 	}
 }
 
+func TestParser_FindsTheTextOfEventsWhereverTheStreamIsCut(t *testing.T) {
+	var stream []byte
+	for _, frame := range []string{
+		`{"type":"hello","client":"c","user":"\"data\":\"","hub":"h","head":0}`,
+		`{"type":"message","seq":1,"time":"2026-11-23T12:00:00.000Z","client":"c","user":"\"data\":\"","data":"]]]]]]]]aaaaaaaaxxxx"}`,
+		`{"type":"message","seq":2,"data":"]]]]]]]]aaaaaaaa"}`,
+		`{"type":"message","seq":3,"data":"]]]]]]]aaaaaaaa"}`,
+		`{"type":"message","seq":4,"data64":"AP8="}`,
+		`{"type":"leave","user":"data","clients":2}`,
+	} {
+		stream = appendFrame(stream, opText, false, []byte(frame))
+	}
+	stream = append(stream, opText, 12)
+	stream = append(stream, `{"type":"mes`...)
+	stream = append(stream, 0x80|opContinuation, 34)
+	stream = append(stream, `sage","data":"bbbbbbbbccccccccxx"}`...)
+	want := []string{"message ]]]]]]]]aaaaaaaa", "message ]]]]]]]]aaaaaaaa", "message ]]]]]]]aaaaaaaa\"", "message bbbbbbbbcccccccc"}
+	for cut := range len(stream) {
+		for next := cut; next < len(stream); next += 5 {
+			if got, err := parseWith(&parser{events: true}, stream, cut, next); err != nil || !slices.Equal(got, want) {
+				t.Fatalf("cut at %d and %d: got %q, %v, want %q", cut, next, got, err, want)
+			}
+		}
+	}
+}
+
+func TestParser_KeepsLittleOfAnEventWithoutText(t *testing.T) {
+	p := parser{events: true}
+	event := appendFrame(nil, opText, false, bytes.Repeat([]byte(" "), 100_000))
+	if found, err := parseWith(&p, event, 1000, 50_000, 70_000); err != nil || len(found) > 0 || len(p.envelope) != maxEnvelope {
+		t.Errorf("found %q, %v, and kept %d bytes, want nothing and %d", found, err, len(p.envelope), maxEnvelope)
+	}
+}
+
+// BenchmarkParser reads what a client of a busy hub reads at once.
+func BenchmarkParser(b *testing.B) {
+	message := bytes.Repeat([]byte("x"), 128)
+	putID(message, 1<<30, 1<<20)
+	event := fmt.Sprintf(`{"type":"message","seq":123456,"time":"2026-11-23T12:00:00.000Z","client":"dq3e5qf4t0xs","user":"","data":"%s"}`, message)
+	for kind, frame := range map[string][]byte{"raw": message, "events": []byte(event)} {
+		b.Run(kind, func(b *testing.B) {
+			var stream []byte
+			for range 32 {
+				stream = appendFrame(stream, opText, false, frame)
+			}
+			p := parser{events: kind == "events"}
+			for b.Loop() {
+				for rest, ev, _ := p.next(stream); ev == eventMessage; rest, ev, _ = p.next(rest) {
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/32, "ns/message")
+		})
+	}
+}
+
 func TestParser_RefusesWhatNoServerMaySend(t *testing.T) {
 	for name, stream := range map[string][]byte{
 		"a mask":                        {0x81, 0x81, 0, 0, 0, 0, 'x'},
@@ -107,21 +166,20 @@ func FuzzParser(f *testing.F) {
 }
 
 func TestID_SurvivesTheWay(t *testing.T) {
-	for _, n := range []uint64{0, 1, 63, 64, 1 << 24, 1<<48 - 1} {
+	const top = 1<<idBits - 1
+	for _, n := range []uint64{0, 1, 31, 32, 1 << 20, 0x8864204531, top} {
 		var id [idSize]byte
-		putID(id[:], n, 1<<48-1-n)
-		for _, b := range id {
-			if b < '0' || b > 'o' {
-				t.Errorf("id of %d: %q is not printable", n, id)
-			}
+		putID(id[:], n, top-n)
+		if inJSON, err := json.Marshal(string(id[:])); err != nil || string(inJSON[1:len(inJSON)-1]) != string(id[:]) {
+			t.Errorf("id of %d: JSON makes %s of %q, %v", n, inJSON, id, err)
 		}
-		if sender, seq, ok := parseID(&id); sender != n || seq != 1<<48-1-n || !ok {
-			t.Errorf("got %d, %d, %t, want %d, %d", sender, seq, ok, n, 1<<48-1-n)
+		if sender, seq, ok := parseID(&id); sender != n || seq != top-n || !ok {
+			t.Errorf("got %d, %d, %t, want %d, %d", sender, seq, ok, n, top-n)
 		}
 	}
 	for i := range idSize {
-		id := [idSize]byte([]byte("0000000000000000"))
-		id[i] = '{'
+		id := [idSize]byte([]byte("]]]]]]]]]]]]]]]]"))
+		id[i] = '}'
 		if _, _, ok := parseID(&id); ok {
 			t.Errorf("%q is taken for an id", id)
 		}

@@ -48,7 +48,7 @@ func idleCommand(name string, args []string) error {
 		return 0, nil
 	}
 	settled := func(first, n int) (bytes int64, err error) {
-		if err := l.connect(context.Background(), first, n, func(i int) int { return max(0, i-o.clients+1) }); err != nil {
+		if err := l.connect(context.Background(), first, n, func(i int) (int, bool) { return max(0, i-o.clients+1), false }); err != nil {
 			return 0, err
 		}
 		l.runFor(*settle, "idle", func() bool { return false })

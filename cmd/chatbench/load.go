@@ -30,6 +30,7 @@ type options struct {
 	duration time.Duration // of what is measured
 	drain    time.Duration // what is under way at the end may take before it counts as lost
 	ramp     float64       // clients connected a second, 0: as fast as it goes
+	events   float64       // percent of the clients that do not send: they speak the events protocol
 	slow     float64       // percent of the clients that are slow
 	slowRate int           // bytes a second that a slow client reads
 	pid      int           // of the server, 0: do not measure it
@@ -37,6 +38,13 @@ type options struct {
 	stop     chan struct{} // closed: ends what is measured before duration is over; may be nil
 	started  func()        // called when what is measured begins; may be nil
 	asJSON   bool          // print JSON
+}
+
+// place is where client i belongs: to a hub, and whether it speaks events. The first ones of each hub send, and are raw;
+// from there on the share of those that speak events is even.
+func (o *options) place(i int) (hub int, events bool) {
+	n := float64(i/o.hubs - o.senders)
+	return i % o.hubs, n >= 0 && int((n+1)*o.events/100) > int(n*o.events/100)
 }
 
 // maxOut is how many bytes may wait for a server that does not read. What is due beyond it is not sent, and counted.
@@ -96,8 +104,8 @@ func newLoad(o options) (*load, error) {
 		l.sample = 17 // a prime, so that it is in step with nothing
 	}
 	var run [4]byte
-	rand.Read(run[:3])
-	l.run = uint64(binary.LittleEndian.Uint32(run[:])) << senderBits
+	rand.Read(run[:])
+	l.run = uint64(binary.LittleEndian.Uint32(run[:])) << senderBits & (1<<idBits - 1)
 	payload := make([]byte, o.size)
 	for i := range payload {
 		payload[i] = 'x'
@@ -114,12 +122,12 @@ func newLoad(o options) (*load, error) {
 
 func (l *load) now() time.Duration { return time.Since(l.start) }
 
-// connect connects the clients from the one with number first up to n, client i to hub(i).
-func (l *load) connect(ctx context.Context, first, n int, hub func(i int) int) error {
+// connect connects the clients from the one with number first up to n, client i as place(i) says.
+func (l *load) connect(ctx context.Context, first, n int, place func(i int) (hub int, events bool)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	connected := 0
-	results := l.target.dialAll(ctx, first, n, l.ramp, hub)
+	results := l.target.dialAll(ctx, first, n, l.ramp, place)
 	for {
 		select {
 		case d, more := <-results:
@@ -129,7 +137,7 @@ func (l *load) connect(ctx context.Context, first, n int, hub func(i int) int) e
 			if d.err != nil {
 				return fmt.Errorf("connecting client %d of %d: %w", connected+1, n-first, d.err)
 			}
-			if err := l.join(hub(d.i), d.conn, d.rest); err != nil {
+			if err := l.join(d); err != nil {
 				return err
 			}
 			connected++
@@ -140,29 +148,35 @@ func (l *load) connect(ctx context.Context, first, n int, hub func(i int) int) e
 	}
 }
 
-func (l *load) join(number int, conn net.Conn, rest []byte) error {
-	h := l.hubs[number]
-	c := &client{hub: h, wants: make([]uint64, l.senders)}
+func (l *load) join(d dialed) error {
+	h := l.hubs[d.hub]
+	c := &client{hub: h, wants: make([]uint64, l.senders), parser: parser{events: d.events}}
 	h.clients = append(h.clients, c)
 	h.live++
 	l.live++
-	if err := l.engine.add(c, conn); err != nil {
+	if err := l.engine.add(c, d.conn); err != nil {
 		return err
 	}
-	if err := l.received(c, rest, l.now()); err != nil {
+	if err := l.received(c, d.rest, l.now()); err != nil {
 		l.left(c, err)
 	}
 	return nil
 }
 
-// appoint makes the first clients of each hub its senders. Those of an open loop begin at random moments, so that
+// appoint makes the first clients of each hub that are raw its senders. Those of an open loop begin at random moments, so that
 // hubs do not send in step.
 func (l *load) appoint() {
 	seeded := mathrand.New(mathrand.NewPCG(1, 2)) // the same rates each time
 	for _, h := range l.hubs {
 		rate := l.rateLow + (l.rateHigh-l.rateLow)*seeded.Float64()
-		for i, c := range h.clients[:min(l.senders, len(h.clients))] {
-			s := &sender{client: c, id: l.run + uint64(len(l.byNumber)), index: i}
+		for _, c := range h.clients {
+			if len(h.senders) == l.senders {
+				break
+			}
+			if c.events {
+				continue
+			}
+			s := &sender{client: c, id: l.run + uint64(len(l.byNumber)), index: len(h.senders)}
 			if rate > 0 {
 				s.interval = time.Duration(float64(l.senders) / rate * 1e9)
 				s.due = l.now() + time.Duration(seeded.Float64()*float64(s.interval))

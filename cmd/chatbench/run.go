@@ -72,7 +72,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 			return r, fmt.Errorf("-pid: %w", err)
 		}
 	}
-	if err := l.connect(ctx, 0, o.clients, func(i int) int { return i % o.hubs }); err != nil {
+	if err := l.connect(ctx, 0, o.clients, o.place); err != nil {
 		return r, err
 	}
 	slow := startSlow(l.options)
@@ -204,6 +204,7 @@ func loadFlags(f *flag.FlagSet, o *options) {
 	f.DurationVar(&o.warmup, "warmup", time.Second, "before what is measured")
 	f.DurationVar(&o.duration, "duration", o.duration, "of what is measured")
 	f.DurationVar(&o.drain, "drain", 10*time.Second, "what is under way at the end may take before it counts as lost")
+	f.Float64Var(&o.events, "events", 0, "`percent` of the clients that do not send which speak "+eventsProtocol+": what raw clients send must reach them as events, in JSON without spaces")
 	f.Float64Var(&o.slow, "slow", o.slow, "`percent` of slow clients in addition, which count nowhere and rejoin when they are closed")
 	f.IntVar(&o.slowRate, "slow-rate", 0, "`bytes` a second that a slow client reads")
 }
@@ -217,6 +218,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-size: from %d bytes to 256 MiB", idSize)
 	case o.rateLow < 0 || o.rateHigh < o.rateLow || o.rateHigh > 0 && o.rateLow == 0:
 		return errors.New("-rate: not a range of positive numbers")
+	case o.events < 0 || o.events > 100:
+		return errors.New("-events: from 0 to 100 percent")
 	case o.senders*o.hubs >= 1<<senderBits:
 		return errors.New("-senders: too many")
 	}

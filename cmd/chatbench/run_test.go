@@ -49,21 +49,29 @@ func TestRun_FindsNothingWrongWithTheFloors(t *testing.T) {
 	}
 }
 
-// badServer relays to all clients of its one hub, as often as times says of the n-th delivery.
-type badServer struct {
+// relay relays to all clients of its one hub, as often as times says of the n-th delivery: as it is, or as an event to
+// those that speak events.
+type relay struct {
 	times func(n int) int
 	mu    sync.Mutex
 	n     int
 	conns []*websocket.Conn
+	spoke int // how many of them speak events
 }
 
-func (s *badServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, err := upgrader.Upgrade(w, r, nil)
+func (s *relay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	bilingual := upgrader
+	bilingual.Subprotocols = []string{eventsProtocol}
+	conn, err := bilingual.Upgrade(w, r, nil)
 	if err != nil {
 		return
 	}
 	defer conn.Close()
 	s.mu.Lock()
+	if conn.Subprotocol() == eventsProtocol {
+		s.spoke++
+		conn.WriteJSON(map[string]string{"type": "hello", "hub": "one"})
+	}
 	s.conns = append(s.conns, conn)
 	s.mu.Unlock()
 	for {
@@ -80,7 +88,11 @@ func (s *badServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				c.Close()
 			}
 			for range times {
-				c.WriteMessage(websocket.TextMessage, message)
+				if c.Subprotocol() == eventsProtocol {
+					c.WriteJSON(map[string]any{"type": "message", "data": string(message), "seq": s.n})
+				} else {
+					c.WriteMessage(websocket.TextMessage, message)
+				}
 			}
 		}
 		s.mu.Unlock()
@@ -97,15 +109,61 @@ func TestRun_FindsWhatABadServerDoes(t *testing.T) {
 		"disconnects": {func(n int) int { return 1 - 2*max(0, n-99)*max(0, 101-n) }, func(r result) bool { return r.Faults.Disconnected == 1 && r.Closes["1013 lagged"] == 1 }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := httptest.NewServer(&badServer{times: test.times})
-			defer server.Close()
-			o := shortRun(server.URL)
-			o.hubs, o.senders, o.drain = 1, 1, 100*time.Millisecond
-			r, err := measure(t.Context(), o)
-			if err != nil || !test.found(r) {
-				t.Errorf("got %+v, %v", r, err)
+			for _, events := range []float64{0, 50, 100} {
+				server := httptest.NewServer(&relay{times: test.times})
+				defer server.Close()
+				o := shortRun(server.URL)
+				o.hubs, o.senders, o.drain, o.events = 1, 1, 100*time.Millisecond, events
+				r, err := measure(t.Context(), o)
+				if err != nil || !test.found(r) {
+					t.Errorf("with %v %% events: got %+v, %v", events, r, err)
+				}
 			}
 		})
+	}
+}
+
+func TestRun_SendsRawAndReceivesEvents(t *testing.T) {
+	for events, want := range map[float64]int{0: 0, 50: 9, 100: 18} {
+		for load, set := range map[string]func(*options){
+			"small messages": func(*options) {},
+			"large messages": func(o *options) { o.size, o.duration = 100_000, time.Second },
+		} {
+			s := relay{times: func(int) int { return 1 }}
+			server := httptest.NewServer(&s)
+			defer server.Close()
+			o := shortRun(server.URL)
+			o.hubs, o.events = 1, events
+			set(&o)
+			r, err := measure(t.Context(), o)
+			if err != nil || r.Faults.any() || r.Deliveries == 0 || r.Others != 0 {
+				t.Errorf("with %v %% events, %s: got %+v, %v", events, load, r, err)
+			}
+			if s.spoke != want {
+				t.Errorf("%d of 20 clients, of which 2 send, speak events, want %d", s.spoke, want)
+			}
+		}
+	}
+}
+
+func TestRun_SpreadsEventsEvenly(t *testing.T) {
+	o := options{clients: 300, hubs: 3, senders: 2, events: 25}
+	for i := range o.clients {
+		hub, events := o.place(i)
+		rank := i / o.hubs // in its hub
+		if want := rank >= o.senders && (rank-o.senders)%4 == 3; hub != i%3 || events != want {
+			t.Errorf("client %d is in hub %d and speaks events: %t, want %d and %t", i, hub, events, i%3, want)
+		}
+	}
+}
+
+func TestRun_SaysThatTheServerSpeaksNoEvents(t *testing.T) {
+	server := httptest.NewServer(&floor{})
+	defer server.Close()
+	o := shortRun(server.URL)
+	o.events = 50
+	if _, err := measure(t.Context(), o); err == nil || !strings.Contains(err.Error(), eventsProtocol) {
+		t.Errorf("got %v, want that it does not speak %s", err, eventsProtocol)
 	}
 }
 
@@ -126,7 +184,7 @@ func TestDial_HasMoreThanOneSourceAddress(t *testing.T) {
 	defer server.Close()
 	o := shortRun(server.URL)
 	for client, want := range map[int]string{0: "127.0.0.1", perSourceAddress - 1: "127.0.0.1", perSourceAddress: "127.0.0.2"} {
-		conn, _, err := o.dial(t.Context(), client, 0)
+		conn, _, err := o.dial(t.Context(), client, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,6 +219,9 @@ func TestSlowClients_RejoinWhenTheyAreClosed(t *testing.T) {
 func TestCompare_TakesMedians(t *testing.T) {
 	got := median([]measurement{{PerSecond: 3, P99: 1}, {PerSecond: 1, P99: 5}, {PerSecond: 2, P99: 4}})
 	if want := (measurement{PerSecond: 2, P99: 4}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got, want := mean([]measurement{{PerSecond: 2, P99: 1}, {PerSecond: 6, P99: 4}}), (measurement{PerSecond: 3, P99: 2.5}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got := ratio(measurement{PerSecond: 3, P99: 1}, measurement{PerSecond: 2}); got != (measurement{PerSecond: 1.5}) {

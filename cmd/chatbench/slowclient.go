@@ -31,7 +31,7 @@ func startSlow(o options) *slowClients {
 	for i := range o.slowClients() {
 		s.wg.Go(func() { // ends with ctx; close waits for it
 			for ctx.Err() == nil {
-				if conn, _, err := t.dial(ctx, i, i%o.hubs); err == nil {
+				if conn, _, err := t.dial(ctx, i, i%o.hubs, false); err == nil {
 					readSlowly(ctx, conn, o.slowRate)
 				} else {
 					pause(ctx, time.Second)
