@@ -99,6 +99,56 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 	}
 }
 
+// newSocketlessHubOf is newSocketlessHub for clients with these settings, of which those speak events that the function
+// says. The benchmark's end closes the hub.
+func newSocketlessHubOf(b *testing.B, clients int, slow bool, s *settings, speaksEvents func(i int) bool) *hub {
+	h := &hub{epoch: "epoch", metrics: hubs.metrics, budget: &hubs.budget, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
+	for i := range clients {
+		c := &client{id: clientID(1e15 + i), user: "ada", settings: s, hub: h, speaksEvents: speaksEvents(i)}
+		c.state.Store(stateWriting)
+		c.wire.raw = struct{ syscall.RawConn }{} // not nil, so that flushers serve it; nobody writes
+		h.join(c)
+		c.takePending() // hello
+		if slow {
+			h.endTurnLocked(c) // nobody else has the hub yet
+		} else {
+			h.next(c) // nothing: idle
+		}
+	}
+	b.Cleanup(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.closeLocked()
+	})
+	return h
+}
+
+// BenchmarkHub_PublishEvents is BenchmarkHub_Publish, with messages of 128 bytes, for hubs whose members are raw, speak
+// events, or every other one of them does, without and with history.
+func BenchmarkHub_PublishEvents(b *testing.B) {
+	for _, clients := range []int{10, 1000} {
+		for _, state := range []string{"idle", "slow"} {
+			for _, history := range []int{0, 100} {
+				for _, members := range []string{"raw", "both", "events"} {
+					b.Run(fmt.Sprintf("clients=%d/state=%s/history=%d/members=%s", clients, state, history, members), func(b *testing.B) {
+						s := defaults()
+						s.historyMessages, s.historyAge = history, time.Minute
+						h := newSocketlessHubOf(b, clients, state == "slow", s, func(i int) bool {
+							return members == "events" || members == "both" && i%2 == 0
+						})
+						m := message{sender: 1e15, user: "ada", opcode: websocket.TextMessage, payload: bytes.Repeat([]byte("x"), 128)}
+						b.ReportAllocs()
+						for b.Loop() {
+							h.publish(m)
+							serveQueue(h)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
 // ---- from a sender to all clients ----
 
 // maxFanOut leaves out what would measure the memory of the machine: a message that is more bytes than this to all
