@@ -5,6 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,12 +35,14 @@ func exampleSite(t *testing.T, directives ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf(`http://%s {
-	%s
-	chat_broadcast /chat/*
-	root * %s
-	file_server
-}`, httpAddr, strings.Join(directives, "\n\t"), root)
+	site, err := os.ReadFile("example.Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.NewReplacer(
+		":8080 {\n", fmt.Sprintf("http://%s {\n\t%s\n", httpAddr, strings.Join(directives, "\n\t")),
+		"root * example\n", fmt.Sprintf("root * %s\n", root),
+	).Replace(string(site))
 }
 
 // startBrowser starts a browser without a window, which ends with the test.
@@ -70,18 +77,24 @@ func openTabs(t *testing.T, browser context.Context, queries ...string) []*tab {
 	t.Helper()
 	var tabs []*tab
 	for _, query := range queries {
-		ctx, closeTab := chromedp.NewContext(browser)
-		t.Cleanup(closeTab)
-		ctx, cancel := context.WithTimeout(ctx, 3*patience) // for what is not waited for with patience
-		t.Cleanup(cancel)
-		p := &tab{t, ctx}
-		p.open(exampleURL + query)
-		tabs = append(tabs, p)
+		tabs = append(tabs, openTab(t, browser, exampleURL+query))
 	}
 	for _, p := range tabs {
 		p.waitState("open")
 	}
 	return tabs
+}
+
+// openTab opens one tab of the browser.
+func openTab(t *testing.T, browser context.Context, url string) *tab {
+	t.Helper()
+	ctx, closeTab := chromedp.NewContext(browser)
+	t.Cleanup(closeTab)
+	ctx, cancel := context.WithTimeout(ctx, 3*patience) // for what is not waited for with patience
+	t.Cleanup(cancel)
+	p := &tab{t, ctx}
+	p.open(url)
+	return p
 }
 
 // do fails the test unless the browser does all steps.
@@ -199,11 +212,19 @@ func (p *tab) waitMessage(name, text string) {
 		jsString(name), jsString(text), jsMessages))
 }
 
-// setName types a name over the one that the page has made up.
+// setName types a name over the one that the page has made up, and waits until the page is connected with it.
 func (p *tab) setName(name string) {
 	p.t.Helper()
 	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
 	p.do(typeInto("#name", name), enter)
+	p.waitPeople(name)
+	p.waitState("open")
+}
+
+// waitPeople waits until the page lists people, whoever else is here.
+func (p *tab) waitPeople(names ...string) {
+	p.t.Helper()
+	p.waitFor(jsString(names) + `.every((name) => [...document.querySelectorAll("#people .name")].some((n) => n.textContent === name))`)
 }
 
 // send types a message and sends it.
@@ -264,6 +285,13 @@ func TestExample_Page(t *testing.T) {
 		{"shows whatever comes as text", testShowsWhateverComesAsText},
 		{"reconnects by itself", testReconnectsByItself},
 		{"says why it does not reconnect", testSaysWhyItDoesNotReconnect},
+		{"shows the history", testShowsTheHistory},
+		{"shows who is here", testShowsWhoIsHere},
+		{"says how many messages were missed", testSaysHowManyWereMissed},
+		{"says that the room has started anew", testSaysThatTheRoomHasStartedAnew},
+		{"keeps the draft", testKeepsTheDraft},
+		{"says that a message was dropped", testSaysThatAMessageWasDropped},
+		{"draws in both windows", testDrawsInBothWindows},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, browser) })
 	}
@@ -322,46 +350,44 @@ func testSwitchesRooms(t *testing.T, browser context.Context) {
 	if got := p.messages(); len(got) != 0 {
 		t.Errorf("got %v in the new room, want no messages", got)
 	}
-	there := join(t, "/chat/ros%C3%A9%20&%20r%C3%A4der-50%25")
-	there.text(`{"name":"Ada","text":"the URL names the hub"}`)
+	there := join(t, "/chat/ros%C3%A9%20&%20r%C3%A4der-50%25?name=Ada")
+	there.text("the URL names the hub")
 	p.waitMessage("Ada", "the URL names the hub")
 
 	p.do(chromedp.NavigateBack())
 	p.waitFor(`document.querySelector("#room").textContent === "lobby"`)
 	p.waitState("open")
+	p.waitMessage("You", "in the lobby")
 }
 
 func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 	startCaddy(t, exampleSite(t))
 	p := openTabs(t, browser, "")[0]
-	peer := join(t, "/chat/lobby")
 	const markup = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`
 	p.setName("Ada")
 
 	p.send(markup)
 	p.waitMessage("You", markup)
-	peer.next()
-	for _, row := range []struct{ sent, name, text string }{
-		{"no JSON " + markup, "Somebody", "no JSON " + markup},
-		{`"a string"`, "Somebody", `"a string"`},
-		{`null`, "Somebody", `null`},
-		{`{"name":"no text"}`, "Somebody", `{"name":"no text"}`},
-		{`{"text":"no name"}`, "Somebody", `no name`},
-		{`{"name":["x"],"text":"odd name"}`, "Somebody", `odd name`},
-		{jsString(map[string]string{"name": "<b>Eve</b>", "text": markup}), "<b>Eve</b>", markup},
-		{`{"name":"You","text":"not me"}`, "You", "not me"},
-		{`{"name":"Ada","text":"see https://example.com/a?b=<i>."}`, "Ada", "see https://example.com/a?b=<i>."},
+	for _, row := range []struct{ user, text, name string }{
+		{"", "nobody in particular", "Somebody"},
+		{"", `{"name":"Ada","text":"no more than text"}`, "Somebody"},
+		{"<b>Eve</b>", markup, "<b>Eve</b>"},
+		{"You", "not me", "You"},
+		{"\u202eevE\n\n", "odd name", "\u202eevE"},
+		{"Ada", "see https://example.com/a?b=<i>.", "Ada"}, // of that name, but not the one in this window
 	} {
-		peer.text(row.sent)
+		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
+		peer.text(row.text)
 		p.waitMessage(row.name, row.text)
 	}
 	// What is no text has no place in the page; what follows it has.
+	peer := join(t, "/chat/lobby?name=Eve")
 	peer.send(websocket.BinaryMessage, "\x00\xff")
-	peer.text(`{"name":"Eve","text":""}`)
-	peer.text(`{"name":"Eve","text":"the end"}`)
+	peer.text("")
+	peer.text("the end")
 	p.waitMessage("Eve", "the end")
 
-	if got, want := len(p.messages()), 11; got != want {
+	if got, want := len(p.messages()), 8; got != want {
 		t.Errorf("got %d messages, want %d", got, want)
 	}
 	if got, want := evaluate[int](p, `document.querySelectorAll("#log :is(img, script, b, i)").length`), 0; got != want {
@@ -392,11 +418,12 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 		p.waitFor(`document.querySelector("#state").textContent === "Reconnecting"`)
 		p.waitFor(`document.querySelector("#why").textContent.includes("connection is lost")`)
 	}
-	// Nothing of what is written in the meantime is lost.
-	a.send("patience")
-	a.waitFor(`document.querySelector("#hint").textContent.startsWith("Not sent")`)
-	if got, want := a.draft(), "patience"; got != want {
-		t.Errorf("got %q in the box without a connection, want %q", got, want)
+	// What is written in the meantime waits.
+	a.send("first, in patience")
+	a.send("second, in patience")
+	a.waitFor(`document.querySelectorAll(".pending").length === 2`)
+	if got := a.draft(); got != "" {
+		t.Errorf("got %q in the box after a message that waits, want it empty", got)
 	}
 
 	s.load(exampleSite(t))
@@ -404,11 +431,16 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 		p.waitState("open")
 		p.waitFor(`document.querySelector("#trouble").hidden`)
 	}
-	a.send("")
-	a.waitMessage("You", "patience")
-	b.waitMessage(b.nameOf(a), "patience")
-	if got, want := len(b.messages()), 2; got != want {
-		t.Errorf("got %d messages, want %d", got, want)
+	a.waitFor(`!document.querySelector(".pending")`)
+	b.waitMessage(b.nameOf(a), "second, in patience")
+	for _, p := range tabs {
+		var got []string
+		for _, m := range p.messages() {
+			got = append(got, m.Text)
+		}
+		if want := []string{"before", "first, in patience", "second, in patience"}; !slices.Equal(got, want) {
+			t.Errorf("got messages %q, want %q", got, want)
+		}
 	}
 }
 
@@ -424,28 +456,658 @@ func testSaysWhyItDoesNotReconnect(t *testing.T, browser context.Context) {
 	p.send("may I?")
 	p.waitState("closed")
 	p.waitFor(`document.querySelector("#why").textContent.includes("(1008 read_only)")`)
-	if got, want := p.draft(), "may I?"; got != want {
-		t.Errorf("got %q in the box after a refused message, want %q", got, want)
+	p.waitFor(`document.querySelector(".gone .text").textContent === "may I?"`)
+	p.send("and now?")
+	p.waitFor(`document.querySelector("#hint").textContent.startsWith("Not sent")`)
+	if got, want := p.draft(), "and now?"; got != want {
+		t.Errorf("got %q in the box after a message that was not taken, want %q", got, want)
 	}
 	p.do(chromedp.Click(chromedp.CSS("#connect")))
 	p.waitState("open")
 }
 
+func testShowsTheHistory(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	a := openTabs(t, browser, "")[0]
+	a.setName("Ada")
+	a.send("first")
+	a.send("second")
+	a.waitMessage("You", "second")
+	a.waitFor(`!document.querySelector(".pending")`)
+
+	b := openTabs(t, browser, "")[0]
+	b.waitMessage("Ada", "second")
+	if got, want := b.messages(), []shownMessage{{"Ada", "first"}, {"Ada", "second"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v for who joins, want %v", got, want)
+	}
+	if got, want := evaluate[string](b, `document.title`), "lobby · chat"; got != want {
+		t.Errorf("got title %q, want %q: what is old is not unread", got, want)
+	}
+	// Who comes back has the same, and knows what was theirs.
+	a.do(chromedp.Reload())
+	a.waitMessage("You", "second")
+	if got, want := a.messages(), []shownMessage{{"You", "first"}, {"You", "second"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v after a reload of the page, want %v", got, want)
+	}
+}
+
+func testShowsWhoIsHere(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	tabs := openTabs(t, browser, "", "")
+	a, b := tabs[0], tabs[1]
+	a.setName("Ada")
+	b.setName("Bob")
+	a.waitPeople("Ada", "Bob")
+
+	cid := join(t, "/chat/lobby?name=Cid")
+	for _, p := range tabs {
+		p.waitPeople("Ada", "Bob", "Cid")
+		p.waitFor(`document.querySelector("#messages").innerText.includes("Cid")`)
+	}
+	second := join(t, "/chat/lobby?name=Cid")
+	a.waitFor(`document.querySelector("#people").innerText.includes("2 windows")`)
+	second.conn.Close()
+	cid.conn.Close()
+	for _, p := range tabs {
+		p.waitFor(`document.querySelector("#people").textContent.includes("Cid") === false`)
+		p.waitFor(`document.querySelector("#present").textContent === "2"`)
+	}
+	b.setName("Grace")
+	a.waitPeople("Ada", "Grace")
+	a.waitFor(`document.querySelector("#present").textContent === "2"`)
+	b.waitFor(`document.querySelector("#people li:nth-child(2)").textContent.endsWith("Graceyou")`)
+}
+
+func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	line := startLine(t)
+	p := openTab(t, browser, line.url)
+	p.waitState("open")
+	p.setName("Ada")
+	peer := join(t, "/chat/lobby?name=Eve")
+	peer.text("before")
+	p.waitMessage("Eve", "before")
+
+	line.cut()
+	p.waitState("connecting", "waiting")
+	p.send("hello from nowhere")
+	p.waitFor(`document.querySelector(".pending")`)
+	for i := range 103 {
+		peer.text(fmt.Sprint("message ", i+1))
+		peer.next()
+	}
+	line.restore()
+	p.waitFor(`document.querySelector(".missed")?.innerText.startsWith("3 messages missed")`)
+	p.waitFor(`!document.querySelector(".pending")`)
+	p.waitMessage("You", "hello from nowhere")
+	got := p.messages()
+	if want := 1 + 100 + 1; len(got) != want {
+		t.Fatalf("got %d messages, want %d", len(got), want)
+	}
+	if want := (shownMessage{"Eve", "message 4"}); got[1] != want {
+		t.Errorf("got %v first after what was missed, want %v", got[1], want)
+	}
+	if got, want := evaluate[string](p, `document.querySelector(".missed").previousElementSibling.querySelector(".text").textContent`),
+		"before"; got != want {
+		t.Errorf("got the notice below %q, want it below %q", got, want)
+	}
+}
+
+func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
+	s := startCaddy(t, exampleSite(t))
+	p := openTabs(t, browser, "")[0]
+	p.send("before")
+	p.waitMessage("You", "before")
+	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+	p.waitState("connecting", "waiting")
+	s.load(exampleSite(t))
+	p.waitFor(`document.querySelector(".missed")?.innerText.includes("started anew")`)
+	p.send("after")
+	p.waitMessage("You", "after")
+	if got, want := p.messages(), []shownMessage{{"You", "before"}, {"You", "after"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func testKeepsTheDraft(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	line := startLine(t)
+	p := openTab(t, browser, line.url)
+	p.waitState("open")
+	p.do(typeInto("#text", "what I always wanted to"))
+
+	line.cut()
+	p.waitState("connecting", "waiting")
+	line.restore()
+	p.waitState("open")
+	if got, want := p.draft(), "what I always wanted to"; got != want {
+		t.Errorf("got %q in the box after a reconnect, want %q", got, want)
+	}
+
+	p.do(chromedp.Reload())
+	p.waitState("open")
+	if got, want := p.draft(), "what I always wanted to"; got != want {
+		t.Errorf("got %q in the box after a reload of the page, want %q", got, want)
+	}
+
+	// What waits to be sent when the page is left is not lost, either.
+	line.refuseUpgrades()
+	p.waitState("connecting", "waiting")
+	p.do(typeInto("#text", " say"), enter)
+	p.waitFor(`document.querySelector(".pending")`)
+	p.do(chromedp.Reload())
+	p.waitFor(`document.querySelector("#text")?.value === "what I always wanted to say"`)
+	line.restore()
+	p.waitState("open")
+	p.send("")
+	p.waitMessage("You", "what I always wanted to say")
+	// Other rooms have their own.
+	p.do(typeInto("#text", "for the lobby"))
+	evaluate[bool](p, `(location.hash = "garden", location.search = "?room=garden", true)`)
+	p.waitFor(`document.querySelector("#room")?.textContent === "garden"`)
+	if got := p.draft(); got != "" {
+		t.Errorf("got %q in the box in another room, want it empty", got)
+	}
+}
+
+func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
+	p := openTabs(t, browser, "?room=slow")[0]
+	for _, text := range []string{"one", "two", "three"} {
+		p.send(text)
+	}
+	p.waitFor(`document.querySelector(".gone")?.innerText.includes("too much in too short a time")`)
+	if got, want := evaluate[string](p, `document.querySelector(".gone .text").textContent`), "three"; got != want {
+		t.Errorf("got %q as the message that was dropped, want %q", got, want)
+	}
+	p.do(chromedp.Click(chromedp.CSS(".gone button")))
+	p.waitFor(`document.querySelectorAll(".message").length === 3`)
+}
+
+func testDrawsInBothWindows(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	a, b := openTab(t, browser, exampleURL+"canvas.html"), openTab(t, browser, exampleURL+"canvas.html")
+	for _, p := range []*tab{a, b} {
+		p.waitFor(`document.querySelector("#state").textContent.startsWith("2 here")`)
+	}
+	const lines = `[...document.querySelectorAll("polyline")].map((l) => l.getAttribute("points") + l.style.stroke).join()`
+	for _, event := range []input.DispatchMouseEventParams{
+		{Type: input.DispatchMouseEventTypeMousePressed, X: 200, Y: 200, Button: input.MouseButtonLeft, Buttons: 1, ClickCount: 1},
+		{Type: input.DispatchMouseEventTypeMouseMoved, X: 250, Y: 220, Button: input.MouseButtonLeft, Buttons: 1},
+		{Type: input.DispatchMouseEventTypeMouseMoved, X: 300, Y: 300, Button: input.MouseButtonLeft, Buttons: 1},
+		{Type: input.DispatchMouseEventTypeMouseReleased, X: 300, Y: 300, Button: input.MouseButtonLeft, ClickCount: 1},
+	} {
+		a.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+			_, err := cdp.Call(ctx, t, input.DispatchMouseEvent, event)
+			return err
+		}))
+	}
+	drawn := evaluate[string](a, lines)
+	if drawn == "" {
+		t.Fatal("got no line where it is drawn")
+	}
+	b.waitFor(lines + " === " + jsString(drawn))
+	c := openTab(t, browser, exampleURL+"canvas.html")
+	c.waitFor(lines + " === " + jsString(drawn))
+}
+
+// TestExample_Sizes holds the example to what the README says about it.
+func TestExample_Sizes(t *testing.T) {
+	module, err := os.ReadFile("example/chat.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, limit := len(module), 10_000; got >= limit {
+		t.Errorf("got chat.js of %d bytes, want less than %d", got, limit)
+	}
+	canvas, err := os.ReadFile("example/canvas.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, limit := strings.Count(string(canvas), "\n"), 60; got >= limit {
+		t.Errorf("got canvas.html of %d lines, want less than %d", got, limit)
+	}
+}
+
+// A line is the network between a browser and Caddy.
+type line struct {
+	url string // of the site, through the line
+
+	mu       sync.Mutex // guards what follows
+	conns    map[net.Conn]bool
+	down     bool          // nothing gets through
+	upgrades bool          // nothing that asks for WebSocket does
+	silent   bool          // what Caddy sends does not
+	deaf     bool          // what the browser sends does not
+	changed  chan struct{} // closed with the next change
+}
+
+func startLine(t *testing.T) *line {
+	t.Helper()
+	listener, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &line{
+		url:     fmt.Sprintf("http://localhost:%d/", listener.Addr().(*net.TCPAddr).Port),
+		conns:   map[net.Conn]bool{},
+		changed: make(chan struct{}),
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // the test is over
+			}
+			running.Go(func() { l.serve(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		l.cut()
+		running.Wait()
+	})
+	return l
+}
+
+func (l *line) serve(browser net.Conn) {
+	defer browser.Close()
+	server, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	_ = server.(*net.TCPConn).SetReadBuffer(64 << 10) // what is held up here holds up Caddy, too
+	if !l.set(func() { l.conns[browser], l.conns[server] = true, true }) {
+		return
+	}
+	defer l.set(func() {
+		delete(l.conns, browser)
+		delete(l.conns, server)
+	})
+	var both sync.WaitGroup
+	both.Go(func() { l.copy(server, browser, &l.deaf) })
+	both.Go(func() { l.copy(browser, server, &l.silent) })
+	both.Wait()
+}
+
+// copy relays until one end is gone, and waits while *held.
+func (l *line) copy(to, from net.Conn, held *bool) {
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		for {
+			l.mu.Lock()
+			wait, gone, changed := *held, !l.conns[from], l.changed
+			refused := l.upgrades && strings.Contains(string(buf[:n]), "Upgrade: websocket")
+			l.mu.Unlock()
+			if gone || refused {
+				return
+			}
+			if !wait {
+				break
+			}
+			<-changed
+		}
+		if err != nil {
+			return
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// set changes the line. It returns whether the line is up.
+func (l *line) set(change func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return !l.down
+}
+
+// cut breaks all connections and lets no new one through.
+func (l *line) cut() { l.breakAll(func() { l.down = true }) }
+
+// blink breaks all connections.
+func (l *line) blink() { l.breakAll(func() {}) }
+
+// refuseUpgrades breaks all connections and lets no WebSocket through.
+func (l *line) refuseUpgrades() { l.breakAll(func() { l.upgrades = true }) }
+
+func (l *line) breakAll(change func()) {
+	l.set(func() {
+		change()
+		for conn := range l.conns {
+			conn.Close()
+			delete(l.conns, conn)
+		}
+	})
+}
+
+func (l *line) silence() { l.set(func() { l.silent = true }) }
+func (l *line) deafen()  { l.set(func() { l.deaf = true }) }
+
+// restore ends all of that.
+func (l *line) restore() {
+	l.set(func() { l.down, l.upgrades, l.silent, l.deaf = false, false, false, false })
+}
+
+// moduleSite has hubs of several kinds.
+func moduleSite(t *testing.T) string {
+	t.Helper()
+	return exampleSite(t, `chat_broadcast /hub/plain/*
+	chat_broadcast /hub/history/* {
+		history 1000
+		presence
+		user {query.name}
+		http_publish
+	}
+	chat_broadcast /hub/short/* {
+		history 5
+		http_publish
+	}
+	chat_broadcast /hub/close/* {
+		history 5
+		buffer 8
+		http_publish
+	}
+	chat_broadcast /hub/skip/* {
+		buffer 8
+		on_lag skip
+		http_publish
+	}
+	chat_broadcast /hub/rate/* {
+		rate 2 1h
+	}
+	chat_broadcast /hub/listen/* {
+		read_only
+	}`)
+}
+
+// openModule opens a tab that has chat.js and listens to what it says.
+func openModule(t *testing.T, browser context.Context, url string) *tab {
+	t.Helper()
+	p := openTab(t, browser, url)
+	evaluate[bool](p, `import("/chat.js").then(({ Chat }) => {
+		window.Chat = Chat;
+		// A Chat whose events are kept in events, and change the document, so that one can wait for them.
+		window.open = (url, options) => {
+			const chat = new Chat(url, { base: 50, ...options });
+			chat.events = [];
+			for (const type of ["open", "message", "sent", "failed", "missed", "join", "leave", "presence", "error", "close", "state"]) {
+				chat.addEventListener(type, (event) => {
+					chat.events.push(Object.assign({}, event, { type }));
+					document.body.dataset.events = chat.events.length;
+				});
+			}
+			chat.all = (type, field) => chat.events.filter((e) => e.type === type).map((e) => field ? e[field] : e);
+			return window.chat = chat;
+		};
+		return true;
+	})`)
+	return p
+}
+
+// connect makes the tab's chat, and waits until it is open.
+func (p *tab) connect(path, options string) {
+	p.t.Helper()
+	evaluate[bool](p, fmt.Sprintf(`(window.chat?.close(), open(%s, %s), true)`, jsString(path), options))
+	p.waitFor(`chat.all("open").length > 0`)
+}
+
+// TestExample_ChatRecovers has chat.js lose its connection in every way.
+func TestExample_ChatRecovers(t *testing.T) {
+	browser := startBrowser(t)
+	for _, row := range []struct {
+		name string
+		test func(*testing.T, *server, *line, *tab)
+	}{
+		{"resumes without a gap or a double", testResumesWithoutAGapOrADouble},
+		{"says how many are missed", testSaysHowManyAreMissed},
+		{"sends once what was on its way", testSendsOnceWhatWasOnItsWay},
+		{"sends once what waits", testSendsOnceWhatWaits},
+		{"does not double in a new hub", testDoesNotDoubleInANewHub},
+		{"notices that no answer comes", testNoticesThatNoAnswerComes},
+		{"starved with on_lag close", testStarved("/hub/close/x")},
+		{"starved with on_lag skip", testStarved("/hub/skip/x")},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := startCaddy(t, moduleSite(t))
+			l := startLine(t)
+			row.test(t, s, l, openModule(t, browser, l.url))
+		})
+	}
+}
+
+func testResumesWithoutAGapOrADouble(t *testing.T, s *server, l *line, p *tab) {
+	peer := join(t, "/hub/history/x")
+	p.connect("/hub/history/x", "{}")
+	var want []string
+	for i := range 200 {
+		text := fmt.Sprint(i)
+		peer.text(text)
+		peer.wantText(text)
+		want = append(want, text)
+		switch {
+		case i%50 == 40:
+			s.load(strings.Replace(moduleSite(t), "history 1000", fmt.Sprint("history ", 1001+i), 1))
+		case i%20 == 10:
+			l.cut()
+		case i%20 == 15:
+			l.restore()
+		case i%20 == 19:
+			l.blink()
+			p.waitFor(`chat.state === "open" && chat.all("message").length > 0`)
+		}
+	}
+	p.waitFor(`chat.all("message", "data").at(-1) === "199"`)
+	if got := evaluate[[]string](p, `chat.all("message", "data")`); !slices.Equal(got, want) {
+		t.Errorf("got %v, want 0 to 199", got)
+	}
+	if got := evaluate[int](p, `chat.all("missed").length`); got != 0 {
+		t.Errorf("got %d times that messages were missed, want 0", got)
+	}
+	if got := evaluate[int](p, `chat.all("open").length`); got < 5 {
+		t.Errorf("got %d connections, want some", got)
+	}
+}
+
+func testSaysHowManyAreMissed(t *testing.T, _ *server, l *line, p *tab) {
+	keeper := join(t, "/hub/short/x")
+	p.connect("/hub/short/x", "{}")
+	publish(t, "/hub/short/x", "before")
+	p.waitFor(`chat.all("message").length === 1`)
+	l.cut()
+	p.waitFor(`chat.state !== "open"`)
+	for i := range 8 {
+		publish(t, "/hub/short/x", fmt.Sprint(i))
+	}
+	l.restore()
+	p.waitFor(`chat.all("message").length === 6`)
+	want := []string{"message before", "missed 3 false", "message 3", "message 4", "message 5", "message 6", "message 7"}
+	if got := evaluate[[]string](p, `chat.events.filter(({ type }) => type === "message" || type === "missed")
+		.map((e) => e.type === "missed" ? "missed " + e.count + " " + e.restarted : "message " + e.data)`); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	keeper.conn.Close()
+}
+
+// A connection breaks after a message was published and before the answer has come.
+func testSendsOnceWhatWasOnItsWay(t *testing.T, _ *server, l *line, p *tab) {
+	peer := join(t, "/hub/history/x")
+	p.connect("/hub/history/x", "{}")
+	for i := range 10 {
+		text := fmt.Sprint(i)
+		l.silence()
+		evaluate[bool](p, `(chat.send("`+text+`"), true)`)
+		peer.wantText(text)
+		l.cut()
+		p.waitFor(`chat.state !== "open"`)
+		evaluate[bool](p, `(chat.send("then `+text+`"), true)`)
+		l.restore()
+		peer.wantText("then " + text) // and not the other again
+		p.waitFor(fmt.Sprintf(`chat.all("sent").length === %d && chat.all("message").length === %[1]d`, 2*(i+1)))
+	}
+	if got := evaluate[bool](p, `String(chat.all("sent", "id")) === String([...Array(20).keys()].map((i) => "m" + (i + 1)))
+		&& String(chat.all("sent", "seq")) === String(chat.all("message", "seq")) && chat.all("message", "own").every((own) => own)
+		&& chat.all("failed").length === 0`); !got {
+		t.Errorf("got %v, want each sent once", evaluate[[]any](p, `chat.events`))
+	}
+}
+
+func testSendsOnceWhatWaits(t *testing.T, _ *server, l *line, p *tab) {
+	peer := join(t, "/hub/history/x")
+	p.connect("/hub/history/x", "{ queue: 50 }")
+	l.cut()
+	p.waitFor(`chat.state !== "open"`)
+	if got, want := evaluate[int](p, `[...Array(60).keys()].filter((i) => chat.send(String(i)) === null).length`), 10; got != want {
+		t.Errorf("got %d messages refused, want %d", got, want)
+	}
+	l.restore()
+	for i := range 50 {
+		peer.wantText(fmt.Sprint(i))
+	}
+	p.waitFor(`chat.all("sent").length === 50`)
+	l.blink()
+	p.waitFor(`chat.all("open").length > 2`)
+	evaluate[bool](p, `(chat.send("the end"), true)`)
+	peer.wantText("the end")
+}
+
+func testDoesNotDoubleInANewHub(t *testing.T, s *server, l *line, p *tab) {
+	p.connect("/hub/history/x", "{}")
+	l.deafen()
+	evaluate[bool](p, `(chat.send("on its way"), true)`)
+	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+	p.waitFor(`chat.state !== "open"`)
+	evaluate[bool](p, `(chat.send("not yet sent"), true)`)
+	s.load(moduleSite(t))
+	peer := join(t, "/hub/history/x")
+	l.restore()
+	peer.wantText("not yet sent")
+	p.waitFor(`chat.all("sent").length === 1`)
+	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => e.id + e.data + e.code), ...chat.all("sent", "id"),
+		...chat.all("missed", "restarted").map(String)]`)
+	if want := []string{"m1on its wayunknown", "m2", "true"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func testNoticesThatNoAnswerComes(t *testing.T, _ *server, l *line, p *tab) {
+	p.connect("/hub/history/x", "{ timeout: 100 }")
+	l.deafen()
+	evaluate[bool](p, `(chat.send("hello?"), true)`)
+	p.waitFor(`chat.all("close", "code").includes(1006)`)
+	l.restore()
+	p.waitFor(`chat.all("sent").length === 1 && chat.all("message").length === 1`)
+}
+
+// testStarved has a browser take nothing until the server loses patience with it. What it has got and what it was told
+// that it has missed must be all.
+func testStarved(path string) func(*testing.T, *server, *line, *tab) {
+	return func(t *testing.T, _ *server, l *line, p *tab) {
+		keeper := join(t, path)
+		go keeper.drain()
+		p.connect(path, "{}")
+		l.silence()
+		const all = 150 // 9 MB: more than the network between them holds
+		for i := range all {
+			publish(t, path, fmt.Sprint(i, " ", strings.Repeat("x", 60_000)))
+		}
+		l.restore()
+		publish(t, path, "the end")
+		p.waitFor(`chat.all("message", "data").at(-1) === "the end"`)
+		got := evaluate[map[string]int](p, `{
+			const seqs = chat.all("message", "seq");
+			({
+				messages: seqs.length,
+				missed: chat.all("missed", "count").reduce((a, b) => a + b, 0),
+				disorder: seqs.filter((seq, i) => i > 0 && seq <= seqs[i - 1]).length,
+			});
+		}`)
+		if got["messages"]+got["missed"] != all+1 || got["missed"] == 0 || got["disorder"] != 0 {
+			t.Errorf("got %v, want %d messages in all, some of them missed", got, all+1)
+		}
+	}
+}
+
+// TestExample_ChatRaw runs chat.js against a server that knows nothing of the protocol.
+func TestExample_ChatRaw(t *testing.T) {
+	var mu sync.Mutex
+	conns := map[*websocket.Conn]bool{}
+	mux := http.NewServeMux()
+	mux.Handle("/", http.FileServer(http.Dir("example")))
+	mux.HandleFunc("/raw", func(w http.ResponseWriter, r *http.Request) {
+		conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		mu.Lock()
+		conns[conn] = true
+		mu.Unlock()
+		for {
+			opcode, payload, err := conn.ReadMessage()
+			mu.Lock()
+			if err != nil {
+				delete(conns, conn)
+				mu.Unlock()
+				return
+			}
+			for c := range conns {
+				_ = c.WriteMessage(opcode, payload) // who is gone is found by its reader
+			}
+			mu.Unlock()
+		}
+	})
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	p := openModule(t, startBrowser(t), s.URL)
+
+	evaluate[bool](p, `(open("/raw", { raw: true }), chat.send("early"), true)`)
+	p.waitFor(`chat.all("message").length === 1`)
+	evaluate[bool](p, `(chat.send("text"), chat.send(new Uint8Array([0, 255])), true)`)
+	p.waitFor(`chat.all("message").length === 3`)
+	mu.Lock()
+	for c := range conns {
+		c.Close()
+	}
+	mu.Unlock()
+	p.waitFor(`chat.all("close").length === 1`)
+	evaluate[bool](p, `(chat.state === "open" || chat.send("late"), true)`)
+	p.waitFor(`chat.all("message").length === 4`)
+	got := evaluate[string](p, `JSON.stringify([chat.all("message").map(({ data, seq }) => [typeof data === "string" ? data : [...data], seq ?? null]),
+		chat.events.filter(({ type }) => !["message", "open", "state", "close"].includes(type)), chat.all("open").length])`)
+	if want := `[[["early",null],["text",null],[[0,255],null],["late",null]],[],2]`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := evaluate[bool](p, `chat.who().then((answer) => { chat.close(); return answer === null; })`); !got {
+		t.Error("got an answer to who, want none")
+	}
+}
+
 // TestExample_ChatModule runs chat.js without the page's help: what those rely on who copy it.
 func TestExample_ChatModule(t *testing.T) {
-	s := startCaddy(t, exampleSite(t))
-	p := openTabs(t, startBrowser(t), "")[0]
-	evaluate[bool](p, `import("/chat.js").then(({ Chat }) => { window.Chat = Chat; return true; })`)
+	s := startCaddy(t, moduleSite(t))
+	p := openModule(t, startBrowser(t), exampleURL)
 
-	t.Run("sends only when connected", func(t *testing.T) {
+	t.Run("sends and goes", func(t *testing.T) {
 		p := &tab{t, p.ctx}
 		got := evaluate[map[string]any](p, `(async () => {
-			const chat = new Chat("chat/x#y");
+			const chat = new Chat("hub/plain/x#y");
 			const next = (type) => new Promise((resolve) => chat.addEventListener(type, resolve, { once: true }));
+			const sent = new Promise((resolve) => chat.addEventListener("sent", ({ id }) => id === "m2" && resolve()));
 			const got = { connecting: chat.send("a") };
-			await next("open");
+			got.first = (await next("message")).data;
 			got.open = chat.send("b");
-			got.message = (await next("message")).data;
+			got.second = (await next("message")).data;
+			await sent;
 			const closed = next("close");
 			chat.close();
 			got.code = (await closed).code;
@@ -453,16 +1115,91 @@ func TestExample_ChatModule(t *testing.T) {
 			chat.connect();
 			await next("open");
 			got.again = chat.send("d");
-			got.messageAgain = (await next("message")).data;
+			got.third = (await next("message")).data;
+			const failed = next("failed");
+			chat.send("e");
 			chat.close();
+			got.failed = (await failed).code;
 			return got;
 		})()`)
 		want := map[string]any{
-			"connecting": false, "open": true, "message": "b", "code": 1000.0,
-			"closed": false, "again": true, "messageAgain": "d",
+			"connecting": "m1", "first": "a", "open": "m2", "second": "b", "code": 1000.0,
+			"closed": nil, "again": "m3", "third": "d", "failed": "unknown",
 		}
 		if !maps.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+
+	t.Run("tells who said what and when", func(t *testing.T) {
+		p := &tab{t, p.ctx}
+		p.connect("/hub/history/y?name=Ada", "{}")
+		peer := join(t, "/hub/history/y?name=Bob")
+		peer.text("from Bob")
+		p.waitFor(`chat.all("message").length === 1`)
+		evaluate[bool](p, `(chat.send("from Ada"), chat.send(new Uint8Array([0, 128, 255])), true)`)
+		p.waitFor(`chat.all("message").length === 3 && chat.all("sent").length === 2`)
+		publish(t, "/hub/history/y", "from the site")
+		p.waitFor(`chat.all("message").length === 4`)
+		got := evaluate[string](p, `JSON.stringify(chat.all("message").map((m) => [typeof m.data === "string" ? m.data : [...m.data],
+			m.seq, m.time instanceof Date && Math.abs(Date.now() - m.time) < 60000, Boolean(m.client), m.user, m.own, m.replayed]))`)
+		want := `[["from Bob",1,true,true,"Bob",false,false],["from Ada",2,true,true,"Ada",true,false],` +
+			`[[0,128,255],3,true,true,"Ada",true,false],["from the site",4,true,false,"",false,false]]`
+		if got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		p.connect("/hub/history/y", "{}")
+		p.waitFor(`chat.all("message").length === 4`)
+		if got, want := evaluate[string](p, `JSON.stringify([...chat.all("message", "replayed"), ...chat.all("message", "own")])`),
+			`[true,true,true,true,false,false,false,false]`; got != want {
+			t.Errorf("got replayed and own %s, want %s", got, want)
+		}
+		peer.conn.Close()
+	})
+
+	t.Run("asks who is here", func(t *testing.T) {
+		p := &tab{t, p.ctx}
+		p.connect("/hub/history/z?name=Ada", "{}")
+		for _, name := range []string{"Bob", "Cid", "Cid"} {
+			join(t, "/hub/history/z?name="+name)
+		}
+		got := evaluate[string](p, `(async () => {
+			const first = await chat.who({ limit: 2 });
+			return JSON.stringify([first, await chat.who({ after: first.next }), await chat.who({ limit: -1 })]);
+		})()`)
+		want := `[{"clients":4,"users":[{"user":"Ada","clients":1},{"user":"Bob","clients":1}],"next":"Bob"},` +
+			`{"clients":4,"users":[{"user":"Cid","clients":2}]},null]`
+		if got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		p.connect("/hub/plain/z", "{}")
+		if got := evaluate[bool](p, `chat.who().then((answer) => answer === null)`); !got {
+			t.Error("got an answer to who without presence, want none")
+		}
+	})
+
+	t.Run("says that a message was dropped", func(t *testing.T) {
+		p := &tab{t, p.ctx}
+		p.connect("/hub/rate/x", "{}")
+		got := evaluate[string](p, `new Promise((resolve) => {
+			chat.addEventListener("failed", ({ id, data, code }) => resolve(id + data + code));
+			chat.send("a");
+			chat.send("b");
+			chat.send("c");
+		})`)
+		if want := "m3crate_limited"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+
+	t.Run("gives up where it may not send", func(t *testing.T) {
+		p := &tab{t, p.ctx}
+		p.connect("/hub/listen/x", "{}")
+		evaluate[bool](p, `(chat.send("a"), true)`)
+		p.waitFor(`chat.all("failed").length === 1`)
+		if got, want := evaluate[string](p, `chat.state + chat.all("failed", "code") + chat.all("close", "reason")`),
+			"closedunknownread_only"; got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	})
 
@@ -471,7 +1208,7 @@ func TestExample_ChatModule(t *testing.T) {
 		p := &tab{t, p.ctx}
 		evaluate[bool](p, `new Promise((resolve) => {
 			Math.random = () => 1;
-			window.patient = new Chat("/chat/x", { base: 600_000, cap: 600_000 });
+			window.patient = new Chat("/hub/plain/x", { base: 600_000, cap: 600_000 });
 			patient.addEventListener("open", () => resolve(true));
 		})`)
 		evaluate[bool](p, `(window.lost = new Promise((resolve) =>
@@ -483,7 +1220,7 @@ func TestExample_ChatModule(t *testing.T) {
 		if got, want := evaluate[string](p, `patient.state`), "waiting"; got != want {
 			t.Errorf("got state %q without the server, want %q", got, want)
 		}
-		s.load(exampleSite(t))
+		s.load(moduleSite(t))
 		got := evaluate[string](p, `new Promise((resolve) => {
 			patient.addEventListener("open", () => resolve(patient.state));
 			dispatchEvent(new Event("online"));
@@ -499,9 +1236,12 @@ func TestExample_ChatModule(t *testing.T) {
 		static OPEN = 1;
 		static last;
 		readyState = 0;
-		constructor() { WebSocket.last = this; }
-		open() { this.readyState = 1; this.onopen({}); }
-		end(code) { this.readyState = 3; this.onclose({ code, reason: "", wasClean: code !== 1006 }); }
+		protocol = "";
+		constructor(url) { WebSocket.last = this; this.url = url; }
+		open() { this.readyState = 1; this.onopen?.({}); }
+		hear(data) { this.onmessage?.({ data }); }
+		end(code) { this.readyState = 3; this.onclose?.({ code, reason: "" }); }
+		send() {}
 		close() {}
 	}, true)`)
 
@@ -537,6 +1277,30 @@ func TestExample_ChatModule(t *testing.T) {
 		})
 	}
 
+	// What a connection says after it was left, or given up, is not heard.
+	t.Run("hears the current connection only", func(t *testing.T) {
+		got := evaluate[[]string](&tab{t, p.ctx}, `(() => {
+			const chat = open("/hub/plain/x");
+			const first = WebSocket.last;
+			first.open();
+			first.hear("1");
+			chat.close();
+			chat.connect();
+			const second = WebSocket.last;
+			second.open();
+			first.hear("2");
+			first.end(1008);
+			second.hear("3");
+			first.open();
+			const { state } = chat;
+			chat.close();
+			return [state, ...chat.all("message", "data"), String(chat.all("open").length)];
+		})()`)
+		if want := []string{"open", "1", "3", "2"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+
 	// The waits are drawn from 0 up to a bound that doubles, is capped, and starts over after a connection that
 	// was stable.
 	t.Run("backs off", func(t *testing.T) {
@@ -547,7 +1311,7 @@ func TestExample_ChatModule(t *testing.T) {
 			Math.random = () => 0.5;
 			const chat = new Chat("/chat/x", { base: 100, cap: 1000 });
 			const waits = [];
-			chat.addEventListener("state", ({ detail }) => detail.state === "waiting" && waits.push(detail.retryIn));
+			chat.addEventListener("state", ({ state, retryIn }) => state === "waiting" && waits.push(retryIn));
 			const fail = (times) => {
 				for (let i = 0; i < times; i++) {
 					WebSocket.last.end(1006);

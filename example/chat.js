@@ -1,76 +1,84 @@
 /**
- * A connection to a hub that comes back by itself. Copy this file: it needs nothing else.
+ * A connection to a hub that comes back by itself (PROTOCOL.md). Copy this file: it needs nothing else.
  *
  *     import { Chat } from './chat.js';
  *
  *     const chat = new Chat('/chat/lobby');
- *     chat.addEventListener('message', (event) => console.log(event.data));
- *     chat.addEventListener('open', () => chat.send('hello'));
+ *     chat.addEventListener('message', ({ user, data }) => console.log(user, data));
+ *     chat.send('hello');
  *
- * The server relays what it gets, unchanged, to every client of the hub, the sender included. Treat it as
- * what it is, text from strangers: show it with `textContent`, never with `innerHTML`.
+ * What comes is text from strangers: show it with `textContent`.
  */
 
 /**
- * What a connection is up to: `connecting`, `open`, `waiting` for its next attempt, or `closed` for good.
- * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State
+ * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `waiting` is for the next attempt, `closed` for good
+ *
+ * @typedef {object} Options times are in milliseconds
+ * @property {number} [base=1000] the first wait is at most so long, each further twice that
+ * @property {number} [cap=30000] no wait is longer
+ * @property {number} [stable=10000] a connection that lasts so long starts the waits over
+ * @property {number} [timeout=15000] an attempt or an answer that takes longer has failed
+ * @property {number} [queue=100] so many messages may wait to be sent or answered
+ * @property {boolean} [raw=false] the server does not speak PROTOCOL.md
  */
 
-/**
- * The `detail` of a `state` event.
- * @typedef {object} StateDetail
- * @property {State} state
- * @property {number} [retryIn] milliseconds until the next attempt, when `waiting`
- * @property {number} [code] the close code that ended the last connection, when `waiting` or `closed`
- * @property {string} [reason] and its reason
- */
+/** The close codes after which another attempt would end in the same way. */
+const FINAL = [1000, 1002, 1007, 1008, 1009];
+
+const copy = (data) => (typeof data === 'string' ? data : new Uint8Array(data));
 
 /**
- * All in milliseconds.
- * @typedef {object} Options
- * @property {number} [base] the first wait is at most this long, and each further one twice as long; 1000
- * @property {number} [cap] no wait is longer than this; 30000
- * @property {number} [stable] a connection that lasts this long starts the waits over; 10000
- * @property {number} [timeout] an attempt that takes longer has failed; 15000
- */
-
-/**
- * The close codes after which another attempt would end in the same way: goodbye (1000), protocol error
- * (1002), not UTF-8 (1007), policy (1008: `read_only`, `rate_limited`, `kicked`), and too big (1009). All
- * others pass: restarts, reloads, falling behind, lost networks (1001, 1011, 1012, 1013, 1006).
- */
-const FINAL = new Set([1000, 1002, 1007, 1008, 1009]);
-
-/**
- * Dispatches `open`; `message` (a MessageEvent); `close` (a CloseEvent, for each connection that ends); and
- * `state` (a CustomEvent with a {@link StateDetail}, for each change after the initial `connecting`).
+ * Messages come in order and once. The events and their fields:
+ *
+ * - `message`: `data` (string or Uint8Array), `seq`, `time` (Date), `client`, `user`, `own` (sent by this object),
+ *   `replayed` (older than the connection)
+ * - `sent`: `id`, `seq`, `time`: it is published
+ * - `failed`: `id`, `data`, `code`, `message`: it is not. The code is the server's (`rate_limited`), or `closed`, or
+ *   `unknown`: it was on its way, and may have arrived.
+ * - `missed`: `count` messages are lost; if `restarted`, the hub is new, and more may be
+ * - `join`, `leave`, `presence`, `error`: as the server sends them, but not answers
+ * - `open`: what is in `hello`
+ * - `close`: `code`, `reason`: a connection has ended
+ * - `state`: `state`; when `waiting`, `retryIn`; when that or `closed`, `code` and `reason`
+ *
+ * With `raw` there are the last three, `failed`, and `message` with `data`.
  */
 export class Chat extends EventTarget {
-  #url;
+  /** Changes hold from the next attempt on. */
+  url;
   #options;
-  /** @type {State} */
   #state = 'connecting';
-  /** @type {?WebSocket} the current one; events of any other are stale */
+  /** @type {?WebSocket} the current one; no other is listened to */
   #socket = null;
-  /** How many attempts in a row have not led to a stable connection. */
+  /** Since the last stable connection. */
   #failures = 0;
-  /** The one thing that is waited for: the handshake, stability, or the next attempt. */
+  /** For the handshake, stability, or the next attempt. */
   #timer = 0;
-  #online = () => {
-    if (this.#state === 'waiting') this.connect();
-  };
+  /** For an answer. */
+  #watchdog;
+  /** Finds a connection that died with its network. */
+  #online = () => (this.#state === 'waiting' ? this.connect() : this.who({ limit: 1 }));
+  #hello = {};
+  #seq = 0;
+  /** The client ids so far. */
+  #own = new Set();
+  #lastId = 0;
+  /** What is not answered. `wire` is the socket that it went to. */
+  #queue = [];
+  /** Who waits for `who`. */
+  #asking = [];
 
   /**
    * Connects at once.
-   * @param {string | URL} url where to: absolute, or relative to the page; http and https stand for ws and wss
+   * @param {string | URL} url may be relative; http and https stand for ws and wss
    * @param {Options} [options]
    */
   constructor(url, options = {}) {
     super();
-    this.#options = { base: 1000, cap: 30_000, stable: 10_000, timeout: 15_000, ...options };
-    this.#url = new URL(url, globalThis.document?.baseURI ?? location.href);
-    this.#url.protocol = this.#url.protocol.replace('http', 'ws');
-    this.#url.hash = ''; // WebSocket refuses one
+    this.#options = { base: 1000, cap: 30_000, stable: 10_000, timeout: 15_000, queue: 100, ...options };
+    this.url = new URL(url, globalThis.document?.baseURI ?? location.href);
+    this.url.protocol = this.url.protocol.replace('http', 'ws');
+    this.url.hash = ''; // WebSocket refuses one
     this.connect();
   }
 
@@ -80,82 +88,161 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Sends a message. `false` means that it was not sent because the connection is not open: keep it. `true`
-   * means that it is on its way; that it arrived is known when it comes back.
-   * @param {string} text
-   * @returns {boolean}
+   * Sends a message, now or with the next connection. What was on its way when a connection broke is sent again, which
+   * a hub with `history` publishes once; if the hub is new, it has `failed`. With `raw` it may be lost.
+   * @param {string | Uint8Array} data
+   * @returns {?string} the id that `sent` or `failed` will have; null: refused, as the queue is full
    */
-  send(text) {
-    if (this.#state !== 'open' || this.#socket?.readyState !== WebSocket.OPEN) return false;
-    this.#socket.send(text);
-    return true;
-  }
-
-  /** Connects now instead of later, or again after `closed`. Does nothing while connecting or open. */
-  connect() {
-    if (this.#socket) return;
-    clearTimeout(this.#timer);
-    globalThis.addEventListener('online', this.#online);
-    const socket = new WebSocket(this.#url);
-    this.#socket = socket;
-    socket.onopen = () => {
-      if (socket === this.#socket) this.#opened();
-    };
-    socket.onmessage = ({ data }) => {
-      if (socket === this.#socket) this.dispatchEvent(new MessageEvent('message', { data }));
-    };
-    socket.onclose = ({ code, reason, wasClean }) => {
-      if (socket === this.#socket) this.#ended(code, reason, wasClean);
-    };
-    // In a network that swallows packets browsers try for minutes.
-    this.#timer = setTimeout(() => socket.close(), this.#options.timeout);
-    if (this.#state !== 'connecting') this.#become({ state: 'connecting' });
-  }
-
-  /** Says goodbye and stays away until `connect` is called. What was sent before is still delivered. */
-  close() {
-    if (this.#state === 'closed') return;
-    const socket = this.#socket;
-    this.#ended(1000, '', true);
-    socket?.close(1000);
-  }
-
-  #opened() {
-    clearTimeout(this.#timer);
-    // A server that accepts and then closes (1013) must not be asked again at once, for ever.
-    this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
-    this.#become({ state: 'open' });
-    this.dispatchEvent(new Event('open'));
-  }
-
-  #ended(code, reason, wasClean) {
-    clearTimeout(this.#timer);
-    const connection = this.#socket;
-    this.#socket = null;
-    if (FINAL.has(code)) {
-      globalThis.removeEventListener('online', this.#online);
-      this.#failures = 0;
-      this.#become({ state: 'closed', code, reason });
-    } else {
-      const retryIn = this.#backOff();
-      this.#timer = setTimeout(() => this.connect(), retryIn);
-      this.#become({ state: 'waiting', retryIn, code, reason });
-    }
-    if (connection) this.dispatchEvent(new CloseEvent('close', { code, reason, wasClean }));
+  send(data) {
+    if (this.#state === 'closed' || this.#queue.length >= this.#options.queue) return null;
+    const id = `m${++this.#lastId}`;
+    this.#queue.push({ id, data: copy(data) });
+    this.#flush();
+    return id;
   }
 
   /**
-   * Full jitter: anything from nothing to a bound that doubles. The clients of a server that restarts have
-   * all lost it in the same moment, and come back spread evenly.
+   * Asks who is here.
+   * @param {{ after?: string, limit?: number }} [page]
+   * @returns {Promise<?object>} `presence` with `users`, or null: no answer
    */
-  #backOff() {
-    const { base, cap } = this.#options;
-    return Math.random() * Math.min(cap, base * 2 ** this.#failures++);
+  async who(page) {
+    if (this.#state !== 'open' || !this.#socket.protocol) return null;
+    const answer = new Promise((resolve) => this.#asking.push(resolve));
+    this.#write({ type: 'who', ...page });
+    return answer;
   }
 
-  /** @param {StateDetail} detail */
-  #become(detail) {
-    this.#state = detail.state;
-    this.dispatchEvent(new CustomEvent('state', { detail }));
+  /** Connects now instead of later, or again after `closed`. */
+  connect() {
+    if (this.#socket) return;
+    clearTimeout(this.#timer);
+    addEventListener('online', this.#online);
+    const url = new URL(this.url), { epoch, token } = this.#hello;
+    if (epoch) url.searchParams.set('since', `${epoch}:${this.#seq}`);
+    if (token) url.searchParams.set('token', token);
+    const socket = new WebSocket(url, this.#options.raw ? [] : 'chat-broadcast.v1');
+    socket.binaryType = 'arraybuffer';
+    this.#socket = socket;
+    socket.onopen = () => socket.protocol || this.#opened({});
+    socket.onmessage = ({ data }) => {
+      if (socket.protocol) this.#received(JSON.parse(data));
+      else this.#emit('message', { data: copy(data) });
+    };
+    socket.onclose = ({ code, reason }) => this.#ended(code, reason);
+    // Where packets vanish browsers try for minutes.
+    this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
+    if (this.#state !== 'connecting') this.#become('connecting');
+  }
+
+  /** Stays away until `connect` is called. What waits has `failed`. */
+  close() {
+    if (this.#state !== 'closed') this.#ended(1000, '');
+  }
+
+  #received({ type, ...frame }) {
+    this.#watchdog = clearTimeout(this.#watchdog);
+    const { id, seq, client, data64 } = frame;
+    if (frame.time) frame.time = new Date(frame.time);
+    if (type === 'hello') this.#opened(frame);
+    else if (type === 'message' && seq > this.#seq) {
+      this.#seq = seq;
+      if (data64 != null) frame.data = Uint8Array.from(atob(data64), (c) => c.charCodeAt(0));
+      this.#emit(type, { ...frame, own: this.#own.has(client), replayed: seq <= this.#hello.head });
+    } else if (type === 'lagged') {
+      this.#seq = frame.next - 1;
+      this.#emit('missed', { count: frame.missed, restarted: false });
+    } else if (type === 'sent' && this.#take(id)) this.#emit(type, frame);
+    else if (type === 'error' && id) this.#fail(this.#take(id), frame.code, frame.message);
+    else if (frame.users) this.#asking.shift()?.(frame);
+    else if (type === 'error' && this.#asking.length) this.#asking.shift()(null);
+    else if (['join', 'leave', 'presence', 'error'].includes(type)) this.#emit(type, frame);
+    this.#watch();
+  }
+
+  #opened(hello) {
+    clearTimeout(this.#timer);
+    // Who accepts and then closes (1013) must not be asked at once, for ever.
+    this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
+    const { epoch, token, missed: count = 0 } = hello, before = this.#hello, same = epoch === before.epoch;
+    const restarted = Boolean(!same && epoch && before.epoch);
+    if (epoch) {
+      this.#hello = hello;
+      this.#seq = Math.max(hello.head - hello.replay, same ? this.#seq : 0);
+      this.#own.add(hello.client);
+    }
+    const lost = same && token && token === before.token ? [] : this.#queue.filter((m) => m.wire);
+    this.#queue = this.#queue.filter((m) => !lost.includes(m));
+    this.#become('open');
+    if (this.#state === 'open') this.#emit('open', hello);
+    if (count || restarted) this.#emit('missed', { count, restarted });
+    for (const m of lost) this.#fail(m, 'unknown');
+  }
+
+  #ended(code, reason) {
+    clearTimeout(this.#timer);
+    this.#watchdog = clearTimeout(this.#watchdog);
+    const socket = this.#socket ?? {};
+    socket.onopen = socket.onmessage = socket.onclose = this.#socket = null;
+    socket.close?.(1000);
+    for (const resolve of this.#asking.splice(0)) resolve(null);
+    if (FINAL.includes(code)) {
+      removeEventListener('online', this.#online);
+      this.#failures = 0;
+      const given = this.#queue.splice(0);
+      this.#become('closed', { code, reason });
+      for (const m of given) this.#fail(m, m.wire ? 'unknown' : 'closed');
+    } else {
+      // Full jitter: a server that restarts loses all clients at once.
+      const { base, cap } = this.#options;
+      const retryIn = Math.random() * Math.min(cap, base * 2 ** this.#failures++);
+      this.#timer = setTimeout(() => this.connect(), retryIn);
+      this.#become('waiting', { retryIn, code, reason });
+    }
+    if (socket.close) this.#emit('close', { code, reason });
+  }
+
+  #flush() {
+    const socket = this.#socket;
+    if (this.#state !== 'open' || socket.readyState !== WebSocket.OPEN) return;
+    for (const m of this.#queue.filter(({ wire }) => wire !== socket)) {
+      const { id, data } = m;
+      m.wire = socket;
+      if (!socket.protocol) {
+        this.#take(id);
+        socket.send(data);
+      } else if (typeof data === 'string') this.#write({ type: 'send', id, data });
+      else this.#write({ type: 'send', id, data64: btoa(data.reduce((s, b) => s + String.fromCharCode(b), '')) });
+    }
+  }
+
+  #write(frame) {
+    this.#socket.send(JSON.stringify(frame));
+    this.#watch();
+  }
+
+  #watch() {
+    if (!this.#asking.length && !this.#queue.some((m) => m.wire === this.#socket)) return;
+    this.#watchdog ||= setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
+  }
+
+  #take(id) {
+    const taken = this.#queue.find((m) => m.id === id);
+    this.#queue = this.#queue.filter((m) => m !== taken);
+    return taken;
+  }
+
+  #fail(m, code, message = '') {
+    if (m) this.#emit('failed', { id: m.id, data: m.data, code, message });
+  }
+
+  #become(state, more) {
+    this.#state = state;
+    this.#flush();
+    this.#emit('state', { state, ...more });
+  }
+
+  #emit(type, fields) {
+    this.dispatchEvent(Object.assign(new Event(type), fields));
   }
 }

@@ -6,20 +6,23 @@ const MAX_NAME = 32;
 const MAX_ROOM = 40;
 /** More messages than that only make the page slow. */
 const MAX_SHOWN = 500;
-/** After this many milliseconds a message that has not come back is given back to its author. */
-const PATIENCE = 5000;
 /** Messages of one author within this many milliseconds stand together. */
 const TOGETHER = 120_000;
+/** So many people are listed; of more nobody reads the names. */
+const MAX_LISTED = 200;
 
 const $ = (id) => document.getElementById(id);
 const copy = (template) => $(template).content.firstElementChild.cloneNode(true);
 const text = $('text'), log = $('log'), messages = $('messages');
 
-/** localStorage, where the browser allows it. */
-const memory = {
-  get(key) { try { return localStorage.getItem(key); } catch { return null; } },
-  set(key, value) { try { localStorage.setItem(key, value); } catch { /* it is a comfort only */ } },
-};
+/** What a storage keeps, where the browser allows it. */
+const memoryIn = (storage) => ({
+  get(key) { try { return window[storage].getItem(key) ?? ''; } catch { return ''; } },
+  set(key, value) { try { window[storage].setItem(key, value); } catch { /* it is a comfort only */ } },
+});
+const memory = memoryIn('localStorage');
+/** Of this tab, across reloads. */
+const session = memoryIn('sessionStorage');
 
 // ---- who ----
 
@@ -34,10 +37,11 @@ const clean = (s, max) => [...s.normalize().replace(/[\p{Cc}\p{Cs}\s]+/gu, ' ').
 
 const name = $('name');
 name.maxLength = MAX_NAME;
-name.value = clean(memory.get('chat.name') ?? '', MAX_NAME) || guest();
+name.value = clean(memory.get('chat.name'), MAX_NAME) || guest();
 name.addEventListener('change', () => {
   name.value = clean(name.value, MAX_NAME) || guest();
   memory.set('chat.name', name.value);
+  rename();
 });
 name.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.isComposing) return;
@@ -77,7 +81,7 @@ function goTo(room) {
   text.focus();
 }
 
-const recentRooms = () => (memory.get('chat.rooms') ?? '').split('\n').map((s) => s && cleanRoom(s)).filter(Boolean);
+const recentRooms = () => memory.get('chat.rooms').split('\n').map((s) => s && cleanRoom(s)).filter(Boolean);
 
 function remember(room) {
   memory.set('chat.rooms', [room, ...recentRooms().filter((r) => r !== room)].slice(0, 6).join('\n'));
@@ -137,8 +141,9 @@ for (const button of document.querySelectorAll('button.share')) {
 /** @type {Chat} */
 let chat;
 let room = '';
-/** Whether there has been a connection to this room. */
-let met = false;
+/** Whether there has been a connection to this room, and when it was lost. */
+let met = false, away = null;
+let renaming = false;
 let ticker = 0;
 
 const REASONS = {
@@ -155,34 +160,59 @@ const REASONS = {
 /** Joins the room that the URL names, and leaves the one before. */
 function enter() {
   if (chat && room === roomOfURL()) return;
-  chat?.close();
+  if (chat) {
+    keepDraft(true);
+    const left = chat;
+    chat = null;
+    left.close();
+  }
   room = roomOfURL();
   met = false;
+  away = null;
   remember(room);
   $('room').textContent = room;
   $('log').setAttribute('aria-label', `Messages in ${room}`);
-  unsent.forEach(({ timer }) => clearTimeout(timer));
-  unsent.clear();
-  own.clear();
+  pending.clear();
   shown.clear();
   messages.replaceChildren();
-  last = {};
+  [epoch, start, newest] = ['', 0, 0];
+  people.clear();
+  showPeople();
+  $('who').hidden = true;
   seen();
   say('');
+  text.value = session.get(`chat.draft.${room}`);
+  count();
 
-  const joined = new Chat(`/chat/${encodeURIComponent(room)}`);
+  const joined = new Chat(`/chat/${encodeURIComponent(room)}?${new URLSearchParams({ name: name.value })}`);
   chat = joined;
-  joined.addEventListener('message', ({ data }) => {
-    if (joined === chat) receive(data);
-  });
-  joined.addEventListener('state', ({ detail }) => {
-    if (joined === chat) showState(detail);
-  });
+  const handlers = { state: showState, open: opened, message: receive, sent, failed, missed, join, leave, presence };
+  for (const [type, handle] of Object.entries(handlers)) {
+    joined.addEventListener(type, (event) => {
+      if (joined === chat) handle(event);
+    });
+  }
   showState({ state: chat.state });
 }
 
-/** @param {import('./chat.js').StateDetail} detail */
+/** Goes on with the name that the visitor has chosen. The server may know better: see opened. */
+function rename() {
+  if (chat.url.searchParams.get('name') === name.value) return;
+  chat.url.searchParams.set('name', name.value);
+  if (chat.state === 'closed') return;
+  const waiting = [...pending.values()];
+  renaming = true;
+  chat.close();
+  chat.connect();
+  renaming = false;
+  for (const item of waiting) {
+    if (item.code === 'closed') sendAgain(item);
+  }
+}
+
+/** @param {{ state: import('./chat.js').State, retryIn?: number, code?: number, reason?: string }} event */
 function showState({ state, retryIn, code, reason }) {
+  if (renaming && state === 'closed') return;
   clearInterval(ticker);
   $('countdown').textContent = '';
   const label = { open: 'Connected', closed: 'Disconnected' }[state] ?? (met ? 'Reconnecting' : 'Connecting');
@@ -190,26 +220,24 @@ function showState({ state, retryIn, code, reason }) {
   pill.dataset.state = state;
   pill.title = code ? `Close code ${code} ${reason}` : '';
   if ($('state').textContent !== label) $('state').textContent = label;
-  document.body.classList.toggle('connected', state === 'open');
+  document.body.classList.toggle('closed', state === 'closed');
+  document.body.classList.toggle('offline', state !== 'open');
   switch (state) {
     case 'open':
-      if (met) notice(`Reconnected at ${clock()}. What was said in between may be missing here.`);
-      met = true;
       $('trouble').hidden = true;
       say('');
       break;
     case 'waiting': {
-      giveBack();
+      if (met) away ??= new Date();
       const due = Date.now() + retryIn;
       const tick = () => ($('countdown').textContent = ` in ${Math.max(1, Math.ceil((due - Date.now()) / 1000))} s`);
       tick();
       ticker = setInterval(tick, 500);
-      trouble(met ? 'The connection is lost. What you write stays here.'
-        : 'There is no connection yet. What you write stays here.', 'Try now');
+      trouble(`${met ? 'The connection is lost.' : 'There is no connection yet.'} What you write is sent when it is back.`,
+        'Try now');
       break;
     }
     case 'closed':
-      giveBack();
       trouble(`${REASONS[`${code} ${reason}`] ?? REASONS[code]} (${`${code} ${reason}`.trim()})`, 'Connect again');
       break;
   }
@@ -226,51 +254,193 @@ $('connect').addEventListener('click', () => {
   text.focus();
 });
 
+/** @param {object} hello what the server says first: see PROTOCOL.md */
+function opened(hello) {
+  if (hello.epoch !== epoch) [epoch, start] = [hello.epoch, newest];
+  // A server with authentication tells who one is.
+  $('me').hidden = !hello.user;
+  name.readOnly = Boolean(hello.user) && hello.user !== chat.url.searchParams.get('name');
+  if (name.readOnly) name.value = hello.user;
+  mine.add(hello.client);
+  session.set('chat.clients', [...mine].slice(-50).join(' '));
+  head = hello.head;
+  log.ariaBusy = String(hello.replay > 0); // a screen reader need not read the history out
+  if (!hello.missed) away = null;
+  met = true;
+  ask();
+}
+
+function missed({ count: lost, restarted }) {
+  const what = lost ? `${lost} ${lost === 1 ? 'message' : 'messages'} missed` : 'This room has started anew';
+  const when = away ? `while you were away from ${clock(away)} to ${clock(new Date())}` : 'more came than could be shown';
+  notice(what, restarted && lost ? `${when}, and perhaps more: the room has started anew`
+    : restarted ? `something may be missing since ${clock(away ?? new Date())}` : when).classList.add('missed');
+  away = null;
+  ask();
+}
+
+// ---- who is here ----
+
+/** How many connections each has, by name. */
+const people = new Map();
+/** How many more people are here than are listed. */
+let more = false;
+
+/** Asks who is here. What changes after that comes by itself, if the server has join_leave. */
+async function ask() {
+  const asked = chat;
+  const answer = await asked.who({ limit: MAX_LISTED });
+  if (asked !== chat || !answer) return;
+  people.clear();
+  for (const { user, clients } of answer.users) people.set(user, clients);
+  more = answer.next !== undefined;
+  $('who').hidden = false;
+  showPeople();
+}
+
+function join({ user }) {
+  change([user], []);
+}
+
+function leave({ user }) {
+  change([], [user]);
+}
+
+function presence({ clients, joined = [], left = [] }) {
+  change(joined, left);
+  // Somebody has one window more or less. In a small room that is worth a question.
+  if (joined.length + left.length === 0 && clients <= MAX_LISTED) ask();
+}
+
+function change(joined, left) {
+  for (const user of joined) people.set(user, people.get(user) ?? 1);
+  for (const user of left) people.delete(user);
+  showPeople();
+  const others = (users) => users.filter((user) => user && user !== name.value);
+  const item = messages.lastElementChild?.changes ? messages.lastElementChild : null;
+  const changes = item?.changes ?? { joined: new Set(), left: new Set() };
+  // Who comes and goes at once is no news.
+  for (const user of others(joined)) if (!changes.left.delete(user)) changes.joined.add(user);
+  for (const user of others(left)) if (!changes.joined.delete(user)) changes.left.add(user);
+  const news = [[changes.joined, 'joined'], [changes.left, 'left']].filter(([users]) => users.size)
+    .map(([users, what]) => `${list([...users])} ${what}`).join(', ');
+  if (item && news) item.firstElementChild.textContent = news;
+  else if (item) item.remove();
+  else if (news) notice(news).changes = changes;
+}
+
+/** At most three names. */
+function list(users) {
+  const named = users.length > 3 ? [...users.slice(0, 2), `${users.length - 2} others`] : users;
+  return named.join(', ').replace(/, ([^,]*)$/, ' and $1');
+}
+
+function showPeople() {
+  const users = [...people.keys()].sort((a, b) => a.localeCompare(b)).slice(0, MAX_LISTED);
+  $('present').textContent = `${people.size}${more ? '+' : ''}`;
+  $('people').querySelector('ul').replaceChildren(...users.map((user) => {
+    const item = copy('person');
+    const me = user === name.value;
+    dress(item, user || 'Anonymous');
+    item.querySelector('.name').textContent = user || 'Anonymous';
+    item.querySelector('.windows').textContent = [me && 'you', people.get(user) > 1 && `${people.get(user)} windows`]
+      .filter(Boolean).join(' · ');
+    return item;
+  }));
+  $('people-title').textContent = `Here now · ${$('present').textContent}`;
+  $('others').hidden = !more && people.size <= MAX_LISTED;
+}
+
+$('who').addEventListener('click', () => togglePeople());
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Escape') togglePeople(false);
+});
+document.addEventListener('pointerdown', (event) => {
+  if (!event.target.closest('#people, #who')) togglePeople(false);
+});
+
+function togglePeople(open) {
+  $('who').ariaExpanded = String(document.body.classList.toggle('people', open));
+}
+
 // ---- sending ----
 
-/**
- * What has been sent and has not come back, by its id. The server relays to the sender, too, so that all see
- * one order; what does not come back may have reached nobody.
- */
-const unsent = new Map();
-/** The ids of messages of ours that have not come back, those that were given back among them. */
-const own = new Set();
+/** What has been sent and was not answered, by its id: the elements that show it. */
+const pending = new Map();
 
 function send() {
-  const message = text.value.trim();
-  if (!message) return;
-  if (message.length > MAX_TEXT) {
+  const said = text.value.trim();
+  if (!said) return;
+  if (said.length > MAX_TEXT) {
     say(`A message has at most ${MAX_TEXT} characters. Send it in parts.`);
     return;
   }
-  // Secure contexts have randomUUID; this works in all.
-  const id = crypto.getRandomValues(new Uint32Array(4)).join('-');
-  if (!chat.send(JSON.stringify({ id, name: clean(name.value, MAX_NAME) || guest(), text: message }))) {
-    say('Not sent: there is no connection. Your message stays here.');
-    return;
-  }
-  own.add(id);
-  unsent.set(id, { message, timer: setTimeout(giveBack, PATIENCE, id) });
+  if (!post(said)) return;
   text.value = '';
   say('');
   count();
+  keepDraft();
   seen();
 }
 
-/** Puts what has not come back into the box again, rather than to lose it: one message, or all of them. */
-function giveBack(id) {
-  const back = id ? [id] : [...unsent.keys()];
-  if (back.length === 0) return;
-  const lines = back.map((b) => {
-    const { message, timer } = unsent.get(b);
-    clearTimeout(timer);
-    unsent.delete(b);
-    return message;
-  });
-  text.value = [...lines, text.value].filter(Boolean).join('\n');
-  say('What you sent last may not have arrived. It is back in the box.');
-  count();
+/** Sends a message and shows it as one that is on its way. */
+function post(said) {
+  const id = chat.send(said);
+  if (id === null) {
+    say(chat.state === 'closed' ? 'Not sent: there is no connection. Your message stays here.'
+      : 'Not sent: too many messages wait for the connection. This one stays here.');
+    return false;
+  }
+  const item = bubble(said, name.value, true, new Date());
+  item.said = said;
+  item.order = Infinity;
+  item.classList.add('pending');
+  pending.set(id, item);
+  place(item, true);
+  return true;
 }
+
+/** The server has published it. */
+function sent({ id, seq, time }) {
+  const item = pending.get(id);
+  if (item) confirm(item, start + seq, time);
+}
+
+function confirm(item, order, time) {
+  for (const [id, other] of pending) if (other === item) pending.delete(id);
+  item.classList.remove('pending');
+  item.order = order;
+  newest = Math.max(newest, order);
+  stamp(item, time);
+  shown.set(order, item);
+  place(item, false);
+}
+
+const FAILURES = {
+  rate_limited: 'Not sent: too much in too short a time.',
+  unknown: 'This may not have arrived.',
+};
+
+function failed({ id, code }) {
+  const item = pending.get(id);
+  if (!item) return;
+  pending.delete(id);
+  item.code = code;
+  item.order = newest;
+  item.classList.replace('pending', 'gone');
+  item.querySelector('.failed span').textContent = FAILURES[code] ?? 'Not sent.';
+}
+
+function sendAgain(item) {
+  if (post(item.said)) remove(item);
+}
+
+messages.addEventListener('click', (event) => {
+  if (event.target.closest('.failed button')) {
+    sendAgain(event.target.closest('.message'));
+    text.focus();
+  }
+});
 
 function say(hint) {
   $('hint').textContent = hint;
@@ -282,8 +452,17 @@ function count() {
   $('count').textContent = `${n} of ${MAX_TEXT}`;
 }
 
+/** Keeps what is written for when the visitor comes back to this room in this tab; if they leave, what waits, too. */
+function keepDraft(leaving) {
+  const waiting = leaving ? [...pending.values()].map(({ said }) => said) : [];
+  session.set(`chat.draft.${room}`, [...waiting, text.value].filter(Boolean).join('\n'));
+}
+
 text.maxLength = MAX_TEXT;
-text.addEventListener('input', count);
+text.addEventListener('input', () => {
+  count();
+  keepDraft();
+});
 text.addEventListener('keydown', (event) => {
   // Enter also ends the composition of a Japanese or Chinese word; Safari tells so by the key code only.
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
@@ -298,70 +477,111 @@ $('compose').addEventListener('submit', (event) => {
 
 // ---- receiving ----
 
-/** The ids of what is shown: a hub with history sends some of it again after a reconnect. */
-const shown = new Set();
-/** The author and the time of the last message, and whether it was ours. */
-let last = {};
+/**
+ * What is shown has an order, which is its number in the hub, and goes on counting where the hub starts anew. What
+ * waits to be sent stands at the end.
+ */
+let epoch = '', start = 0, newest = 0;
+/** The number up to which there was a history to replay. */
+let head = 0;
+/** What is shown, by its order. */
+const shown = new Map();
+/** The clients that this tab was, also before it was loaded again. */
+const mine = new Set(session.get('chat.clients').split(' '));
 let atEnd = true;
 let unread = 0;
 
-/** Shows one message. Anybody may send anything: it is checked, cut to size, and never more than text. */
-function receive(data) {
+/** Shows one message. Anybody may send anything: it is cut to size, and never more than text. */
+function receive({ data, seq, time, client, user, own, replayed }) {
   if (typeof data !== 'string') return;
-  let message;
-  try { message = JSON.parse(data); } catch { /* not from this page */ }
-  if (typeof message?.text !== 'string') message = { text: data };
-  const id = typeof message.id === 'string' ? message.id.slice(0, 64) : '';
-  if (id && shown.has(id)) return;
-  clearTimeout(unsent.get(id)?.timer);
-  unsent.delete(id);
-  const body = cut(message.text.replace(/\n{3,}/g, '\n\n').trim());
+  const order = start + seq;
+  if (seq >= head) log.ariaBusy = 'false';
+  if (shown.has(order)) return; // of ours: `sent` was faster, or the page has been renamed
+  const ours = own || mine.has(client);
+  // Our own messages come back in the order in which we have sent them.
+  const waiting = own && [...pending.values()].find(({ said }) => said === data.trim());
+  if (waiting) return confirm(waiting, order, time);
+  const body = cut(data.replace(/\n{3,}/g, '\n\n').trim());
   if (!body) return;
-  // Nobody else knows an id of ours before its message comes back: nobody can put words into our mouth.
-  show(id, body, typeof message.name === 'string' && clean(message.name, MAX_NAME) || 'Somebody', own.delete(id));
+  const item = bubble(body, clean(user, MAX_NAME) || (client ? 'Somebody' : 'Announcement'), ours, time);
+  item.order = order;
+  newest = Math.max(newest, order);
+  shown.set(order, item);
+  place(item, false);
+  if (document.hidden && !ours && !replayed) unread++;
+  title();
 }
 
 const cut = (s) => (s.length > MAX_TEXT ? `${s.slice(0, MAX_TEXT)}…` : s);
 
-function show(id, body, author, mine) {
+/** Makes what shows a message. */
+function bubble(body, author, ours, time) {
   const item = copy('message');
-  const now = Date.now();
-  item.classList.toggle('mine', mine);
-  item.classList.toggle('follows', last.author === author && last.mine === mine && now - last.time < TOGETHER);
-  last = { author, mine, time: now };
-  item.dataset.id = id;
+  item.author = author;
+  item.classList.toggle('mine', ours);
+  dress(item, author);
+  item.querySelector('.name').textContent = ours ? 'You' : author;
+  item.querySelector('.text').append(...linked(body));
+  stamp(item, time);
+  return item;
+}
+
+function dress(item, author) {
   item.style.setProperty('--hue', hue(author));
   item.querySelector('.avatar').textContent = [...author][0].toUpperCase();
-  item.querySelector('.name').textContent = mine ? 'You' : author;
-  item.querySelector('.text').append(...linked(body));
-  item.querySelector('time').textContent = clock(now);
-  item.querySelector('time').dateTime = new Date(now).toISOString();
-  if (id) shown.add(id);
-  append(item, mine);
 }
 
-function notice(what) {
+function stamp(item, time) {
+  item.time = time;
+  item.querySelector('time').textContent = clock(time);
+  item.querySelector('time').dateTime = time.toISOString();
+}
+
+function notice(what, more) {
   const item = copy('notice');
   item.firstElementChild.textContent = what;
-  last = {};
-  append(item, false);
+  if (more) item.firstElementChild.append(Object.assign(document.createElement('small'), { textContent: more }));
+  item.order = newest;
+  place(item, false);
+  return item;
 }
 
-function append(item, mine) {
-  const follow = atEnd || mine;
-  messages.append(item);
-  while (messages.childElementCount > MAX_SHOWN) {
-    const first = messages.firstElementChild;
-    shown.delete(first.dataset.id);
-    first.remove();
+/** Puts an element where its order is, and shows it if the visitor has read up to there, or has written it. */
+function place(item, follow) {
+  follow ||= atEnd;
+  const from = item.nextElementSibling;
+  let before = messages.lastElementChild;
+  while (before && (before === item || before.order > item.order)) before = before.previousElementSibling;
+  if (!item.isConnected || before !== item.previousElementSibling) {
+    if (before) before.after(item);
+    else messages.prepend(item);
   }
+  for (const moved of [item, item.nextElementSibling, from]) if (moved) group(moved);
+  while (messages.childElementCount > MAX_SHOWN) remove(messages.firstElementChild);
   if (follow) toEnd();
-  $('jump').hidden = follow;
-  if (document.hidden && !mine) unread++;
-  title();
+  else if (item.author && !item.classList.contains('mine')) $('jump').hidden = false;
 }
 
-const clock = (time = Date.now()) => new Date(time).toLocaleTimeString([], { hour: 'numeric', minute: '2-digit' });
+function remove(item) {
+  const after = item.nextElementSibling;
+  if (shown.get(item.order) === item) shown.delete(item.order);
+  item.remove();
+  if (after) group(after);
+}
+
+/** Whether a message stands together with the one before it. */
+function group(item) {
+  const before = item.previousElementSibling;
+  item.classList.toggle('follows', Boolean(before?.author) && before.author === item.author
+    && before.classList.contains('mine') === item.classList.contains('mine') && item.time - before.time < TOGETHER);
+}
+
+/** The time, with the day if it is not today. */
+const clock = (time) => time.toLocaleString([], {
+  hour: 'numeric',
+  minute: '2-digit',
+  ...(time.toDateString() === new Date().toDateString() ? {} : { weekday: 'short' }),
+});
 
 /** A colour for a name: the same in every window. */
 function hue(author) {
@@ -426,6 +646,7 @@ if (window.visualViewport) {
   visualViewport.addEventListener('scroll', fit);
 }
 
+addEventListener('pagehide', () => keepDraft(true));
 addEventListener('popstate', enter);
 addEventListener('hashchange', enter);
 enter();
