@@ -1,0 +1,1057 @@
+package chatbroadcast
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// ---- the examples of PROTOCOL.md ----
+
+// documentedExamples returns the frames of PROTOCOL.md by the names of their blocks: kind is "example" for what the server
+// sends, "send" for what a client does.
+func documentedExamples(t *testing.T, kind string) map[string][]string {
+	t.Helper()
+	document, err := os.ReadFile("PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?ms)(?:^<!-- (\\w+): ([\\w-]+) -->\n)?^```json\n(.*?)^```$")
+	examples := map[string][]string{}
+	for _, block := range blocks.FindAllStringSubmatch(string(document), -1) {
+		if block[1] == "" {
+			t.Errorf("this example has no name:\n%s", block[3])
+		}
+		if block[1] == kind {
+			examples[block[2]] = strings.Split(strings.TrimSpace(block[3]), "\n")
+		}
+	}
+	if len(examples) == 0 {
+		t.Fatalf("PROTOCOL.md has no block of kind %q", kind)
+	}
+	return examples
+}
+
+func TestProtocol_DocumentedExamplesAreValid(t *testing.T) {
+	for kind, definition := range map[string]string{
+		"example": "/$defs/strictFromServer",
+		"send":    "/$defs/strictFromClient",
+	} {
+		for name, frames := range documentedExamples(t, kind) {
+			for _, frame := range frames {
+				if err := validate(protocolSchema(t, definition), frame); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := validate(protocolSchema(t, ""), frame); err != nil {
+					t.Errorf("%s, by the schema as a whole: %v", name, err)
+				}
+			}
+		}
+	}
+}
+
+// A field is one of an object, whose fields have an order here.
+type field struct {
+	name  string
+	value any
+}
+
+// fieldsOf returns the fields of a frame in their order.
+func fieldsOf(t *testing.T, frame string) (fields []field) {
+	t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(frame))
+	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+		t.Fatalf("%s is no object", frame)
+	}
+	for decoder.More() {
+		name, err := decoder.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value any
+		if err := decoder.Decode(&value); err != nil {
+			t.Fatal(err)
+		}
+		fields = append(fields, field{name.(string), value})
+	}
+	return fields
+}
+
+// A screenplay compares what a scenario gets with the document. What is another one each time is compared by what it stands
+// for: where the document has the same client, epoch, token or time twice, so must the frames, and where it has another
+// client, epoch or token they must have another.
+type screenplay struct {
+	t        *testing.T
+	examples map[string][]string
+	played   map[string]bool
+	stands   map[field]string // the value in the frames for one in the document
+	standsIn map[field]string // and the other way round
+}
+
+func newScreenplay(t *testing.T) *screenplay {
+	return &screenplay{t, documentedExamples(t, "example"), map[string]bool{}, map[field]string{}, map[field]string{}}
+}
+
+// plays notes that frames are what the document shows under that name, and fails the test where they are not.
+func (s *screenplay) plays(name string, frames ...incoming) {
+	s.t.Helper()
+	s.played[name] = true
+	documented := s.examples[name]
+	if len(frames) != len(documented) {
+		s.t.Errorf("%s: got %d frames, the document has %d", name, len(frames), len(documented))
+		return
+	}
+	for i, frame := range frames {
+		got, want := fieldsOf(s.t, frame.raw), fieldsOf(s.t, documented[i])
+		for j := range got {
+			if j < len(want) && got[j].name == want[j].name {
+				got[j].value = s.normal(got[j], want[j])
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			s.t.Errorf("%s:\n got %s\nwant %s", name, frame.raw, documented[i])
+		}
+	}
+}
+
+// normal returns the documented value if the one that was got stands for it.
+func (s *screenplay) normal(got, want field) any {
+	value, isText := got.value.(string)
+	documented, _ := want.value.(string)
+	switch got.name {
+	case "client", "epoch", "token", "time":
+	default:
+		return got.value
+	}
+	if !isText {
+		return got.value
+	}
+	forward, back := field{got.name, documented}, field{got.name, value}
+	if got.name == "time" {
+		at, err := time.Parse("2006-01-02T15:04:05.000Z", value)
+		if err != nil || time.Since(at).Abs() > time.Minute {
+			return got.value
+		}
+		back.value = documented // two messages may have been published in one millisecond
+	}
+	if known, ok := s.stands[forward]; ok && known != value {
+		return "another " + got.name + " than before: " + value
+	}
+	if known, ok := s.standsIn[back]; ok && known != documented {
+		return "the same " + got.name + " as before: " + value
+	}
+	s.stands[forward], s.standsIn[back] = value, documented
+	return documented
+}
+
+func (s *screenplay) finish() {
+	s.t.Helper()
+	if got, want := slices.Sorted(maps.Keys(s.played)), slices.Sorted(maps.Keys(s.examples)); !slices.Equal(got, want) {
+		s.t.Errorf("played the examples %v, the document has %v", got, want)
+	}
+}
+
+// joinExample joins as in the document: under its host and path.
+func joinExample(t *testing.T, query string) *eventsPeer {
+	t.Helper()
+	return joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/chat/lobby?"+query)
+}
+
+// TestProtocol_ServerSendsWhatTheDocumentShows plays the examples of PROTOCOL.md: ada comes to a hub in which eve has said
+// something, loses her connection, comes back, meets bob and cid, and is away for longer.
+func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
+	const site = `http://:9080 {
+	chat_broadcast /chat/* {
+		user {http.request.uri.query.name}
+		history 10
+		presence join_leave
+	}
+	chat_broadcast /lag/* {
+		max_message_size 4MiB
+		buffer 1 8MiB
+		on_lag skip
+	}
+}`
+	startCaddy(t, site)
+	s := newScreenplay(t)
+	says := documentedExamples(t, "send")
+	say := func(p *eventsPeer, name string) {
+		if len(says[name]) != 1 {
+			t.Fatalf("the document has %d frames to send under %q", len(says[name]), name)
+		}
+		p.text(says[name][0])
+		delete(says, name)
+	}
+
+	eve := joinExample(t, "name=eve")
+	eve.say(map[string]string{"type": "send", "data": "hello"})
+	say(eve, "binary")
+	eve.skipTo("sent")
+	ada := joinExample(t, "name=ada")
+	s.plays("hello", ada.hello)
+	s.plays("message", ada.skipTo("message"), ada.skipTo("message"))
+	say(ada, "who")
+	s.plays("presence", ada.roster())
+	say(ada, "text")
+	s.plays("sent", ada.skipTo("sent"))
+	ada.text(`{"type":"send","id":"m2","data":5}`)
+	s.plays("error", ada.skipTo("error"))
+	ada.leave()
+	address := "name=ada&token=" + ada.hello.Token + "&"
+
+	eventually(t, "ada to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
+	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 2))
+	s.plays("resumed", ada.hello)
+	bob := joinExample(t, "name=bob")
+	s.plays("join", ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
+	bob.leave()
+	s.plays("leave", ada.told(func(e incoming) bool { return e.Type == "leave" }))
+	bob, cid := joinExample(t, "name=bob"), joinExample(t, "name=cid")
+	s.plays("changes", ada.told(func(e incoming) bool { return e.Joined != nil }))
+
+	bob.leave()
+	cid.leave()
+	ada.leave()
+	for seq := 4; seq <= 15; seq++ {
+		eve.sendText("m", fmt.Sprint("message ", seq))
+	}
+	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
+	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 1))
+	s.plays("missed", ada.hello)
+
+	s.plays("lagged", lagging(t))
+	s.finish()
+	for name := range says {
+		t.Errorf("%s was not sent", name)
+	}
+}
+
+// roster returns the next answer to who.
+func (p *eventsPeer) roster() incoming {
+	p.t.Helper()
+	return p.told(func(e incoming) bool { return e.Type == "presence" && e.Users != nil })
+}
+
+// told returns the next event that is meant.
+func (p *eventsPeer) told(meant func(incoming) bool) incoming {
+	p.t.Helper()
+	for {
+		if e := p.event(); meant(e) {
+			return e
+		}
+	}
+}
+
+// lagging returns what a client is told that has got message 2, reads on only when there are 15, and whose hub keeps just
+// the last.
+func lagging(t *testing.T) incoming {
+	t.Helper()
+	conn := (&peer{t: t}).dial()
+	_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+	slow := joinEventsOn(t, conn, httpAddr, "/lag/a")
+	sender := joinEvents(t, "/lag/a")
+	sender.sendText("m1", "one")
+	slow.wantMessages(1, "one")
+	large := strings.Repeat("x", 2<<20) // more than the sockets' buffers take
+	sender.sendText("m2", large)
+	if _, err := slow.r.Peek(100); err != nil { // it is being written
+		t.Fatal(err)
+	}
+	for range 13 {
+		sender.sendText("m", "more")
+	}
+	slow.wantMessages(2, large)
+	lagged := slow.want("lagged")
+	slow.wantMessages(15, "more")
+	return lagged
+}
+
+// ---- the schema ----
+
+func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
+	const strict, server, client = "/$defs/strictFromServer", "/$defs/fromServer", "/$defs/fromClient"
+	for _, tc := range []struct {
+		name, definition, frame string
+		want                    bool
+	}{
+		{"a field of the future", server, `{"type":"join","user":"ada","clients":1,"color":"red"}`, true},
+		{"a misspelt field", strict, `{"type":"join","user":"ada","clients":1,"color":"red"}`, false},
+		{"a misspelt field of an entry", strict, `{"type":"presence","clients":1,"users":[{"user":"ada","clients":1,"x":1}]}`, false},
+		{"a field of another type", strict, `{"type":"join","user":"ada","clients":1,"users":[]}`, false},
+		{"no clients", strict, `{"type":"join","user":"ada"}`, false},
+		{"a time without milliseconds", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-11-23T12:00:00Z"}`, false},
+		{"a time that is none", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-13-23T12:00:00.000Z"}`, false},
+		{"a message of two kinds", strict, `{"type":"message","seq":1,"time":"2026-11-23T12:00:00.000Z","user":"","data":"","data64":""}`, false},
+		{"a code of the future", server, `{"type":"error","code":"tired","message":"later"}`, true},
+		{"a code that there is not", strict, `{"type":"error","code":"tired","message":"later"}`, false},
+		{"both kinds of presence", strict, `{"type":"presence","clients":1,"users":[],"joined":["ada"]}`, false},
+		{"a type that there is not", server, `{"type":"shout"}`, false},
+		{"no object", server, `[]`, false},
+		{"sent by a client of the future", client, `{"type":"send","data":"hello","color":"red"}`, true},
+		{"both kinds of data", client, `{"type":"send","data":"hello","data64":""}`, false},
+		{"no data", client, `{"type":"send","id":"m1"}`, false},
+		{"no Base64", client, `{"type":"send","data64":"AP8"}`, false},
+		{"an empty id", client, `{"type":"send","id":"","data":""}`, false},
+		{"a limit of 0", client, `{"type":"who","limit":0}`, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := validate(protocolSchema(t, tc.definition), tc.frame); (err == nil) != tc.want {
+				t.Errorf("got %v, want valid: %v", err, tc.want)
+			}
+		})
+	}
+}
+
+// ---- connecting ----
+
+// eventsSite has a hub for each path, with users by the query.
+const eventsSite = `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		user {http.request.uri.query.name}
+	}
+	chat_broadcast /listen/* {
+		hub localhost{http.request.uri.path}
+		user {http.request.uri.query.name}
+		read_only
+		presence
+	}
+	chat_broadcast /who/* {
+		user {http.request.uri.query.name}
+		presence
+	}
+	chat_broadcast /rate/* {
+		rate 2 1h
+	}
+	chat_broadcast /silent/* {
+		echo off
+	}
+	chat_broadcast /post/* {
+		history 10
+		http_publish
+	}
+}`
+
+func TestEvents_SubprotocolIsChosenAmongOthers(t *testing.T) {
+	startCaddy(t, eventsSite)
+	for _, offer := range []string{
+		"Sec-WebSocket-Protocol: chat-broadcast.v1\r\n",
+		"Sec-WebSocket-Protocol: other, chat-broadcast.v1\r\n",
+		"Sec-WebSocket-Protocol: chat-broadcast.v2,chat-broadcast.v1\r\n",
+		"Sec-WebSocket-Protocol: other\r\nSec-WebSocket-Protocol: chat-broadcast.v1\r\n",
+	} {
+		t.Run(offer, func(t *testing.T) {
+			p := &peer{t: t, conn: (&peer{t: t}).dial()}
+			q, resp := handshakeOn(t, p.conn, handshakeRequest(httpAddr, "/chat/a", offer))
+			if got := resp.Header.Values("Sec-WebSocket-Protocol"); !slices.Equal(got, []string{"chat-broadcast.v1"}) {
+				t.Errorf("got %q", got)
+			}
+			if f := q.next(); !strings.HasPrefix(f.payload, `{"type":"hello",`) {
+				t.Errorf("got %v, want hello", f)
+			}
+		})
+	}
+}
+
+func TestEvents_OtherSubprotocolsAreRaw(t *testing.T) {
+	startCaddy(t, eventsSite)
+	for _, offer := range []string{
+		"", "Sec-WebSocket-Protocol: other\r\n", "Sec-WebSocket-Protocol: chat-broadcast.v2\r\n",
+		"Sec-WebSocket-Protocol: Chat-Broadcast.v1\r\n", "Sec-WebSocket-Protocol: chat-broadcast.v10\r\n",
+	} {
+		t.Run(offer, func(t *testing.T) {
+			p, resp := handshakeOn(t, (&peer{t: t}).dial(), handshakeRequest(httpAddr, "/chat/a", offer))
+			if got := resp.Header.Values("Sec-WebSocket-Protocol"); len(got) > 0 {
+				t.Errorf("got %q chosen", got)
+			}
+			p.text("hello")
+			p.wantText("hello")
+		})
+	}
+}
+
+func TestEvents_HelloOfAnEmptyHub(t *testing.T) {
+	startCaddy(t, eventsSite)
+	h := joinEvents(t, "/chat/a").hello
+	if *h.User != "" || h.Hub != "localhost/chat/a" || h.Head != 0 || h.Replay != 0 || h.Clients != 1 {
+		t.Errorf("got %s", h.raw)
+	}
+}
+
+func TestEvents_TokensAreSecretsOfTheirOwn(t *testing.T) {
+	startCaddy(t, eventsSite)
+	a, b := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
+	if a.hello.Token == b.hello.Token || len(a.hello.Token) < 16 || *a.hello.Client == *b.hello.Client {
+		t.Errorf("got %s and %s", a.hello.raw, b.hello.raw)
+	}
+	b.sendText("m1", "hello")
+	a.skipTo("message")
+	for _, said := range []string{a.want("message").raw} {
+		if strings.Contains(said, b.hello.Token) {
+			t.Errorf("got %s, with somebody else's token", said)
+		}
+	}
+}
+
+// ---- messages ----
+
+// odd are texts that JSON must escape, or that are easily broken.
+var odd = []string{
+	"", `"quoted" \ back/slash`, "\x00\x01\x1f\x7f", "line\nfeed\r\ttab", "\u2028\u2029\ufeff\ufffd",
+	"κόσμε 🙂 \U0010ffff", "<script>&amp;</script>", `{"type":"send","data":"x"}`, strings.Repeat("\x01🙂", 5000),
+}
+
+func TestEvents_RawTextArrivesAsItWas(t *testing.T) {
+	startCaddy(t, eventsSite)
+	raw, events := join(t, "/chat/a?name=ada"), joinEvents(t, "/chat/a")
+	for i, text := range odd {
+		raw.text(text)
+		raw.wantText(text)
+		events.wantMessages(i+1, text)
+	}
+}
+
+func TestEvents_TextArrivesRawAsItWas(t *testing.T) {
+	startCaddy(t, eventsSite)
+	raw, events := join(t, "/chat/a"), joinEvents(t, "/chat/a")
+	for i, text := range odd {
+		events.say(map[string]string{"type": "send", "data": text})
+		raw.wantText(text)
+		events.wantMessages(i+1, text)
+	}
+}
+
+func TestEvents_BinaryArrivesAsItWas(t *testing.T) {
+	startCaddy(t, eventsSite)
+	raw, events := join(t, "/chat/a"), joinEvents(t, "/chat/a")
+	for _, payload := range []string{"", "\x00", "\x00\xff", "\xff\xfe\xfd", strings.Repeat("\x80\x81", 10_000)} {
+		raw.send(websocket.BinaryMessage, payload)
+		events.say(map[string]string{"type": "send", "data64": base64Of(payload)})
+		for range 2 {
+			if got, want := raw.next(), (frame{websocket.BinaryMessage, payload}); got != want {
+				t.Fatalf("raw: got %.80v, want %.80v", got, want)
+			}
+			if e := events.want("message"); e.Data64 == nil || *e.Data64 != base64Of(payload) {
+				t.Fatalf("events: got %.200s, want %.80q", e.raw, base64Of(payload))
+			}
+		}
+	}
+}
+
+func TestEvents_RawClientsSeeNothingOfTheProtocol(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		history 10
+		presence join_leave
+	}
+}`)
+	raw := join(t, "/chat/a")
+	for i := range 3 {
+		events := joinEvents(t, "/chat/a")
+		events.told(func(e incoming) bool { return e.Type == "join" || e.Type == "presence" })
+		events.ask(map[string]any{})
+		events.text("no event at all")
+		events.skipTo("error")
+		events.sendText("m1", fmt.Sprint(i))
+		raw.wantText(fmt.Sprint(i))
+		events.leave()
+	}
+	join(t, "/chat/a").wantText("0")
+}
+
+func TestEvents_NamesCannotBeForged(t *testing.T) {
+	startCaddy(t, eventsSite)
+	ada, eve := joinEvents(t, "/chat/a?name=ada"), joinEvents(t, "/chat/a?name=eve")
+	eve.text(`{"type":"send","data":"x","user":"ada","client":"` + *ada.hello.Client + `","seq":77,"time":"2000-01-01T00:00:00.000Z"}`)
+	if e := ada.want("message"); *e.User != "eve" || *e.Client != *eve.hello.Client || e.Seq != 1 || strings.HasPrefix(e.Time, "2000") {
+		t.Errorf("got %s, want it of eve, who is %s", e.raw, *eve.hello.Client)
+	}
+	join(t, "/chat/a?name=rob").text(`{"type":"message","seq":1,"user":"ada","client":"x","data":"forged"}`)
+	if e := ada.want("message"); *e.User != "rob" || e.Client == nil || *e.Client == "x" || !strings.Contains(e.text(), "forged") {
+		t.Errorf("got %s, want it of rob", e.raw)
+	}
+}
+
+func TestEvents_MessageOverHTTPHasNoClient(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/post/a")
+	publish(t, "/post/a", "news").wantPublished(t, 1, 1)
+	if e := p.want("message"); e.Client != nil || *e.User != "" || e.text() != "news" {
+		t.Errorf("got %s, want it without a client", e.raw)
+	}
+}
+
+func TestEvents_EchoOffAnswersWithoutTheMessage(t *testing.T) {
+	startCaddy(t, eventsSite)
+	a, b := joinEvents(t, "/silent/a"), joinEvents(t, "/silent/a")
+	a.say(map[string]string{"type": "send", "id": "m1", "data": "mine"})
+	if e := a.want("sent"); e.Seq != 1 {
+		t.Errorf("got %s", e.raw)
+	}
+	b.wantMessages(1, "mine")
+	b.sendText("m1", "yours")
+	a.wantMessages(2, "yours")
+}
+
+func TestEvents_SentHasTheNumberAndTimeOfTheMessage(t *testing.T) {
+	startCaddy(t, eventsSite)
+	a, b := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
+	for _, id := range []string{"m1", "κ\u2028\"", strings.Repeat("x", 64)} {
+		sent, message := a.sendText(id, "hello"), b.want("message")
+		if sent.Seq != message.Seq || sent.Time != message.Time {
+			t.Errorf("got %s for %s", sent.raw, message.raw)
+		}
+	}
+}
+
+// ---- what is wrong with a frame ----
+
+func TestEvents_MalformedFramesAreAnsweredAndTheConnectionLives(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/who/a")
+	for _, tc := range []struct{ name, frame, id string }{
+		{"nothing", ``, ""},
+		{"no JSON", `hello`, ""},
+		{"half an object", `{"type":"send"`, ""},
+		{"an object and more", `{"type":"send","data":"x"} x`, ""},
+		{"null", `null`, ""},
+		{"an array", `[{"type":"send","data":"x"}]`, ""},
+		{"a string", `"send"`, ""},
+		{"no type", `{"data":"x"}`, ""},
+		{"a type that is a number", `{"type":1,"data":"x"}`, ""},
+		{"no data", `{"type":"send","id":"m1"}`, "m1"},
+		{"both kinds of data", `{"type":"send","id":"m2","data":"x","data64":"AP8="}`, "m2"},
+		{"data that is no string", `{"type":"send","data":{},"id":"m3"}`, "m3"},
+		{"no Base64", `{"type":"send","id":"m4","data64":"???"}`, "m4"},
+		{"Base64 without padding", `{"type":"send","id":"m5","data64":"AP8"}`, "m5"},
+		{"Base64 for URLs", `{"type":"send","id":"m6","data64":"_-8="}`, "m6"},
+		{"an empty id", `{"type":"send","id":"","data":"x"}`, ""},
+		{"a long id", `{"type":"send","id":"` + strings.Repeat("x", 65) + `","data":"x"}`, ""},
+		{"an id of too many bytes", `{"type":"send","id":"` + strings.Repeat("κ", 33) + `","data":"x"}`, ""},
+		{"an id that is a number", `{"type":"send","id":1,"data":"x"}`, ""},
+		{"a limit of 0", `{"type":"who","limit":0}`, ""},
+		{"a limit too high", `{"type":"who","limit":1001}`, ""},
+		{"a limit that is not whole", `{"type":"who","limit":1.5}`, ""},
+		{"an after that is no string", `{"type":"who","after":1}`, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p.t = t
+			p.text(tc.frame)
+			p.wantError("malformed", tc.id)
+		})
+	}
+	p.t = t
+	p.say(map[string]string{"type": "send", "data": "still here"})
+	p.wantMessages(1, "still here")
+}
+
+func TestEvents_BinaryFrameIsMalformed(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/chat/a")
+	p.send(websocket.BinaryMessage, `{"type":"send","data":"x"}`)
+	p.wantError("malformed", "")
+	p.say(map[string]string{"type": "send", "data": "text"})
+	p.wantMessages(1, "text")
+}
+
+func TestEvents_UnknownTypesAreIgnored(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/chat/a")
+	for i, unknown := range []string{
+		`{"type":"typing"}`, `{"type":"typing","id":"m1","data":5,"limit":"many"}`, `{"type":""}`, `{"type":"Send","data":"x"}`,
+		`{"type":"hello"}`, `{"type":"message","data":"x"}`,
+	} {
+		p.text(unknown)
+		p.say(map[string]string{"type": "send", "data": "known"})
+		p.wantMessages(i+1, "known")
+	}
+}
+
+func TestEvents_UnknownFieldsAreIgnored(t *testing.T) {
+	startCaddy(t, eventsSite)
+	for i, unknown := range []string{
+		`{"type":"send","data":"x","color":{"deep":[1]}}`, `{"type":"send","data":"x","limit":"many","after":1}`,
+		`{"type":"send","data":"x","Data":"y","ID":5,"DATA64":"AP8="}`,
+	} {
+		p := joinEvents(t, fmt.Sprint("/chat/", i))
+		p.text(unknown)
+		p.wantMessages(1, "x")
+	}
+	p := joinEvents(t, "/who/a")
+	p.text(`{"type":"who","data":5,"data64":5,"color":"red"}`)
+	p.want("presence")
+}
+
+func TestEvents_TooBigAFrameClosesWith1009(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nmax_message_size 100\n}\n}")
+	p := joinEvents(t, "/chat/a")
+	p.say(map[string]string{"type": "send", "data": strings.Repeat("x", 100)})
+	p.wantClose(websocket.CloseMessageTooBig, "too_big")
+}
+
+func TestEvents_TextThatIsNotUTF8ClosesWith1007(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p, other := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
+	p.text("{\"type\":\"send\",\"data\":\"\xff\"}")
+	p.wantClose(websocket.CloseInvalidFramePayloadData, "invalid_utf8")
+	other.sendText("m1", "undisturbed")
+}
+
+// ---- rights and limits ----
+
+func TestEvents_ReadOnlyMayAskButNotSend(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/listen/a?name=ada")
+	if page := p.ask(map[string]any{}); len(page.Users) != 1 || page.Users[0].User != "ada" {
+		t.Errorf("got %s, want ada", page.raw)
+	}
+	p.text(`{"type":"typing"}`)
+	p.say(map[string]string{"type": "send", "id": "m1", "data": "me too"})
+	p.wantClose(websocket.ClosePolicyViolation, "read_only")
+}
+
+func TestEvents_RateDropsWithAnErrorThenCloses(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p, other := joinEvents(t, "/rate/a"), joinEvents(t, "/rate/a")
+	for i := range 2 {
+		p.sendText("m", fmt.Sprint(i))
+	}
+	other.wantMessages(1, "0", "1")
+	p.say(map[string]string{"type": "send", "id": "m3", "data": "dropped"})
+	if e := p.skipTo("error"); e.Code != "rate_limited" || e.ID == nil || *e.ID != "m3" {
+		t.Errorf("got %s", e.raw)
+	}
+	p.say(map[string]string{"type": "send", "id": "m4", "data": "dropped"})
+	p.wantClose(websocket.ClosePolicyViolation, "rate_limited")
+	other.sendText("m1", "the next")
+	if e := joinEvents(t, "/rate/a").hello; e.Head != 3 {
+		t.Errorf("got %s, want the dropped ones not published", e.raw)
+	}
+}
+
+// ---- history ----
+
+// historyOf is a site whose hubs keep so much.
+func historyOf(settings string) string {
+	return "http://localhost:9080 {\nchat_broadcast /chat/* {\n" + settings + "\n}\n}"
+}
+
+func TestHistory_RawClientsGetItAsPlainMessages(t *testing.T) {
+	startCaddy(t, historyOf("history 3"))
+	a := join(t, "/chat/a")
+	for i := range 5 {
+		a.text(fmt.Sprint(i))
+		a.wantText(fmt.Sprint(i))
+	}
+	a.send(websocket.BinaryMessage, "\x00\xff")
+	if got := a.next(); got.opcode != websocket.BinaryMessage {
+		t.Fatalf("got %v", got)
+	}
+	b := join(t, "/chat/a")
+	b.wantText("3")
+	b.wantText("4")
+	if got, want := b.next(), (frame{websocket.BinaryMessage, "\x00\xff"}); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	a.text("new")
+	b.wantText("new")
+}
+
+func TestHistory_OfWhatRawClientsSentHasTheirNames(t *testing.T) {
+	startCaddy(t, historyOf("history 3\nuser {http.request.uri.query.name}"))
+	a := join(t, "/chat/a?name=ada")
+	a.text("hello")
+	a.wantText("hello")
+	a.conn.Close()
+	p := joinEvents(t, "/chat/a")
+	if e := p.want("message"); *e.User != "ada" || e.Client == nil || e.Seq != 1 {
+		t.Errorf("got %s, want it of ada", e.raw)
+	}
+}
+
+func TestHistory_OffByDefault(t *testing.T) {
+	startCaddy(t, historyOf("ping off"))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "hello")
+	if h := joinEvents(t, "/chat/a").hello; h.Replay != 0 || h.Head != 1 {
+		t.Errorf("got %s, want no replay", h.raw)
+	}
+}
+
+func TestHistory_HubOutlivesItsLastClientByItsAge(t *testing.T) {
+	startCaddy(t, historyOf("history 10 1s"))
+	a := joinEvents(t, "/chat/a")
+	sent := a.sendText("m1", "hello")
+	a.leave()
+	b := joinEvents(t, "/chat/a")
+	if h := b.hello; h.Replay != 1 || h.Epoch != a.hello.Epoch {
+		t.Fatalf("got %s, want the hub as it was", h.raw)
+	}
+	b.leave()
+	awaitNoHubs(t)
+	at, err := time.Parse(time.RFC3339, sent.Time)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lived := time.Since(at); lived < time.Second {
+		t.Errorf("the hub was gone %v after its message, want a second", lived)
+	}
+	if h := joinEvents(t, "/chat/a").hello; h.Replay != 0 || h.Head != 0 || h.Epoch == a.hello.Epoch {
+		t.Errorf("got %s, want a new hub", h.raw)
+	}
+}
+
+func TestHistory_MessagesGrowTooOldWhileClientsStay(t *testing.T) {
+	startCaddy(t, historyOf("history 10 200ms"))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "hello")
+	eventually(t, "the message to be too old", func() bool {
+		p := joinEvents(t, "/chat/a")
+		defer p.conn.Close()
+		if p.hello.Head != 1 {
+			t.Fatalf("got %s, want the hub as it was", p.hello.raw)
+		}
+		return p.hello.Replay == 0
+	})
+}
+
+func TestHistory_TakesHalfOfTheBuffersBytes(t *testing.T) {
+	startCaddy(t, historyOf("history 100\nbuffer 100 100KiB"))
+	raw := join(t, "/chat/a")
+	for i := range 20 {
+		text := fmt.Sprint(i, strings.Repeat("x", 10_000))
+		raw.text(text)
+		raw.wantText(text)
+	}
+	p := joinEvents(t, "/chat/a")
+	if got := p.hello.Replay; got < 3 || got > 5 {
+		t.Errorf("got a replay of %d messages of 10 kB, want 50 KiB", got)
+	}
+	for seq := 20 - p.hello.Replay + 1; seq <= 20; seq++ {
+		if e := p.want("message"); e.Seq != seq {
+			t.Errorf("got %.80s, want number %d", e.raw, seq)
+		}
+	}
+}
+
+func TestHistory_KeepsWhatIsPostedWithoutAnyClient(t *testing.T) {
+	startCaddy(t, eventsSite)
+	publish(t, "/post/a", "one").wantPublished(t, 0, 1)
+	publish(t, "/post/a", "two").wantPublished(t, 0, 2)
+	p := joinEvents(t, "/post/a")
+	if p.hello.Replay != 2 {
+		t.Errorf("got %s, want 2 messages", p.hello.raw)
+	}
+	p.wantMessages(1, "one", "two")
+	raw := join(t, "/post/a")
+	raw.wantText("one")
+	raw.wantText("two")
+}
+
+func TestHistory_RefusesWhatMakesNoSense(t *testing.T) {
+	s := startCaddy(t, "")
+	for _, line := range []string{
+		"history", "history 0", "history -1", "history x", "history 10 0s", "history 10 -1s", "history 10 x", "history 10 1m 1",
+		"history 10\nhistory 10", "presence x", "presence join_leave x", "presence\npresence",
+	} {
+		t.Run(line, func(t *testing.T) {
+			status, answer := s.post("text/caddyfile", s.caddyfile("", historyOf(line)))
+			if status != http.StatusBadRequest {
+				t.Errorf("got %d %s, want 400", status, answer)
+			}
+		})
+	}
+}
+
+// ---- who is there ----
+
+func TestPresence_OffIsAnError(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/chat/a")
+	p.text(`{"type":"who"}`)
+	p.wantError("presence_off", "")
+}
+
+// users of the tests of who: more than fit in a page, in an order that is not that of letters.
+func namesByBytes() []string {
+	names := []string{"", "Zoë", "ada", "bob", "zoë", "Ωmega", "🙂"}
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("user %02d", i))
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestPresence_PagesAreInTheOrderOfBytes(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		user {header.X-User}
+		presence
+	}
+}`)
+	names := namesByBytes()
+	var p *eventsPeer
+	for _, name := range names {
+		p = joinEvents(t, "/chat/a", "X-User: "+name+"\r\n")
+	}
+	join(t, "/chat/a", "X-User: ada\r\n") // once more, and raw
+	var got []string
+	after := map[string]any{"limit": 5}
+	for range len(names) {
+		page := p.ask(maps.Clone(after))
+		if page.Clients != len(names)+1 || len(page.Users) > 5 {
+			t.Fatalf("got %s, want %d clients, 5 a page", page.raw, len(names)+1)
+		}
+		for _, u := range page.Users {
+			got = append(got, u.User)
+			if want := map[bool]int{true: 2, false: 1}[u.User == "ada"]; u.Clients != want {
+				t.Errorf("got %d clients of %q, want %d", u.Clients, u.User, want)
+			}
+		}
+		if page.After == nil {
+			break
+		}
+		after["after"] = *page.After
+	}
+	if !slices.Equal(got, names) {
+		t.Errorf("got %q, want %q", got, names)
+	}
+}
+
+func TestPresence_AfterSomebodyWhoIsNotThere(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/who/a?name=ada")
+	joinEvents(t, "/who/a?name=eve")
+	if page := p.ask(map[string]any{"after": "bob"}); len(page.Users) != 1 || page.Users[0].User != "eve" {
+		t.Errorf("got %s, want eve", page.raw)
+	}
+	if page := p.ask(map[string]any{"after": "zoe"}); len(page.Users) != 0 || page.After != nil {
+		t.Errorf("got %s, want nobody", page.raw)
+	}
+}
+
+func TestPresence_OneUserWithManyClientsIsOne(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/who/a?name=ada")
+	second := join(t, "/who/a?name=ada")
+	if page := p.ask(map[string]any{}); len(page.Users) != 1 || page.Users[0].Clients != 2 {
+		t.Errorf("got %s, want ada twice", page.raw)
+	}
+	second.leave()
+	eventually(t, "one to be gone", func() bool { return p.ask(map[string]any{}).Users[0].Clients == 1 })
+}
+
+func TestPresence_LongNamesMakeShorterPages(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		user {header.X-User}
+		presence
+	}
+}`)
+	var p *eventsPeer
+	for i := range 40 {
+		p = joinEvents(t, "/chat/a", fmt.Sprintf("X-User: %02d%s\r\n", i, strings.Repeat("x", 1000)))
+	}
+	seen, after := 0, map[string]any{}
+	for {
+		page := p.ask(maps.Clone(after))
+		if len(page.raw) > 20<<10 {
+			t.Errorf("got a page of %d bytes, want about 16 KiB at most", len(page.raw))
+		}
+		seen += len(page.Users)
+		if page.After == nil {
+			break
+		}
+		after["after"] = *page.After
+	}
+	if seen != 40 {
+		t.Errorf("got %d users, want 40", seen)
+	}
+}
+
+// watchedSite tells of joins and leaves.
+const watchedSite = `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		user {http.request.uri.query.name}
+		presence join_leave
+		history 10
+	}
+}`
+
+func TestPresence_YourOwnComingIsTold(t *testing.T) {
+	startCaddy(t, watchedSite)
+	if e := joinEvents(t, "/chat/a?name=ada").event(); e.Type != "join" || *e.User != "ada" || e.Clients != 1 {
+		t.Errorf("got %s, want the join of ada", e.raw)
+	}
+}
+
+func TestPresence_QuickReconnectShowsNoLeaveAndNoJoin(t *testing.T) {
+	startCaddy(t, watchedSite)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.skipTo("join")
+	bob := joinEvents(t, "/chat/a?name=bob")
+	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
+	for range 5 {
+		bob.conn.Close()
+		bob = joinEvents(t, "/chat/a?name=bob")
+	}
+	eve := joinEvents(t, "/chat/a?name=eve") // told in the same order as all that was before
+	for {
+		e := ada.event()
+		if e.Type == "join" && *e.User == "eve" {
+			break
+		}
+		if e.Type == "leave" || e.Type == "join" || e.Left != nil || slices.Contains(e.Joined, "bob") {
+			t.Fatalf("got %s, want nothing of bob", e.raw)
+		}
+		if slices.Contains(e.Joined, "eve") {
+			break
+		}
+	}
+	eve.conn.Close()
+	if e := ada.told(func(e incoming) bool { return e.Type == "leave" || e.Left != nil }); e.Type != "leave" || *e.User != "eve" {
+		t.Errorf("got %s, want nobody to leave but eve", e.raw)
+	}
+}
+
+func TestPresence_SecondConnectionOfAUserIsNoJoin(t *testing.T) {
+	startCaddy(t, watchedSite)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.skipTo("join")
+	second := join(t, "/chat/a?name=ada")
+	if e := ada.event(); e.Type != "presence" || e.Clients != 2 || e.Joined != nil {
+		t.Errorf("got %s, want just the number of clients", e.raw)
+	}
+	second.conn.Close()
+	if e := ada.event(); e.Type != "presence" || e.Clients != 1 || e.Left != nil {
+		t.Errorf("got %s, want just the number of clients", e.raw)
+	}
+}
+
+func TestPresence_RawClientsJoinAndLeave(t *testing.T) {
+	startCaddy(t, watchedSite)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.skipTo("join")
+	raw := join(t, "/chat/a?name=raw")
+	if e := ada.event(); e.Type != "join" || *e.User != "raw" || e.Clients != 2 {
+		t.Errorf("got %s, want the join of raw", e.raw)
+	}
+	raw.conn.Close()
+	if e := ada.skipTo("leave"); *e.User != "raw" || e.Clients != 1 {
+		t.Errorf("got %s, want the leave of raw", e.raw)
+	}
+}
+
+func TestPresence_WithoutJoinLeaveNothingIsTold(t *testing.T) {
+	startCaddy(t, eventsSite)
+	ada := joinEvents(t, "/who/a?name=ada")
+	bob := joinEvents(t, "/who/a?name=bob")
+	bob.sendText("m1", "hello")
+	bob.leave()
+	joinEvents(t, "/who/a?name=cid").sendText("m1", "hello")
+	ada.wantMessages(1, "hello", "hello")
+}
+
+func TestPresence_SilentClientIsGoneAfterThePingTimeout(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* lobby {
+		user {http.request.uri.query.name}
+		presence join_leave
+	}
+	chat_broadcast /silent/* lobby {
+		user {http.request.uri.query.name}
+		presence join_leave
+		ping 1s 1s
+	}
+}`)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	joinEvents(t, "/silent/a?name=silent") // answers no ping
+	if e := ada.skipTo("leave"); *e.User != "silent" {
+		t.Errorf("got %s, want the leave of silent", e.raw)
+	}
+}
+
+// TestPresence_RosterBeginsInsideAGrace has a client ask who is there while somebody is away for a moment, which nobody is
+// told of.
+func TestPresence_RosterBegunWhileSomebodyIsAwayForAMoment(t *testing.T) {
+	startCaddy(t, watchedSite)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.skipTo("join")
+	bob := joinEvents(t, "/chat/a?name=bob")
+	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
+	bob.leave()
+	eventually(t, "bob to be gone", func() bool { return ada.ask(map[string]any{}).Clients == 1 })
+	cid := joinEvents(t, "/chat/a?name=cid")
+	r := newRoster(cid.ask(map[string]any{}))
+	joinEvents(t, "/chat/a?name=bob")
+	joinEvents(t, "/chat/a?name=eve")
+	r.followUntil(t, cid, "ada", "bob", "cid", "eve")
+}
+
+// TestPresence_RosterBegunBeforeAJoinIsTold has a client ask who is there when somebody has come, and leaves again before
+// anybody is told.
+func TestPresence_RosterBegunBeforeAJoinIsTold(t *testing.T) {
+	startCaddy(t, watchedSite)
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.skipTo("join") // the next is told a second later
+	bob := joinEvents(t, "/chat/a?name=bob")
+	r := newRoster(ada.ask(map[string]any{}))
+	bob.leave()
+	eventually(t, "bob to be gone", func() bool { return ada.ask(map[string]any{}).Clients == 1 })
+	joinEvents(t, "/chat/a?name=eve")
+	r.followUntil(t, ada, "ada", "eve")
+}
+
+// A roster is what a client knows of who is there.
+type roster map[string]bool
+
+func newRoster(page incoming) roster {
+	r := roster{}
+	for _, u := range page.Users {
+		r[u.User] = true
+	}
+	return r
+}
+
+// apply changes the roster as an event says. It reports whether the event was such a one.
+func (r roster) apply(e incoming) bool {
+	switch {
+	case e.Type == "join":
+		r[*e.User] = true
+	case e.Type == "leave":
+		delete(r, *e.User)
+	case e.Type == "presence" && e.Users == nil:
+		for _, user := range e.Joined {
+			r[user] = true
+		}
+		for _, user := range e.Left {
+			delete(r, user)
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+// followUntil applies what p is told until those, and nobody else, are there.
+func (r roster) followUntil(t *testing.T, p *eventsPeer, users ...string) {
+	t.Helper()
+	for !slices.Equal(slices.Sorted(maps.Keys(r)), users) {
+		e, err := p.read()
+		if err != nil {
+			t.Fatalf("got the roster %q, want %q; then %v", slices.Sorted(maps.Keys(r)), users, err)
+		}
+		r.apply(e)
+	}
+}
+

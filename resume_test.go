@@ -1,0 +1,989 @@
+package chatbroadcast
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// resumeSite keeps so many messages. Its version makes one configuration differ from another.
+func resumeSite(history, version int) string {
+	return fmt.Sprintf(`http://localhost:9080 {
+	header X-Version %d
+	chat_broadcast /chat/* {
+		user {http.request.uri.query.name}
+		buffer %d 16MiB
+		history %d
+	}
+}`, version, 8192+version, history)
+}
+
+// interruptions are what goes on meanwhile: nothing, or so many reloads.
+var interruptions = []struct {
+	name    string
+	reloads int
+}{
+	{"undisturbed", 0},
+	{"while configurations are loaded", 5},
+}
+
+// reload loads another resumeSite so many times, one of them after each of as many equal parts of what is done.
+func (s *server) reload(history, times int, part func()) {
+	s.t.Helper()
+	for i := range times {
+		part()
+		if status, answer := s.post("text/caddyfile", s.caddyfile("", resumeSite(history, i+1))); status != http.StatusOK {
+			s.t.Fatalf("loading a configuration: %d %s", status, answer)
+		}
+	}
+}
+
+// ---- joining ----
+
+// A metronome publishes its own counter, from 1 on, at a steady rate. Nobody else publishes in its hub.
+type metronome struct {
+	peer      *peer
+	sent      atomic.Int64 // the last number that may have been published
+	published atomic.Int64 // the last number that has been
+	stop      chan struct{}
+	running   sync.WaitGroup
+}
+
+// startMetronome publishes perSecond messages a second until the test calls halt.
+func startMetronome(t *testing.T, path string, perSecond int) *metronome {
+	t.Helper()
+	m := &metronome{peer: join(t, path), stop: make(chan struct{})}
+	m.running.Go(func() { // ends with the connection
+		for {
+			m.peer.patient()
+			f, err := m.peer.readFrame()
+			if err != nil {
+				select {
+				case <-m.stop:
+				default:
+					t.Errorf("the metronome has lost its connection: %v", err)
+				}
+				return
+			}
+			if want := fmt.Sprint(m.published.Load() + 1); f.opcode == websocket.TextMessage && f.payload != want {
+				t.Errorf("the metronome got %s, want %s", f.payload, want)
+				return
+			}
+			if f.opcode == websocket.TextMessage {
+				m.published.Add(1)
+			}
+		}
+	})
+	m.running.Go(func() { // ends with halt
+		pace(m.stop, perSecond, func() bool {
+			_, err := m.peer.conn.Write(clientFrame(finBit|websocket.TextMessage, fmt.Append(nil, m.sent.Add(1))))
+			return err == nil
+		})
+		m.peer.conn.Close()
+	})
+	return m
+}
+
+func (m *metronome) halt() {
+	close(m.stop)
+	m.running.Wait()
+}
+
+// pace calls do perSecond times a second, until stop is closed or do returns false. What it could not do in time it makes
+// up for.
+func pace(stop <-chan struct{}, perSecond int, do func() bool) {
+	ticker := time.NewTicker(2 * time.Millisecond)
+	defer ticker.Stop()
+	began, done := time.Now(), 0
+	for {
+		select {
+		case <-stop:
+			return
+		case <-ticker.C:
+		}
+		for due := int(time.Since(began) * time.Duration(perSecond) / time.Second); done < due; done++ {
+			if !do() {
+				return
+			}
+		}
+	}
+}
+
+// newer is how many messages from after its join each client of a test waits for.
+const newer = 20
+
+// joinRaw joins once as a raw client and returns an error unless it gets exactly the last messages, and then each.
+func (m *metronome) joinRaw(t *testing.T, path string, history int) error {
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return err
+	}
+	defer abort(conn)
+	p := newPeer(t, conn)
+	before := int(m.published.Load())
+	if _, err := p.handshake(httpAddr, path, ""); err != nil {
+		return err
+	}
+	after := int(m.sent.Load())
+	for first, got := 0, 0; got < after+newer; {
+		p.patient()
+		f, err := p.readFrame()
+		if err != nil {
+			return err
+		}
+		n, err := strconv.Atoi(f.payload)
+		if err != nil {
+			return err
+		}
+		if first == 0 {
+			first, got = n, n-1
+			if first < before-history+1 || first > after-history+1 {
+				return fmt.Errorf("joined between %d and %d: got %d first, want exactly the last %d", before, after, first, history)
+			}
+		}
+		if n != got+1 {
+			return fmt.Errorf("joined between %d and %d: got %d after %d", before, after, n, got)
+		}
+		got = n
+	}
+	return nil
+}
+
+// joinEvents joins once as a client that speaks the events protocol, as joinRaw does.
+func (m *metronome) joinEvents(t *testing.T, path string, history int) error {
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return err
+	}
+	defer abort(conn)
+	before := int(m.published.Load())
+	p, err := handshakeEvents(t, conn, httpAddr, path)
+	if err != nil {
+		return err
+	}
+	after := int(m.sent.Load())
+	if p.hello.Head < before || p.hello.Head > after || p.hello.Replay != history {
+		return fmt.Errorf("joined between %d and %d: got %s, want a replay of %d", before, after, p.hello.raw, history)
+	}
+	for seq := p.hello.Head - history + 1; seq <= p.hello.Head+newer; seq++ {
+		e, err := p.read()
+		if err != nil {
+			return err
+		}
+		if e.Type != "message" || e.Seq != seq || e.text() != fmt.Sprint(seq) {
+			return fmt.Errorf("joined at %d: got %s, want message %d", p.hello.Head, e.raw, seq)
+		}
+	}
+	return nil
+}
+
+func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) {
+	const (
+		perSecond = 500
+		history   = 100
+		joins     = 1000
+		atOnce    = 16
+		path      = "/chat/a"
+	)
+	for _, tc := range interruptions {
+		t.Run(tc.name, func(t *testing.T) {
+			s := startCaddy(t, resumeSite(history, 0))
+			m := startMetronome(t, path, perSecond)
+			defer m.halt()
+			eventually(t, "a full history", func() bool { return m.published.Load() >= history })
+			began, published := time.Now(), m.published.Load()
+			var turn, done atomic.Int64
+			var clients sync.WaitGroup
+			for range atOnce {
+				clients.Go(func() {
+					for {
+						i := turn.Add(1)
+						if i > joins || t.Failed() {
+							return
+						}
+						joinOnce := m.joinRaw
+						if i%2 == 0 {
+							joinOnce = m.joinEvents
+						}
+						if err := joinOnce(t, path, history); err != nil {
+							t.Errorf("join %d: %v", i, err)
+						}
+						done.Add(1)
+					}
+				})
+			}
+			s.reload(history, tc.reloads, func() {
+				next := min(done.Load()+joins/int64(tc.reloads+1), joins)
+				eventually(t, "the joins before a reload", func() bool { return done.Load() >= next || t.Failed() })
+			})
+			clients.Wait()
+			took := time.Since(began)
+			t.Logf("%d joins in %v, beside %.0f messages a second", done.Load(), took,
+				float64(m.published.Load()-published)/took.Seconds())
+		})
+	}
+}
+
+// ---- coming back ----
+
+// A chronicle is what a client has got that stayed all the time: message n stands at n-1.
+type chronicle struct {
+	peer    *eventsPeer
+	mu      sync.Mutex
+	grown   sync.Cond
+	texts   []string
+	failure error
+	done    chan struct{}
+}
+
+// startChronicle joins and reads until the connection ends, for which close is there.
+func startChronicle(t *testing.T, path string) *chronicle {
+	t.Helper()
+	c := &chronicle{peer: joinEvents(t, path), done: make(chan struct{})}
+	c.grown.L = &c.mu
+	go func() { // ends with the connection, which close waits for
+		defer close(c.done)
+		for {
+			e, err := c.peer.read()
+			c.mu.Lock()
+			if err == nil && e.Type == "message" && e.Seq == len(c.texts)+1 {
+				c.texts = append(c.texts, e.text())
+			} else {
+				c.failure = fmt.Errorf("after message %d: got %s, error %w", len(c.texts), e.raw, err)
+			}
+			c.grown.Broadcast()
+			failed := c.failure != nil
+			c.mu.Unlock()
+			if failed {
+				return
+			}
+		}
+	}()
+	return c
+}
+
+// await waits until there are so many messages.
+func (c *chronicle) await(messages int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.texts) < messages {
+		if c.failure != nil {
+			return c.failure
+		}
+		c.grown.Wait() // ends with a message or with the read's patience
+	}
+	return nil
+}
+
+func (c *chronicle) length() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.texts)
+}
+
+func (c *chronicle) close() {
+	c.peer.conn.Close()
+	<-c.done
+}
+
+// startChatter has four clients send, two of each kind, perSecond messages a second in all. Each message names its sender
+// and counts. The returned function ends that, and returns how many each has sent once they have all been published.
+func startChatter(t *testing.T, path string, perSecond int) (halt func() [4]int) {
+	t.Helper()
+	var sent, published [4]atomic.Int64
+	var peers [4]*peer
+	stop := make(chan struct{})
+	var sending, reading sync.WaitGroup
+	for i := range peers {
+		frame := func(text string) string { return text }
+		if i%2 == 0 {
+			peers[i] = join(t, path+"?name=raw")
+		} else {
+			peers[i] = joinEvents(t, path+"?name=events").peer
+			frame = func(text string) string { return jsonOf(map[string]string{"type": "send", "data": text}) }
+		}
+		p := peers[i]
+		reading.Go(func() { // ends with the connection
+			for {
+				p.patient()
+				f, err := p.readFrame()
+				if err != nil {
+					return
+				}
+				if strings.Contains(f.payload, fmt.Sprintf("%d-%d", i, published[i].Load()+1)) {
+					published[i].Add(1)
+				}
+			}
+		})
+		sending.Go(func() { // ends with stop
+			pace(stop, perSecond/4, func() bool {
+				text := fmt.Sprintf("%d-%d", i, sent[i].Add(1))
+				_, err := p.conn.Write(clientFrame(finBit|websocket.TextMessage, []byte(frame(text))))
+				return err == nil
+			})
+		})
+	}
+	return func() (counts [4]int) {
+		close(stop)
+		sending.Wait()
+		for i := range counts {
+			eventually(t, "what was sent to be published", func() bool { return published[i].Load() >= sent[i].Load() })
+			counts[i] = int(sent[i].Load())
+			peers[i].conn.Close()
+		}
+		reading.Wait()
+		return counts
+	}
+}
+
+// A mortal connection ends when so many bytes were read from it: somewhere in the handshake or in a frame.
+type mortal struct {
+	net.Conn
+	left int
+}
+
+var errDied = errors.New("died")
+
+// Read fails with errDied when it is time.
+func (m *mortal) Read(p []byte) (int, error) {
+	if m.left <= 0 {
+		return 0, errDied
+	}
+	n, err := m.Conn.Read(p[:min(len(p), m.left)])
+	m.left -= n
+	return n, err
+}
+
+// die ends the connection in one of the ways in which connections end.
+func (m *mortal) die() {
+	switch rand.N(3) {
+	case 0: // a program that ends
+		m.Close()
+	case 1: // a reset
+		abort(m.Conn)
+	case 2: // half a frame, and a reset
+		frame := clientFrame(finBit|websocket.TextMessage, []byte(`{"type":"send","data":"half a frame"}`))
+		_, _ = m.Write(frame[:rand.N(len(frame))]) // whether it arrives is chance
+		abort(m.Conn)
+	}
+}
+
+// A wanderer is a client that comes back time and again.
+type wanderer struct {
+	path  string
+	epoch string
+	token string
+	last  int      // the number of the last message that it has got
+	texts []string // all of them, from the first on, where it could get them
+}
+
+// connect joins on conn and notes what hello says.
+func (w *wanderer) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
+	path := w.path
+	if w.epoch != "" {
+		path += "&token=" + w.token + "&" + sinceQuery(w.epoch, w.last)
+	}
+	p, err := handshakeEvents(t, conn, httpAddr, path)
+	if err != nil {
+		return nil, err
+	}
+	if w.epoch != "" && (p.hello.Epoch != w.epoch || p.hello.Token != w.token || p.hello.Resumed == nil) {
+		return nil, fmt.Errorf("got %s, want it resumed in epoch %s with token %s", p.hello.raw, w.epoch, w.token)
+	}
+	w.epoch, w.token = p.hello.Epoch, p.hello.Token
+	return p, nil
+}
+
+// resume connects, and returns an error unless everything after the last message is to follow.
+func (w *wanderer) resume(t *testing.T, conn net.Conn) (*eventsPeer, error) {
+	p, err := w.connect(t, conn)
+	if err != nil {
+		return nil, err
+	}
+	if p.hello.Resumed != nil && !*p.hello.Resumed || p.hello.Replay != p.hello.Head-w.last {
+		return nil, fmt.Errorf("after message %d: got %s, want all that came after it", w.last, p.hello.raw)
+	}
+	return p, nil
+}
+
+// take notes a message, and returns an error unless it is the one that follows.
+func (w *wanderer) take(e incoming) error {
+	if e.Type != "message" || e.Seq != w.last+1 {
+		return fmt.Errorf("got %s after message %d", e.raw, w.last)
+	}
+	w.last = e.Seq
+	w.texts = append(w.texts, e.text())
+	return nil
+}
+
+// wander lives once, for so many bytes.
+func (w *wanderer) wander(t *testing.T, bytes int) error {
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return err
+	}
+	m := &mortal{conn, bytes}
+	defer m.die()
+	p, err := w.resume(t, m)
+	for err == nil {
+		var e incoming
+		if e, err = p.read(); err == nil {
+			err = w.take(e)
+		}
+	}
+	if errors.Is(err, errDied) {
+		return nil
+	}
+	return err
+}
+
+// catchUp comes back for good, until it has got so many messages in all.
+func (w *wanderer) catchUp(t *testing.T, messages int) error {
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	p, err := w.resume(t, conn)
+	for err == nil && w.last < messages {
+		var e incoming
+		if e, err = p.read(); err == nil {
+			err = w.take(e)
+		}
+	}
+	return err
+}
+
+func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing.T) {
+	const (
+		perSecond   = 400
+		history     = 100_000
+		clients     = 4
+		livesOfEach = 250
+		path        = "/chat/a"
+	)
+	for _, tc := range interruptions {
+		t.Run(tc.name, func(t *testing.T) {
+			s := startCaddy(t, resumeSite(history, 0))
+			control := startChronicle(t, path)
+			defer control.close()
+			halt := startChatter(t, path, perSecond)
+			var lives atomic.Int64
+			var wanderers [clients]wanderer
+			var running sync.WaitGroup
+			for i := range wanderers {
+				w := &wanderers[i]
+				w.path = path + "?name=wanderer"
+				running.Go(func() {
+					for range livesOfEach {
+						if err := w.wander(t, rand.N(2500)); err != nil {
+							t.Errorf("life %d of client %d: %v", lives.Load(), i, err)
+							return
+						}
+						lives.Add(1)
+					}
+				})
+			}
+			s.reload(history, tc.reloads, func() {
+				next := min(lives.Load()+clients*livesOfEach/int64(tc.reloads+1), clients*livesOfEach)
+				eventually(t, "the lives before a reload", func() bool { return lives.Load() >= next || t.Failed() })
+			})
+			running.Wait()
+			sent := halt()
+			if t.Failed() {
+				return
+			}
+			total := sent[0] + sent[1] + sent[2] + sent[3]
+			if err := control.await(total); err != nil {
+				t.Fatal(err)
+			}
+			wantCounts(t, control.texts[:total], sent[:])
+			for i := range wanderers {
+				if err := wanderers[i].catchUp(t, total); err != nil {
+					t.Fatalf("client %d: %v", i, err)
+				}
+				if !slices.Equal(wanderers[i].texts, control.texts[:total]) {
+					t.Errorf("client %d did not get what the one got that stayed", i)
+				}
+			}
+			t.Logf("%d lives, %d messages", lives.Load(), total)
+		})
+	}
+}
+
+// wantCounts fails unless texts are what each sender has sent, each in its order.
+func wantCounts(t *testing.T, texts []string, sent []int) {
+	t.Helper()
+	got := make([]int, len(sent))
+	for _, text := range texts {
+		var sender, n int
+		if _, err := fmt.Sscanf(text, "%d-%d", &sender, &n); err != nil || n != got[sender]+1 {
+			t.Fatalf("got %q after message %d of this sender", text, got[sender])
+		}
+		got[sender]++
+	}
+	if !slices.Equal(got, sent) {
+		t.Fatalf("got %v messages of the senders, want %v", got, sent)
+	}
+}
+
+func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
+	const (
+		perSecond   = 800
+		history     = 20
+		clients     = 4
+		timesOfEach = 50
+		path        = "/chat/a"
+	)
+	for _, tc := range interruptions {
+		t.Run(tc.name, func(t *testing.T) {
+			s := startCaddy(t, resumeSite(history, 0))
+			control := startChronicle(t, path)
+			defer control.close()
+			halt := startChatter(t, path, perSecond)
+			if err := control.await(history); err != nil {
+				t.Fatal(err)
+			}
+			var times, lost atomic.Int64
+			var running sync.WaitGroup
+			for i := range clients {
+				running.Go(func() {
+					w := &wanderer{path: path + "?name=wanderer"}
+					for range timesOfEach {
+						missed, err := w.absent(t, history, control)
+						if err != nil {
+							t.Errorf("client %d: %v", i, err)
+							return
+						}
+						lost.Add(int64(missed))
+						times.Add(1)
+					}
+				})
+			}
+			s.reload(history, tc.reloads, func() {
+				next := min(times.Load()+clients*timesOfEach/int64(tc.reloads+1), clients*timesOfEach)
+				eventually(t, "the absences before a reload", func() bool { return times.Load() >= next || t.Failed() })
+			})
+			running.Wait()
+			halt()
+			t.Logf("%d absences, %d messages lost", times.Load(), lost.Load())
+			if lost.Load() == 0 && !t.Failed() {
+				t.Error("nothing was lost: the test has tested nothing")
+			}
+		})
+	}
+}
+
+// absent stays away for a while, comes back, and returns an error unless what it is told to have missed and what it gets
+// add up. It returns how many are lost.
+func (w *wanderer) absent(t *testing.T, history int, control *chronicle) (missed int, err error) {
+	if err := control.await(max(w.last, history) + rand.N(3*history)); err != nil {
+		return 0, err
+	}
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return 0, err
+	}
+	defer abort(conn)
+	known := w.epoch != ""
+	p, err := w.connect(t, conn)
+	if err != nil {
+		return 0, err
+	}
+	hello := p.hello
+	first := hello.Head - history + 1
+	if known {
+		complete := hello.Head-w.last <= history
+		if complete {
+			first = w.last + 1
+		}
+		missed = hello.Missed
+		if *hello.Resumed != complete || missed != first-w.last-1 || w.last+missed+hello.Replay != hello.Head {
+			return 0, fmt.Errorf("after message %d: got %s, want it resumed %v and %d missed",
+				w.last, hello.raw, complete, first-w.last-1)
+		}
+	}
+	w.last = first - 1
+	for range hello.Replay + newer {
+		e, err := p.read()
+		if err != nil {
+			return 0, err
+		}
+		if err := w.take(e); err != nil {
+			return 0, err
+		}
+		if err := control.await(e.Seq); err != nil {
+			return 0, err
+		}
+		control.mu.Lock()
+		want := control.texts[e.Seq-1]
+		control.mu.Unlock()
+		if e.text() != want {
+			return 0, fmt.Errorf("got %s, which is %q to the client that stayed", e.raw, want)
+		}
+	}
+	return missed, nil
+}
+
+// A persistentSender numbers what it sends, dies at any moment, and repeats what was not answered.
+type persistentSender struct {
+	wanderer
+	name     int
+	numbered int // so far
+	answered int // all up to this one
+}
+
+// batch is how many messages a persistentSender sends before it waits for the answers.
+const batch = 10
+
+// live connects once, repeats what was not answered, and goes on until it has written or read so many bytes.
+func (s *persistentSender) live(t *testing.T, bytes int) error {
+	conn, err := net.Dial("tcp", httpAddr)
+	if err != nil {
+		return err
+	}
+	m := &mortal{conn, bytes}
+	defer m.die()
+	p, err := s.resume(t, m)
+	for err == nil {
+		if s.answered == s.numbered {
+			s.numbered += batch
+		}
+		for n := s.answered + 1; n <= s.numbered; n++ {
+			frame := clientFrame(finBit|websocket.TextMessage, []byte(jsonOf(map[string]string{
+				"type": "send", "id": fmt.Sprint(n), "data": fmt.Sprintf("%d-%d", s.name, n),
+			})))
+			written, err := m.Write(frame[:min(len(frame), m.left)])
+			m.left -= written
+			if err != nil {
+				return err
+			}
+			if m.left <= 0 {
+				return nil
+			}
+		}
+		err = s.awaitAnswers(p)
+	}
+	if errors.Is(err, errDied) {
+		return nil
+	}
+	return err
+}
+
+// awaitAnswers reads until everything is answered.
+func (s *persistentSender) awaitAnswers(p *eventsPeer) error {
+	for s.answered < s.numbered {
+		e, err := p.read()
+		if err != nil {
+			return err
+		}
+		switch {
+		case e.Type == "message":
+			if err := s.take(e); err != nil {
+				return err
+			}
+		case e.Type == "sent" && *e.ID == fmt.Sprint(s.answered+1):
+			s.answered++
+		default:
+			return fmt.Errorf("got %s, want the answer to %d", e.raw, s.answered+1)
+		}
+	}
+	return nil
+}
+
+func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
+	const (
+		history     = 100_000
+		senders     = 4
+		livesOfEach = 100
+		path        = "/chat/a"
+	)
+	for _, tc := range interruptions {
+		t.Run(tc.name, func(t *testing.T) {
+			s := startCaddy(t, resumeSite(history, 0))
+			control := startChronicle(t, path)
+			defer control.close()
+			var lives atomic.Int64
+			var all [senders]persistentSender
+			var running sync.WaitGroup
+			for i := range all {
+				sender := &all[i]
+				sender.name, sender.path = i, path+"?name=sender"
+				running.Go(func() {
+					for range livesOfEach {
+						if err := sender.live(t, rand.N(6000)); err != nil {
+							t.Errorf("life %d of sender %d: %v", lives.Load(), i, err)
+							return
+						}
+						lives.Add(1)
+					}
+				})
+			}
+			s.reload(history, tc.reloads, func() {
+				next := min(lives.Load()+senders*livesOfEach/int64(tc.reloads+1), senders*livesOfEach)
+				eventually(t, "the lives before a reload", func() bool { return lives.Load() >= next || t.Failed() })
+			})
+			running.Wait()
+			total := 0
+			var sent []int
+			for i := range all {
+				if t.Failed() {
+					return
+				}
+				for all[i].answered < all[i].numbered { // as long as it takes
+					if err := all[i].live(t, 1_000_000); err != nil {
+						t.Fatalf("sender %d: %v", i, err)
+					}
+				}
+				total += all[i].numbered
+				sent = append(sent, all[i].numbered)
+			}
+			if err := control.await(total); err != nil {
+				t.Fatal(err)
+			}
+			last := joinEvents(t, path)
+			if last.hello.Head != total {
+				t.Errorf("got %d messages, want %d", last.hello.Head, total)
+			}
+			wantCounts(t, control.texts[:total], sent)
+			t.Logf("%d lives, %d messages", lives.Load(), total)
+		})
+	}
+}
+
+// ---- epochs ----
+
+func TestResume_NewHubHasAnotherEpochAndSaysWhatOfItIsLost(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
+	old := joinEvents(t, "/chat/a")
+	old.text(`{"type":"send","data":"in the old one"}`)
+	old.wantMessages(1, "in the old one")
+	old.leave()
+	awaitNoHubs(t)
+	other := joinEvents(t, "/chat/a")
+	for i := range 5 {
+		other.sendText("m", fmt.Sprint(i))
+	}
+	p := joinEvents(t, "/chat/a?"+sinceQuery(old.hello.Epoch, 1))
+	if h := p.hello; h.Epoch == old.hello.Epoch || h.Epoch != other.hello.Epoch ||
+		h.Resumed == nil || *h.Resumed || h.Head != 5 || h.Missed != 5 || h.Replay != 0 {
+		t.Errorf("got %s, want another epoch with all 5 messages missed", h.raw)
+	}
+}
+
+func TestResume_NewHubReplaysItsHistory(t *testing.T) {
+	startCaddy(t, resumeSite(3, 0))
+	other := joinEvents(t, "/chat/a")
+	for i := range 5 {
+		other.sendText("m", fmt.Sprint(i))
+	}
+	p := joinEvents(t, "/chat/a?"+sinceQuery("anotherepoch", 4))
+	if h := p.hello; h.Resumed == nil || *h.Resumed || h.Head != 5 || h.Missed != 2 || h.Replay != 3 {
+		t.Errorf("got %s, want 3 messages again and 2 missed", h.raw)
+	}
+	p.wantMessages(3, "2", "3", "4")
+}
+
+// TestResume_RestartedServerHasAnotherEpoch runs two processes, one after the other.
+func TestResume_RestartedServerHasAnotherEpoch(t *testing.T) {
+	const site = "http://" + processHTTP + " {\nchat_broadcast /chat/* {\nhistory 10\n}\n}"
+	var epochs []string
+	for range 2 {
+		process := startProcess(t, "", site)
+		conn, err := net.Dial("tcp", processHTTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := "/chat/a"
+		if len(epochs) > 0 {
+			path += "?" + sinceQuery(epochs[0], 1)
+		}
+		p := joinEventsOn(t, conn, processHTTP, path)
+		epochs = append(epochs, p.hello.Epoch)
+		if h := p.hello; len(epochs) > 1 && (h.Resumed == nil || *h.Resumed || h.Missed != 0 || h.Head != 0) {
+			t.Errorf("got %s, want it not resumed", h.raw)
+		}
+		p.sendText("m1", "hello")
+		p.conn.Close()
+		process.terminate()
+	}
+	if epochs[0] == epochs[1] {
+		t.Errorf("both have the epoch %s", epochs[0])
+	}
+}
+
+func TestResume_ReloadKeepsTheEpoch(t *testing.T) {
+	s := startCaddy(t, resumeSite(10, 0))
+	p := joinEvents(t, "/chat/a")
+	p.sendText("m1", "before")
+	p.leave() // nobody is there during the reload
+	s.load(resumeSite(10, 1))
+	back := joinEvents(t, "/chat/a?"+sinceQuery(p.hello.Epoch, 0))
+	if h := back.hello; h.Epoch != p.hello.Epoch || !*h.Resumed || h.Replay != 1 {
+		t.Errorf("got %s, want it resumed in epoch %s", h.raw, p.hello.Epoch)
+	}
+	back.wantMessages(1, "before")
+}
+
+// ---- resuming, one thing at a time ----
+
+func TestResume_SinceZeroIsEverything(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "one")
+	a.sendText("m2", "two")
+	p := joinEvents(t, "/chat/a?"+sinceQuery(a.hello.Epoch, 0))
+	if h := p.hello; !*h.Resumed || h.Replay != 2 {
+		t.Errorf("got %s, want 2 messages again", h.raw)
+	}
+	p.wantMessages(1, "one", "two")
+}
+
+func TestResume_NothingMissed(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "one")
+	p := joinEvents(t, "/chat/a?"+sinceQuery(a.hello.Epoch, 1))
+	if h := p.hello; !*h.Resumed || h.Replay != 0 {
+		t.Errorf("got %s, want nothing again", h.raw)
+	}
+	a.sendText("m2", "two")
+	p.wantMessages(2, "two")
+}
+
+// TestResume_SinceTheFuture is about a number that the hub has not reached, which an honest client cannot have.
+func TestResume_SinceTheFuture(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "one")
+	p := joinEvents(t, "/chat/a?"+sinceQuery(a.hello.Epoch, 1000))
+	if got := p.hello.Head; got != 1 {
+		t.Errorf("got %s, want the hub as it is", p.hello.raw)
+	}
+	a.sendText("m2", "two")
+	if got := p.skipTo("message"); got.Seq != 2 && got.Seq != 1 {
+		t.Errorf("got %s", got.raw)
+	}
+}
+
+func TestResume_WithoutHistoryTellsWhatWasMissed(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
+	stays, goes := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
+	stays.sendText("m1", "one")
+	goes.wantMessages(1, "one")
+	goes.leave()
+	stays.sendText("m2", "two")
+	stays.sendText("m3", "three")
+	back := joinEvents(t, "/chat/a?"+sinceQuery(goes.hello.Epoch, 1))
+	if h := back.hello; *h.Resumed || h.Missed != 2 || h.Replay != 0 {
+		t.Errorf("got %s, want 2 missed", h.raw)
+	}
+}
+
+func TestResume_WithoutSinceNothingIsSaidOfIt(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	if h := joinEvents(t, "/chat/a").hello; h.Resumed != nil {
+		t.Errorf("got %s, want no resumed", h.raw)
+	}
+}
+
+func TestResume_MalformedParametersAreRefusedWith400(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	for _, query := range []string{
+		"since=", "since=epoch", "since=:1", "since=epoch:", "since=epoch:-1", "since=epoch:x", "since=epoch:1.5",
+		"since=epoch:99999999999999999999", "since=1:2:3", "token=", "token=a%20b", "token=a.b", "token=%C3%A4",
+		"token=" + strings.Repeat("x", 65),
+	} {
+		t.Run(query, func(t *testing.T) { refused(t, http.StatusBadRequest, "/chat/a?"+query, eventsHeader) })
+	}
+}
+
+func TestResume_LongestTokenIsKept(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	token := strings.Repeat("aZ0-_", 13)[:64]
+	if got := joinEvents(t, "/chat/a?token="+token).hello.Token; got != token {
+		t.Errorf("got token %q, want %q", got, token)
+	}
+}
+
+func TestResume_RawClientsParametersAreTheirOwn(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	joinEvents(t, "/chat/a").sendText("m1", "one")
+	join(t, "/chat/a?since=what&token=ever!").wantText("one")
+}
+
+// ---- sending once, one thing at a time ----
+
+func TestSendingOnce_RepeatIsAnsweredWithTheFirst(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	control := joinEvents(t, "/chat/a")
+	a := joinEvents(t, "/chat/a?name=ada")
+	first := a.sendText("m1", "hello")
+	again := a.sendText("m1", "hello")
+	a.leave()
+	back := joinEvents(t, "/chat/a?name=ada&token="+a.hello.Token)
+	later := back.sendText("m1", "hello")
+	if again.raw != first.raw || later.raw != first.raw {
+		t.Errorf("got %s and %s, want both %s", again.raw, later.raw, first.raw)
+	}
+	back.sendText("m2", "end")
+	control.wantMessages(1, "hello", "end")
+}
+
+func TestSendingOnce_AnothersIDsAreTheirOwn(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a?name=ada")
+	a.sendText("m1", "from ada")
+	for _, tc := range []struct{ name, query string }{
+		{"another user with the same token", "name=eve&token=" + a.hello.Token},
+		{"the same user with another token", "name=ada&token=another"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := joinEvents(t, "/chat/a?"+tc.query)
+			if sent := p.sendText("m1", tc.name); sent.Seq <= p.hello.Head {
+				t.Errorf("got %s, want a new number after %d", sent.raw, p.hello.Head)
+			}
+		})
+	}
+}
+
+func TestSendingOnce_WithoutHistoryNothingIsRemembered(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
+	keeper := joinEvents(t, "/chat/a")
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "hello")
+	a.leave()
+	b := joinEvents(t, "/chat/a?token="+a.hello.Token)
+	b.sendText("m1", "hello")
+	keeper.wantMessages(1, "hello", "hello")
+}
+
+func TestSendingOnce_WithoutIDNothingIsRememberedOrAnswered(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a")
+	a.text(`{"type":"send","data":"hello"}`)
+	a.text(`{"type":"send","data":"hello"}`)
+	a.wantMessages(1, "hello", "hello")
+}
+
+func TestSendingOnce_OtherHubsIDsAreTheirOwn(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	a := joinEvents(t, "/chat/a")
+	a.sendText("m1", "hello")
+	a.sendText("m2", "hello")
+	b := joinEvents(t, "/chat/b?token="+a.hello.Token)
+	if sent := b.sendText("m2", "hello"); sent.Seq != 1 {
+		t.Errorf("got %s, want it published", sent.raw)
+	}
+}
