@@ -196,17 +196,31 @@ func handshakeEvents(t testing.TB, conn net.Conn, host, path string, header ...s
 }
 
 // newPeer is for goroutines other than the test's, which close conn themselves.
-func newPeer(t testing.TB, conn net.Conn) *peer { return &peer{t: t, conn: conn, r: bufio.NewReader(conn)} }
+func newPeer(t testing.TB, conn net.Conn) *peer {
+	return &peer{t: t, conn: conn, r: bufio.NewReader(conn)}
+}
+
+// errUnanswered is that of a handshake without any response.
+var errUnanswered = errors.New("the handshake was not answered")
+
+// dial is for goroutines other than the test's, which close the connection themselves.
+func dial(addr string) (net.Conn, error) {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
+	}
+	return conn, nil
+}
 
 // handshake is for goroutines other than the test's.
 func (p *peer) handshake(host, path, header string) (*http.Response, error) {
 	p.patient()
 	if _, err := p.conn.Write([]byte(handshakeRequest(host, path, header))); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	resp, err := http.ReadResponse(p.r, nil)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		return nil, fmt.Errorf("got status %s, want 101", resp.Status)

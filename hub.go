@@ -228,14 +228,15 @@ func (b *hub) deliver(w work) {
 	}
 }
 
-// wakeLocked makes the idle clients busy that lack a message, which may be all but its sender.
+// wakeLocked makes the idle clients busy that lack a frame, which may be all but a message's sender, or only those that
+// speak events.
 func (b *hub) wakeLocked() {
 	idle := b.clients[:b.idle]
 	b.idle = 0
 	for i, c := range idle {
 		if c.cursor == c.log.head {
-			b.swapLocked(i, 0) // what stood there has had its turn here
-			b.idle = 1
+			b.swapLocked(i, b.idle) // what stood there has had its turn here
+			b.idle++
 			continue
 		}
 		if c.state.CompareAndSwap(stateIdle, stateWriting) {
@@ -399,7 +400,7 @@ func (b *hub) setTaps(taps []*tap) {
 
 func (b *hub) unpinLocked(c *client) {
 	if c.pinned != nil {
-		b.log.unpin(c.pinned)
+		c.log.unpin(c.pinned)
 		c.pinned = nil
 	}
 }

@@ -207,6 +207,7 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	s.plays("sent", ada.skipTo("sent"))
 	ada.text(`{"type":"send","id":"m2","data":5}`)
 	s.plays("error", ada.skipTo("error"))
+	eve.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else it may be told with bob's
 	ada.leave()
 	address := "name=ada&token=" + ada.hello.Token + "&"
 
@@ -224,7 +225,7 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	cid.leave()
 	ada.leave()
 	for seq := 4; seq <= 15; seq++ {
-		eve.sendText("m", fmt.Sprint("message ", seq))
+		eve.sendText(fmt.Sprint("e", seq), "more")
 	}
 	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 1))
@@ -258,7 +259,7 @@ func (p *eventsPeer) told(meant func(incoming) bool) incoming {
 func lagging(t *testing.T) incoming {
 	t.Helper()
 	conn := (&peer{t: t}).dial()
-	_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+	_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
 	slow := joinEventsOn(t, conn, httpAddr, "/lag/a")
 	sender := joinEvents(t, "/lag/a")
 	sender.sendText("m1", "one")
@@ -621,7 +622,7 @@ func TestEvents_RateDropsWithAnErrorThenCloses(t *testing.T) {
 	startCaddy(t, eventsSite)
 	p, other := joinEvents(t, "/rate/a"), joinEvents(t, "/rate/a")
 	for i := range 2 {
-		p.sendText("m", fmt.Sprint(i))
+		p.sendText(fmt.Sprint("m", i), fmt.Sprint(i))
 	}
 	other.wantMessages(1, "0", "1")
 	p.say(map[string]string{"type": "send", "id": "m3", "data": "dropped"})
@@ -1052,3 +1053,21 @@ func (r roster) followUntil(t *testing.T, p *eventsPeer, users ...string) {
 	}
 }
 
+// TestPresence_ChangeLeavesRawClientsWhereTheyAre has frames that are for some of the idle clients only.
+func TestPresence_ChangeLeavesRawClientsWhereTheyAre(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		user {http.request.uri.query.name}
+		presence join_leave
+	}
+}`)
+	raw := []*peer{join(t, "/chat/a"), join(t, "/chat/a"), join(t, "/chat/a")}
+	watcher := joinEvents(t, "/chat/a?name=ada")
+	watcher.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" })
+	for _, text := range []string{"one", "two"} {
+		watcher.say(map[string]string{"type": "send", "data": text})
+		for _, p := range raw {
+			p.wantText(text)
+		}
+	}
+}

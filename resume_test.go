@@ -125,7 +125,7 @@ const newer = 20
 
 // joinRaw joins once as a raw client and returns an error unless it gets exactly the last messages, and then each.
 func (m *metronome) joinRaw(t *testing.T, path string, history int) error {
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (m *metronome) joinRaw(t *testing.T, path string, history int) error {
 
 // joinEvents joins once as a client that speaks the events protocol, as joinRaw does.
 func (m *metronome) joinEvents(t *testing.T, path string, history int) error {
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
@@ -351,13 +351,15 @@ func startChatter(t *testing.T, path string, perSecond int) (halt func() [4]int)
 type mortal struct {
 	net.Conn
 	left int
+	dead bool // reading has failed because it is time; so whatever the error is read as
 }
 
 var errDied = errors.New("died")
 
-// Read fails with errDied when it is time.
+// Read fails when it is time.
 func (m *mortal) Read(p []byte) (int, error) {
 	if m.left <= 0 {
+		m.dead = true
 		return 0, errDied
 	}
 	n, err := m.Conn.Read(p[:min(len(p), m.left)])
@@ -429,11 +431,11 @@ func (w *wanderer) take(e incoming) error {
 
 // wander lives once, for so many bytes.
 func (w *wanderer) wander(t *testing.T, bytes int) error {
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
-	m := &mortal{conn, bytes}
+	m := &mortal{Conn: conn, left: bytes}
 	defer m.die()
 	p, err := w.resume(t, m)
 	for err == nil {
@@ -442,7 +444,7 @@ func (w *wanderer) wander(t *testing.T, bytes int) error {
 			err = w.take(e)
 		}
 	}
-	if errors.Is(err, errDied) {
+	if m.dead {
 		return nil
 	}
 	return err
@@ -450,7 +452,7 @@ func (w *wanderer) wander(t *testing.T, bytes int) error {
 
 // catchUp comes back for good, until it has got so many messages in all.
 func (w *wanderer) catchUp(t *testing.T, messages int) error {
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
@@ -591,7 +593,7 @@ func (w *wanderer) absent(t *testing.T, history int, control *chronicle) (missed
 	if err := control.await(max(w.last, history) + rand.N(3*history)); err != nil {
 		return 0, err
 	}
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return 0, err
 	}
@@ -649,11 +651,11 @@ const batch = 10
 
 // live connects once, repeats what was not answered, and goes on until it has written or read so many bytes.
 func (s *persistentSender) live(t *testing.T, bytes int) error {
-	conn, err := net.Dial("tcp", httpAddr)
+	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
-	m := &mortal{conn, bytes}
+	m := &mortal{Conn: conn, left: bytes}
 	defer m.die()
 	p, err := s.resume(t, m)
 	for err == nil {
@@ -675,7 +677,7 @@ func (s *persistentSender) live(t *testing.T, bytes int) error {
 		}
 		err = s.awaitAnswers(p)
 	}
-	if errors.Is(err, errDied) {
+	if m.dead {
 		return nil
 	}
 	return err
@@ -773,7 +775,7 @@ func TestResume_NewHubHasAnotherEpochAndSaysWhatOfItIsLost(t *testing.T) {
 	awaitNoHubs(t)
 	other := joinEvents(t, "/chat/a")
 	for i := range 5 {
-		other.sendText("m", fmt.Sprint(i))
+		other.sendText(fmt.Sprint("m", i), fmt.Sprint(i))
 	}
 	p := joinEvents(t, "/chat/a?"+sinceQuery(old.hello.Epoch, 1))
 	if h := p.hello; h.Epoch == old.hello.Epoch || h.Epoch != other.hello.Epoch ||
@@ -786,7 +788,7 @@ func TestResume_NewHubReplaysItsHistory(t *testing.T) {
 	startCaddy(t, resumeSite(3, 0))
 	other := joinEvents(t, "/chat/a")
 	for i := range 5 {
-		other.sendText("m", fmt.Sprint(i))
+		other.sendText(fmt.Sprint("m", i), fmt.Sprint(i))
 	}
 	p := joinEvents(t, "/chat/a?"+sinceQuery("anotherepoch", 4))
 	if h := p.hello; h.Resumed == nil || *h.Resumed || h.Head != 5 || h.Missed != 2 || h.Replay != 3 {
