@@ -267,7 +267,7 @@ func (b *hub) who(c *client, after *string, limit int) int {
 	}
 	size := 0
 	for _, u := range b.roster[i:] {
-		if u.clients == 0 && !(u.shown && c.settings.joinLeave) {
+		if u.clients == 0 && (!u.shown || !c.settings.joinLeave) {
 			continue
 		}
 		n := len(page.Users)

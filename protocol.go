@@ -153,9 +153,8 @@ func (c *client) introduce(query url.Values) error {
 }
 
 func validToken(token string) bool {
-	return token != "" && len(token) <= maxToken && !strings.ContainsFunc(token, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')
-	})
+	const characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+	return token != "" && len(token) <= maxToken && strings.Trim(token, characters) == ""
 }
 
 // hello returns the first event for c, which has just joined.

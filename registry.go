@@ -313,8 +313,14 @@ func (r *registry) nextIDLocked() clientID {
 
 // openHubLocked returns a new hub.
 func (r *registry) openHubLocked(name string) *hub {
-	b := &hub{name: name, epoch: r.nextIDLocked().String(), opened: time.Now(), metrics: r.metrics, budget: &r.budget,
-		taps: r.taps[name]}
+	b := &hub{
+		name:    name,
+		epoch:   r.nextIDLocked().String(),
+		opened:  time.Now(),
+		metrics: r.metrics,
+		budget:  &r.budget,
+		taps:    r.taps[name],
+	}
 	r.hubs[name] = b
 	r.events.emit(eventHubOpened, map[string]any{"hub": name})
 	return b

@@ -286,12 +286,6 @@ func (c *chronicle) await(messages int) error {
 	return nil
 }
 
-func (c *chronicle) length() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.texts)
-}
-
 func (c *chronicle) close() {
 	c.peer.conn.Close()
 	<-c.done

@@ -291,13 +291,13 @@ func (p *process) cpu() time.Duration {
 	}
 	_, numbers, _ := strings.Cut(string(stat), ") ") // after the name, proc(5)
 	fields := strings.Fields(numbers)
-	var ticks time.Duration
+	ticks := 0
 	for _, field := range fields[11:13] { // utime, stime
 		n, err := strconv.Atoi(field)
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		ticks += time.Duration(n)
+		ticks += n
 	}
-	return ticks * time.Second / 100 // Linux counts in hundredths, whatever its clock
+	return time.Duration(ticks) * 10 * time.Millisecond // Linux counts in hundredths, whatever its clock
 }
