@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -29,13 +30,23 @@ func resumeSite(history, version int) string {
 }`, version, 8192+version, history)
 }
 
-// interruptions are what goes on meanwhile: nothing, or so many reloads.
-var interruptions = []struct {
-	name    string
-	reloads int
-}{
-	{"undisturbed", 0},
-	{"while configurations are loaded", 5},
+// An interruption is what goes on meanwhile: so many reloads, if any.
+type interruption struct {
+	name       string
+	reloads    int
+	unanswered atomic.Int64 // handshakes
+}
+
+func interruptions() []*interruption {
+	return []*interruption{{name: "undisturbed"}, {name: "while configurations are loaded", reloads: 5}}
+}
+
+// excuses reports whether an error is one that a reload may cause before a client is there: a connection that waits for
+// its turn when the listener of the old configuration closes is reset by the system, and a request that has just been
+// read then is dropped by net/http.
+func (i *interruption) excuses(err error) bool {
+	const mostAtOnce = 32 // more than the clients that connect at once
+	return errors.Is(err, errUnanswered) && i.unanswered.Add(1) <= int64(i.reloads*mostAtOnce)
 }
 
 // reload loads another resumeSite so many times, one of them after each of as many equal parts of what is done.
@@ -196,7 +207,7 @@ func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) 
 		atOnce    = 16
 		path      = "/chat/a"
 	)
-	for _, tc := range interruptions {
+	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
 			m := startMetronome(t, path, perSecond)
@@ -216,7 +227,11 @@ func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) 
 						if i%2 == 0 {
 							joinOnce = m.joinEvents
 						}
-						if err := joinOnce(t, path, history); err != nil {
+						err := joinOnce(t, path, history)
+						for tc.excuses(err) {
+							err = joinOnce(t, path, history)
+						}
+						if err != nil {
 							t.Errorf("join %d: %v", i, err)
 						}
 						done.Add(1)
@@ -229,8 +244,8 @@ func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) 
 			})
 			clients.Wait()
 			took := time.Since(began)
-			t.Logf("%d joins in %v, beside %.0f messages a second", done.Load(), took,
-				float64(m.published.Load()-published)/took.Seconds())
+			t.Logf("%d joins in %v, beside %.0f messages a second; %d handshakes unanswered", done.Load(), took,
+				float64(m.published.Load()-published)/took.Seconds(), tc.unanswered.Load())
 		})
 	}
 }
@@ -469,7 +484,7 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 		livesOfEach = 250
 		path        = "/chat/a"
 	)
-	for _, tc := range interruptions {
+	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
 			control := startChronicle(t, path)
@@ -483,7 +498,7 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 				w.path = path + "?name=wanderer"
 				running.Go(func() {
 					for range livesOfEach {
-						if err := w.wander(t, rand.N(2500)); err != nil {
+						if err := w.wander(t, rand.N(2500)); err != nil && !tc.excuses(err) {
 							t.Errorf("life %d of client %d: %v", lives.Load(), i, err)
 							return
 						}
@@ -513,7 +528,7 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 					t.Errorf("client %d did not get what the one got that stayed", i)
 				}
 			}
-			t.Logf("%d lives, %d messages", lives.Load(), total)
+			t.Logf("%d lives, %d messages; %d handshakes unanswered", lives.Load(), total, tc.unanswered.Load())
 		})
 	}
 }
@@ -542,7 +557,7 @@ func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
 		timesOfEach = 50
 		path        = "/chat/a"
 	)
-	for _, tc := range interruptions {
+	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
 			control := startChronicle(t, path)
@@ -558,6 +573,9 @@ func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
 					w := &wanderer{path: path + "?name=wanderer"}
 					for range timesOfEach {
 						missed, err := w.absent(t, history, control)
+						for tc.excuses(err) {
+							missed, err = w.absent(t, history, control)
+						}
 						if err != nil {
 							t.Errorf("client %d: %v", i, err)
 							return
@@ -638,6 +656,7 @@ type persistentSender struct {
 	name     int
 	numbered int // so far
 	answered int // all up to this one
+	repeated int // answered although published on an earlier connection
 }
 
 // batch is how many messages a persistentSender sends before it waits for the answers.
@@ -645,6 +664,11 @@ const batch = 10
 
 // live connects once, repeats what was not answered, and goes on until it has written or read so many bytes.
 func (s *persistentSender) live(t *testing.T, bytes int) error {
+	return s.liveUntil(t, bytes, func() bool { return false })
+}
+
+// liveUntil is live, which ends when everything is answered and enough returns true.
+func (s *persistentSender) liveUntil(t *testing.T, bytes int, enough func() bool) error {
 	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
@@ -654,6 +678,9 @@ func (s *persistentSender) live(t *testing.T, bytes int) error {
 	p, err := s.resume(t, m)
 	for err == nil {
 		if s.answered == s.numbered {
+			if enough() {
+				return nil
+			}
 			s.numbered += batch
 		}
 		for n := s.answered + 1; n <= s.numbered; n++ {
@@ -691,6 +718,9 @@ func (s *persistentSender) awaitAnswers(p *eventsPeer) error {
 			}
 		case e.Type == "sent" && *e.ID == fmt.Sprint(s.answered+1):
 			s.answered++
+			if e.Seq <= p.hello.Head {
+				s.repeated++
+			}
 		default:
 			return fmt.Errorf("got %s, want the answer to %d", e.raw, s.answered+1)
 		}
@@ -705,7 +735,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 		livesOfEach = 100
 		path        = "/chat/a"
 	)
-	for _, tc := range interruptions {
+	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
 			control := startChronicle(t, path)
@@ -718,7 +748,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 				sender.name, sender.path = i, path+"?name=sender"
 				running.Go(func() {
 					for range livesOfEach {
-						if err := sender.live(t, rand.N(6000)); err != nil {
+						if err := sender.live(t, rand.N(6000)); err != nil && !tc.excuses(err) {
 							t.Errorf("life %d of sender %d: %v", lives.Load(), i, err)
 							return
 						}
@@ -731,18 +761,17 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 				eventually(t, "the lives before a reload", func() bool { return lives.Load() >= next || t.Failed() })
 			})
 			running.Wait()
-			total := 0
+			total, repeated := 0, 0
 			var sent []int
 			for i := range all {
 				if t.Failed() {
 					return
 				}
-				for all[i].answered < all[i].numbered { // as long as it takes
-					if err := all[i].live(t, 1_000_000); err != nil {
-						t.Fatalf("sender %d: %v", i, err)
-					}
+				if err := all[i].liveUntil(t, math.MaxInt, func() bool { return true }); err != nil {
+					t.Fatalf("sender %d: %v", i, err)
 				}
 				total += all[i].numbered
+				repeated += all[i].repeated
 				sent = append(sent, all[i].numbered)
 			}
 			if err := control.await(total); err != nil {
@@ -753,7 +782,11 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 				t.Errorf("got %d messages, want %d", last.hello.Head, total)
 			}
 			wantCounts(t, control.texts[:total], sent)
-			t.Logf("%d lives, %d messages", lives.Load(), total)
+			t.Logf("%d lives, %d messages, %d of them sent again in vain; %d handshakes unanswered",
+				lives.Load(), total, repeated, tc.unanswered.Load())
+			if repeated == 0 {
+				t.Error("nothing was repeated: the test has tested nothing")
+			}
 		})
 	}
 }
