@@ -279,9 +279,13 @@ func (b *hub) closeLocked() {
 
 // A budget is what the histories of all hubs may take together.
 type budget struct {
-	used atomic.Int64
-	most atomic.Int64
+	used  atomic.Int64
+	most  atomic.Int64
+	pause atomic.Int64 // until when it is useless to look for histories to forget, in Unix nanoseconds
 }
+
+// budgetPause is for how long, when what is left belongs to hubs that are busy. It is bounded by their buffers.
+const budgetPause = time.Second
 
 // minBudget is what that is, in bytes: with 100 messages of 200 bytes, some 2000 hubs. A single large buffer may
 // have more.
@@ -298,7 +302,9 @@ func (b *budget) raise(bufferBytes int) {
 }
 
 // exceeded reports whether histories must be forgotten.
-func (b *budget) exceeded() bool { return b.used.Load() > b.most.Load() }
+func (b *budget) exceeded() bool {
+	return b.used.Load() > b.most.Load() && time.Now().UnixNano() > b.pause.Load()
+}
 
 // chargeLocked tells the budget what the hub keeps.
 func (b *hub) chargeLocked() {

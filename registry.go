@@ -423,6 +423,9 @@ func (r *registry) shed() {
 		}
 		b.forget()
 	}
+	if !enough() {
+		r.budget.pause.Store(time.Now().Add(budgetPause).UnixNano())
+	}
 }
 
 // count returns how many clients are members of hubs, and how many hubs there are.
