@@ -1,0 +1,67 @@
+package chatbroadcast
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// keptHubs has the given number of hubs, named by number, opened and kept for a message of 1500 bytes each, one after the
+// other, through one hub value.
+func keptHubs(t *testing.T, n int, limits limits) {
+	t.Helper()
+	const value = "value"
+	l := hubs.lease(value, testLogger(t), emitter{}, time.Duration(defaultDrain))
+	t.Cleanup(func() { hubs.release(l) })
+	settings := defaults()
+	settings.historyMessages, settings.historyAge = 10, time.Minute
+	settings.bufferBytes = 4 << 10
+	for i := range n {
+		time.Sleep(time.Millisecond) // of the bubble's time: each is younger than the one before
+		m := message{opcode: websocket.TextMessage, payload: []byte(strings.Repeat("x", 1500))}
+		r, found, err := hubs.publishOpening(strconv.Itoa(i), m, value, settings, limits)
+		if err != nil || !found || r.seq != 1 {
+			t.Fatalf("hub %d: got %+v, %v, %v", i, r, found, err)
+		}
+	}
+}
+
+func TestHistory_AllOfThemTogetherAreBounded(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		hubs.budget.most.Store(0) // as little as the buffers allow: four of them
+		const n = 50
+		keptHubs(t, n, limits{})
+		if used, most := hubs.budget.used.Load(), int64(4*4<<10); used > most || used < most/2 {
+			t.Errorf("got %d bytes kept, want at most %d, and about that", used, most)
+		}
+		if hubs.hub("0") != nil || hubs.hub(strconv.Itoa(n-1)) == nil {
+			t.Error("want the oldest forgotten, and not the newest")
+		}
+	})
+}
+
+func TestHistory_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		keptHubs(t, 5, limits{maxHubs: 3})
+		for i := range 5 {
+			if got, want := hubs.hub(strconv.Itoa(i)) != nil, i >= 2; got != want {
+				t.Errorf("hub %d: got it kept: %v, want %v", i, got, want)
+			}
+		}
+	})
+}
+
+func TestHistory_KeptHubsCloseAfterTheirAge(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		keptHubs(t, 5, limits{})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n, used := len(hubs.allHubs()), hubs.budget.used.Load(); n != 0 || used != 0 {
+			t.Errorf("got %d hubs and %d bytes left, want none", n, used)
+		}
+	})
+}
