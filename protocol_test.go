@@ -884,26 +884,53 @@ const watchedSite = `http://localhost:9080 {
 		presence join_leave
 		history 10
 	}
+	chat_broadcast /silent/* localhost/chat/4 {
+		user {http.request.uri.query.name}
+		presence join_leave
+		ping 1s 1s
+	}
 }`
 
-func TestPresence_YourOwnComingIsTold(t *testing.T) {
+// TestPresence_JoinLeave has a hub for each of its parts, which take the seconds that it takes until something is told. They
+// do that together, when all the other tests are done.
+func TestPresence_JoinLeave(t *testing.T) {
+	t.Parallel()
 	startCaddy(t, watchedSite)
-	if e := joinEvents(t, "/chat/a?name=ada").event(); e.Type != "join" || *e.User != "ada" || e.Clients != 1 {
+	for i, part := range []struct {
+		name string
+		test func(t *testing.T, hub string)
+	}{
+		{"your own coming is told", ownComingIsTold},
+		{"a quick reconnect shows no leave and no join", quickReconnectIsNotTold},
+		{"a second connection of a user is no join", secondConnectionIsNoJoin},
+		{"raw clients join and leave", rawClientsJoinAndLeave},
+		{"a silent client is gone after the ping timeout", silentClientIsGone},
+		{"a roster begun while somebody is away for a moment", rosterBegunDuringAnAbsence},
+		{"a roster begun before a join is told", rosterBegunBeforeAJoinIsTold},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			t.Parallel()
+			part.test(t, fmt.Sprint("/chat/", i))
+		})
+	}
+}
+
+func ownComingIsTold(t *testing.T, hub string) {
+	if e := joinEvents(t, hub+"?name=ada").event(); e.Type != "join" || *e.User != "ada" || e.Clients != 1 {
 		t.Errorf("got %s, want the join of ada", e.raw)
 	}
 }
 
-func TestPresence_QuickReconnectShowsNoLeaveAndNoJoin(t *testing.T) {
-	startCaddy(t, watchedSite)
-	ada := joinEvents(t, "/chat/a?name=ada")
+func quickReconnectIsNotTold(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
-	bob := joinEvents(t, "/chat/a?name=bob")
+	bob := joinEvents(t, hub+"?name=bob")
 	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
 	for range 5 {
 		bob.conn.Close()
-		bob = joinEvents(t, "/chat/a?name=bob")
+		bob = joinEvents(t, hub+"?name=bob")
 	}
-	eve := joinEvents(t, "/chat/a?name=eve") // told in the same order as all that was before
+	eve := joinEvents(t, hub+"?name=eve") // told in the same order as all that was before
 	for {
 		e := ada.event()
 		if e.Type == "join" && *e.User == "eve" {
@@ -922,11 +949,10 @@ func TestPresence_QuickReconnectShowsNoLeaveAndNoJoin(t *testing.T) {
 	}
 }
 
-func TestPresence_SecondConnectionOfAUserIsNoJoin(t *testing.T) {
-	startCaddy(t, watchedSite)
-	ada := joinEvents(t, "/chat/a?name=ada")
+func secondConnectionIsNoJoin(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
-	second := join(t, "/chat/a?name=ada")
+	second := join(t, hub+"?name=ada")
 	if e := ada.event(); e.Type != "presence" || e.Clients != 2 || e.Joined != nil {
 		t.Errorf("got %s, want just the number of clients", e.raw)
 	}
@@ -936,11 +962,10 @@ func TestPresence_SecondConnectionOfAUserIsNoJoin(t *testing.T) {
 	}
 }
 
-func TestPresence_RawClientsJoinAndLeave(t *testing.T) {
-	startCaddy(t, watchedSite)
-	ada := joinEvents(t, "/chat/a?name=ada")
+func rawClientsJoinAndLeave(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
-	raw := join(t, "/chat/a?name=raw")
+	raw := join(t, hub+"?name=raw")
 	if e := ada.event(); e.Type != "join" || *e.User != "raw" || e.Clients != 2 {
 		t.Errorf("got %s, want the join of raw", e.raw)
 	}
@@ -960,53 +985,40 @@ func TestPresence_WithoutJoinLeaveNothingIsTold(t *testing.T) {
 	ada.wantMessages(1, "hello", "hello")
 }
 
-func TestPresence_SilentClientIsGoneAfterThePingTimeout(t *testing.T) {
-	startCaddy(t, `http://localhost:9080 {
-	chat_broadcast /chat/* lobby {
-		user {http.request.uri.query.name}
-		presence join_leave
-	}
-	chat_broadcast /silent/* lobby {
-		user {http.request.uri.query.name}
-		presence join_leave
-		ping 1s 1s
-	}
-}`)
-	ada := joinEvents(t, "/chat/a?name=ada")
-	joinEvents(t, "/silent/a?name=silent") // answers no ping
+func silentClientIsGone(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
+	joinEvents(t, "/silent/?name=silent") // answers no ping
 	if e := ada.skipTo("leave"); *e.User != "silent" {
 		t.Errorf("got %s, want the leave of silent", e.raw)
 	}
 }
 
-// TestPresence_RosterBeginsInsideAGrace has a client ask who is there while somebody is away for a moment, which nobody is
+// rosterBegunDuringAnAbsence has a client ask who is there while somebody is away for a moment, which nobody is
 // told of.
-func TestPresence_RosterBegunWhileSomebodyIsAwayForAMoment(t *testing.T) {
-	startCaddy(t, watchedSite)
-	ada := joinEvents(t, "/chat/a?name=ada")
+func rosterBegunDuringAnAbsence(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
-	bob := joinEvents(t, "/chat/a?name=bob")
+	bob := joinEvents(t, hub+"?name=bob")
 	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
 	bob.leave()
 	eventually(t, "bob to be gone", func() bool { return ada.ask(map[string]any{}).Clients == 1 })
-	cid := joinEvents(t, "/chat/a?name=cid")
+	cid := joinEvents(t, hub+"?name=cid")
 	r := newRoster(cid.ask(map[string]any{}))
-	joinEvents(t, "/chat/a?name=bob")
-	joinEvents(t, "/chat/a?name=eve")
+	joinEvents(t, hub+"?name=bob")
+	joinEvents(t, hub+"?name=eve")
 	r.followUntil(t, cid, "ada", "bob", "cid", "eve")
 }
 
-// TestPresence_RosterBegunBeforeAJoinIsTold has a client ask who is there when somebody has come, and leaves again before
+// rosterBegunBeforeAJoinIsTold has a client ask who is there when somebody has come, and leaves again before
 // anybody is told.
-func TestPresence_RosterBegunBeforeAJoinIsTold(t *testing.T) {
-	startCaddy(t, watchedSite)
-	ada := joinEvents(t, "/chat/a?name=ada")
+func rosterBegunBeforeAJoinIsTold(t *testing.T, hub string) {
+	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join") // the next is told a second later
-	bob := joinEvents(t, "/chat/a?name=bob")
+	bob := joinEvents(t, hub+"?name=bob")
 	r := newRoster(ada.ask(map[string]any{}))
 	bob.leave()
 	eventually(t, "bob to be gone", func() bool { return ada.ask(map[string]any{}).Clients == 1 })
-	joinEvents(t, "/chat/a?name=eve")
+	joinEvents(t, hub+"?name=eve")
 	r.followUntil(t, ada, "ada", "eve")
 }
 
