@@ -144,7 +144,11 @@ func (b *hub) endBlockedTurnsLocked(all bool) {
 
 // moreFlushersLocked returns how many flushers the caller must start.
 func (b *hub) moreFlushersLocked() int {
-	more := min((b.queued+clientsPerFlusher-1)/clientsPerFlusher, runtime.GOMAXPROCS(0)) - b.flushers
+	wanted := (b.queued + clientsPerFlusher - 1) / clientsPerFlusher
+	if wanted <= b.flushers {
+		return 0 // without a word to the scheduler: GOMAXPROCS takes its lock
+	}
+	more := min(wanted, runtime.GOMAXPROCS(0)) - b.flushers
 	if more < 0 {
 		return 0
 	}

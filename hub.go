@@ -168,10 +168,12 @@ func (b *hub) publish(m message) (r receipt, published bool) {
 		b.mu.Unlock()
 		return receipt{}, false
 	}
-	if before, ok := b.receipts[m.key]; ok {
-		b.mu.Unlock()
-		before.repeated = true
-		return before, true
+	if m.key.id != "" {
+		if before, ok := b.receipts[m.key]; ok {
+			b.mu.Unlock()
+			before.repeated = true
+			return before, true
+		}
 	}
 	at := b.log.append(m.opcode, m.payload)
 	r = receipt{seq: b.log.head, members: b.members}

@@ -109,7 +109,8 @@ func (m *message) event(seq uint64, at time.Time) messageEvent {
 		e.Client = m.sender.String()
 	}
 	if m.opcode == websocket.BinaryMessage {
-		e.Data64 = &m.payload
+		payload := m.payload // m itself stays off the heap, for those hubs where nobody speaks events
+		e.Data64 = &payload
 		return e
 	}
 	text := string(m.payload)
@@ -316,7 +317,7 @@ func (c *client) refuse(frame []byte, code string, err error, e *clientEvent) bo
 	return c.answer(refusal)
 }
 
-// idled notes that n bytes that were received are no part of a message after all.
+// addOverhead notes that n bytes that were received are no part of a message after all, see pace.
 func (c *client) addOverhead(n int) { c.overhead += n }
 
 // requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message.
