@@ -825,6 +825,9 @@ func moduleSite(t *testing.T) string {
 	chat_broadcast /hub/rate/* {
 		rate 2 1h
 	}
+	chat_broadcast /hub/pace/* {
+		rate 4 1s
+	}
 	chat_broadcast /hub/listen/* {
 		read_only
 	}`)
@@ -1182,6 +1185,7 @@ func TestExample_ChatModule(t *testing.T) {
 		p := &tab{t, p.ctx}
 		p.connect("/hub/rate/x", "{}")
 		got := evaluate[string](p, `new Promise((resolve) => {
+			performance.now = () => Infinity; // for which every bucket is full
 			chat.addEventListener("failed", ({ id, data, code }) => resolve(id + data + code));
 			chat.send("a");
 			chat.send("b");
@@ -1189,6 +1193,20 @@ func TestExample_ChatModule(t *testing.T) {
 		})`)
 		if want := "m3crate_limited"; got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+
+	t.Run("keeps to the rate", func(t *testing.T) {
+		p := openModule(t, p.ctx, exampleURL)
+		peer := join(t, "/hub/pace/x")
+		p.connect("/hub/pace/x", "{}")
+		evaluate[bool](p, `([...Array(12).keys()].forEach((i) => chat.send(String(i))), true)`)
+		for i := range 12 {
+			peer.wantText(fmt.Sprint(i))
+		}
+		p.waitFor(`chat.all("sent").length === 12`)
+		if got := evaluate[bool](p, `chat.all("failed").length === 0 && chat.state === "open"`); !got {
+			t.Errorf("got %v, want all sent", evaluate[[]any](p, `chat.events`))
 		}
 	})
 

@@ -72,6 +72,8 @@ type welcome struct {
 	replay  uint64 // how many messages up to head the client is sent
 	missed  uint64 // after the client's since: how many it is not sent
 	resumed bool   // none
+
+	remembers bool // that is, what is sent again with the same id
 }
 
 // join makes c a member: it will get every message published from now on, and before those what the hub's history has,
@@ -91,7 +93,7 @@ func (b *hub) join(c *client) {
 	if c.speaksEvents {
 		floor = b.joinEventsLocked(c, floor)
 	}
-	w := welcome{head: b.log.head, clients: b.members, missed: floor}
+	w := welcome{head: b.log.head, clients: b.members, missed: floor, remembers: b.messages > 0}
 	if c.since != nil && c.since.epoch == b.epoch && c.since.seq <= b.log.head {
 		w.missed = max(floor, c.since.seq) - c.since.seq
 		w.resumed = w.missed == 0

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
@@ -21,17 +22,24 @@ const eventsProtocol = "chat-broadcast.v1"
 // ---- what the server says ----
 
 type helloEvent struct {
-	Type    string  `json:"type"`
-	Client  string  `json:"client"`
-	User    string  `json:"user"`
-	Hub     string  `json:"hub"`
-	Epoch   string  `json:"epoch"`
-	Head    uint64  `json:"head"`
-	Clients int     `json:"clients"`
-	Replay  uint64  `json:"replay"`
-	Resumed *bool   `json:"resumed,omitempty"`
-	Missed  *uint64 `json:"missed,omitempty"`
-	Token   string  `json:"token"`
+	Type    string     `json:"type"`
+	Client  string     `json:"client"`
+	User    string     `json:"user"`
+	Hub     string     `json:"hub"`
+	Epoch   string     `json:"epoch"`
+	Head    uint64     `json:"head"`
+	Clients int        `json:"clients"`
+	Replay  uint64     `json:"replay"`
+	Resumed *bool      `json:"resumed,omitempty"`
+	Missed  *uint64    `json:"missed,omitempty"`
+	Token   string     `json:"token,omitempty"`
+	Rate    *allowance `json:"rate,omitempty"`
+}
+
+// An allowance is how fast a client may send: a bucket of messages, and in how many milliseconds it is refilled.
+type allowance struct {
+	Messages int   `json:"messages"`
+	Window   int64 `json:"window"`
 }
 
 type messageEvent struct {
@@ -169,7 +177,13 @@ func (c *client) hello(w welcome) helloEvent {
 		Head:    w.head,
 		Clients: w.clients,
 		Replay:  w.replay,
-		Token:   c.token,
+	}
+	if w.remembers {
+		e.Token = c.token
+	}
+	if c.limiter != nil {
+		messages := c.limiter.Burst()
+		e.Rate = &allowance{messages, int64(math.Ceil(float64(messages) / float64(c.limiter.Limit()) * 1000))}
 	}
 	if c.since != nil {
 		e.Resumed = &w.resumed

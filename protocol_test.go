@@ -182,6 +182,9 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 		buffer 1 8MiB
 		on_lag skip
 	}
+	chat_broadcast /rate/* {
+		rate 5 10s
+	}
 }`
 	startCaddy(t, site)
 	s := newScreenplay(t)
@@ -230,6 +233,7 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 1))
 	s.plays("missed", ada.hello)
+	s.plays("paced", joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/rate/lobby").hello)
 
 	s.plays("lagged", lagging(t))
 	s.finish()
@@ -290,6 +294,8 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"a misspelt field", strict, `{"type":"join","user":"ada","clients":1,"color":"red"}`, false},
 		{"a misspelt field of an entry", strict, `{"type":"presence","clients":1,"users":[{"user":"ada","clients":1,"x":1}]}`, false},
 		{"a field of another type", strict, `{"type":"join","user":"ada","clients":1,"users":[]}`, false},
+		{"a misspelt field of a rate", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0,` +
+			`"rate":{"messages":1,"window":1,"x":1}}`, false},
 		{"no clients", strict, `{"type":"join","user":"ada"}`, false},
 		{"a time without milliseconds", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-11-23T12:00:00Z"}`, false},
 		{"a time that is none", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-13-23T12:00:00.000Z"}`, false},
@@ -390,7 +396,7 @@ func TestEvents_HelloOfAnEmptyHub(t *testing.T) {
 }
 
 func TestEvents_TokensAreSecretsOfTheirOwn(t *testing.T) {
-	startCaddy(t, eventsSite)
+	startCaddy(t, resumeSite(10, 0))
 	a, b := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
 	if a.hello.Token == b.hello.Token || len(a.hello.Token) < 16 || *a.hello.Client == *b.hello.Client {
 		t.Errorf("got %s and %s", a.hello.raw, b.hello.raw)

@@ -1,5 +1,5 @@
 /**
- * A connection to a hub that comes back by itself (PROTOCOL.md). Copy this file: it needs nothing else.
+ * A connection to a hub that comes back by itself (PROTOCOL.md).
  *
  *     import { Chat } from './chat.js';
  *
@@ -11,19 +11,16 @@
  */
 
 /**
- * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `waiting` is for the next attempt, `closed` for good
+ * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `closed` is for good
  *
  * @typedef {object} Options times are in milliseconds
  * @property {number} [base=1000] the first wait is at most so long, each further twice that
  * @property {number} [cap=30000] no wait is longer
- * @property {number} [stable=10000] a connection that lasts so long starts the waits over
- * @property {number} [timeout=15000] an attempt or an answer that takes longer has failed
- * @property {number} [queue=100] so many messages may wait to be sent or answered
+ * @property {number} [stable=10000] a connection this long starts the waits over
+ * @property {number} [timeout=15000] for an attempt or an answer
+ * @property {number} [queue=100] messages that may wait to be sent or answered
  * @property {boolean} [raw=false] the server does not speak PROTOCOL.md
  */
-
-/** The close codes after which another attempt would end in the same way. */
-const FINAL = [1000, 1002, 1007, 1008, 1009];
 
 const copy = (data) => (typeof data === 'string' ? data : new Uint8Array(data));
 
@@ -32,14 +29,14 @@ const copy = (data) => (typeof data === 'string' ? data : new Uint8Array(data));
  *
  * - `message`: `data` (string or Uint8Array), `seq`, `time` (Date), `client`, `user`, `own` (sent by this object),
  *   `replayed` (older than the connection)
- * - `sent`: `id`, `seq`, `time`: it is published
- * - `failed`: `id`, `data`, `code`, `message`: it is not. The code is the server's (`rate_limited`), or `closed`, or
- *   `unknown`: it was on its way, and may have arrived.
+ * - `sent`: `id`, `seq`, `time`: published
+ * - `failed`: `id`, `data`, `code`, `message`: not published. The code is the server's, `closed`, or `unknown`: it was on its
+ *   way, and may have arrived.
  * - `missed`: `count` messages are lost; if `restarted`, the hub is new, and more may be
- * - `join`, `leave`, `presence`, `error`: as the server sends them, but not answers
+ * - `join`, `leave`, `presence`, `error`: from the server, but not answers
  * - `open`: what is in `hello`
  * - `close`: `code`, `reason`: a connection has ended
- * - `state`: `state`; when `waiting`, `retryIn`; when that or `closed`, `code` and `reason`
+ * - `state`: `state`; if `waiting`, `retryIn`; then or if `closed`, `code` and `reason`
  *
  * With `raw` there are the last three, `failed`, and `message` with `data`.
  */
@@ -48,29 +45,31 @@ export class Chat extends EventTarget {
   url;
   #options;
   #state = 'connecting';
-  /** @type {?WebSocket} the current one; no other is listened to */
+  /** @type {?WebSocket} */
   #socket = null;
-  /** Since the last stable connection. */
+  // Since the last stable connection.
   #failures = 0;
-  /** For the handshake, stability, or the next attempt. */
+  // For the handshake, stability, or the next attempt.
   #timer = 0;
-  /** For an answer. */
+  // For an answer.
   #watchdog;
-  /** Finds a connection that died with its network. */
+  // Finds a connection that died with its network.
   #online = () => (this.#state === 'waiting' ? this.connect() : this.who({ limit: 1 }));
   #hello = {};
   #seq = 0;
-  /** The client ids so far. */
+  // The client ids so far.
   #own = new Set();
   #lastId = 0;
-  /** What is not answered. `wire` is the socket that it went to. */
+  // When the bucket of the hub's `rate` is full.
+  #full = 0;
+  #pacer;
+  // Not answered. `wire` is the socket that it went to.
   #queue = [];
-  /** Who waits for `who`. */
+  // Who waits for `who`.
   #asking = [];
 
   /**
-   * Connects at once.
-   * @param {string | URL} url may be relative; http and https stand for ws and wss
+   * @param {string | URL} url may be relative, http or https
    * @param {Options} [options]
    */
   constructor(url, options = {}) {
@@ -88,10 +87,10 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Sends a message, now or with the next connection. What was on its way when a connection broke is sent again, which
-   * a hub with `history` publishes once; if the hub is new, it has `failed`. With `raw` it may be lost.
+   * Sends a message as soon as connection and `rate` allow. What was on its way when a connection broke is sent again
+   * where `history` makes that once, else it has `failed`; with `raw` it may be lost.
    * @param {string | Uint8Array} data
-   * @returns {?string} the id that `sent` or `failed` will have; null: refused, as the queue is full
+   * @returns {?string} the id of `sent` or `failed`; null: the queue is full
    */
   send(data) {
     if (this.#state === 'closed' || this.#queue.length >= this.#options.queue) return null;
@@ -113,7 +112,7 @@ export class Chat extends EventTarget {
     return answer;
   }
 
-  /** Connects now instead of later, or again after `closed`. */
+  /** Now instead of later, or again after `closed`. */
   connect() {
     if (this.#socket) return;
     clearTimeout(this.#timer);
@@ -130,12 +129,12 @@ export class Chat extends EventTarget {
       else this.#emit('message', { data: copy(data) });
     };
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
-    // Where packets vanish browsers try for minutes.
+    // Browsers may try for minutes.
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
     if (this.#state !== 'connecting') this.#become('connecting');
   }
 
-  /** Stays away until `connect` is called. What waits has `failed`. */
+  /** Until `connect` is called. What waits has `failed`. */
   close() {
     if (this.#state !== 'closed') this.#ended(1000, '');
   }
@@ -162,14 +161,15 @@ export class Chat extends EventTarget {
 
   #opened(hello) {
     clearTimeout(this.#timer);
-    // Who accepts and then closes (1013) must not be asked at once, for ever.
+    // Who accepts and then closes must not be asked at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
     const { epoch, token, missed: count = 0 } = hello, before = this.#hello, same = epoch === before.epoch;
-    const restarted = Boolean(!same && epoch && before.epoch);
+    const restarted = !!(epoch && before.epoch && !same);
     if (epoch) {
       this.#hello = hello;
       this.#seq = Math.max(hello.head - hello.replay, same ? this.#seq : 0);
       this.#own.add(hello.client);
+      this.#full = 0;
     }
     const lost = same && token && token === before.token ? [] : this.#queue.filter((m) => m.wire);
     this.#queue = this.#queue.filter((m) => !lost.includes(m));
@@ -186,14 +186,14 @@ export class Chat extends EventTarget {
     socket.onopen = socket.onmessage = socket.onclose = this.#socket = null;
     socket.close?.(1000);
     for (const resolve of this.#asking.splice(0)) resolve(null);
-    if (FINAL.includes(code)) {
+    if ([1000, 1002, 1007, 1008, 1009].includes(code)) {
       removeEventListener('online', this.#online);
       this.#failures = 0;
       const given = this.#queue.splice(0);
       this.#become('closed', { code, reason });
       for (const m of given) this.#fail(m, m.wire ? 'unknown' : 'closed');
     } else {
-      // Full jitter: a server that restarts loses all clients at once.
+      // Full jitter: a restart loses all clients at once.
       const { base, cap } = this.#options;
       const retryIn = Math.random() * Math.min(cap, base * 2 ** this.#failures++);
       this.#timer = setTimeout(() => this.connect(), retryIn);
@@ -205,8 +205,14 @@ export class Chat extends EventTarget {
   #flush() {
     const socket = this.#socket;
     if (this.#state !== 'open' || socket.readyState !== WebSocket.OPEN) return;
+    clearTimeout(this.#pacer);
+    const { messages = 1, window = 0 } = this.#hello.rate ?? {};
+    const step = window && (1.1 * window + 200) / messages; // networks jitter
     for (const m of this.#queue.filter(({ wire }) => wire !== socket)) {
-      const { id, data } = m;
+      const { id, data } = m, now = performance.now();
+      const wait = this.#full - now - (messages - 1) * step;
+      if (wait > 0) return (this.#pacer = setTimeout(() => this.#flush(), wait));
+      this.#full = Math.max(this.#full, now) + step;
       m.wire = socket;
       if (!socket.protocol) {
         this.#take(id);
