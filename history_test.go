@@ -55,6 +55,24 @@ func TestHistory_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 	})
 }
 
+func TestHistory_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		keptHubs(t, 1, limits{})
+		time.Sleep(59 * time.Second)
+		if _, found := hubs.publish("0", message{opcode: websocket.TextMessage, payload: []byte("late")}); !found {
+			t.Fatal("the hub is gone before its time")
+		}
+		time.Sleep(59 * time.Second)
+		if hubs.hub("0") == nil {
+			t.Error("the hub is gone, and with it a message that is not old")
+		}
+		time.Sleep(2 * time.Second)
+		if hubs.hub("0") != nil {
+			t.Error("the hub is there, with a message that is too old")
+		}
+	})
+}
+
 func TestHistory_KeptHubsCloseAfterTheirAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		keptHubs(t, 5, limits{})

@@ -366,13 +366,19 @@ func (s *scope) unkeep(b *hub) {
 	b.expiry.Stop()
 }
 
-// expire closes b if it has been kept since the given time.
+// expire closes b if it has been kept since the given time, unless something was published meanwhile: that has its age
+// to come.
 func (r *registry) expire(b *hub, since time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if b.keeper != nil && b.keptSince.Equal(since) {
-		r.closeKeptLocked(b)
+	if b.keeper == nil || !b.keptSince.Equal(since) {
+		return
 	}
+	if wait := time.Until(b.lastPublished().Add(b.historyAge())); wait > 0 {
+		b.expiry.Reset(wait)
+		return
+	}
+	r.closeKeptLocked(b)
 }
 
 // closeKeptLocked closes a hub that is only kept for its history.
