@@ -159,6 +159,30 @@ func (s *server) loadWith(options, sites string) {
 	if s.t.Failed() {
 		s.t.FailNow()
 	}
+	eventually(s.t, "the listeners of the configuration before to be closed", onlyNewListeners)
+}
+
+// onlyNewListeners reports whether nobody can connect any more to a listener that a reload has replaced: who does gets no
+// answer. Caddy closes it in the background, and on Linux it has the same address as the new one until then.
+func onlyNewListeners() bool {
+	const stateListen = "0A"
+	listeners := map[string]bool{}
+	for _, table := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		sockets, _ := os.ReadFile(table) // elsewhere a reload takes the listener over
+		for line := range strings.Lines(string(sockets)) {
+			f := strings.Fields(line)
+			if f[3] != stateListen {
+				continue
+			}
+			for _, port := range []string{":2378", ":24E3"} { // 9080, 9443
+				if strings.HasSuffix(f[1], port) && listeners[table+f[1]] {
+					return false
+				}
+			}
+			listeners[table+f[1]] = true
+		}
+	}
+	return true
 }
 
 // post sends a configuration to the admin endpoint and returns the status and the answer.
