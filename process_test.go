@@ -394,3 +394,46 @@ func TestProcess_SIGTERMBesideALongRequest(t *testing.T) {
 		t.Errorf("got 1001 after %v of %v, want it before the request is over", told, took)
 	}
 }
+
+// TestProcess_PageOutlivesTheServer has a browser look on while Caddy is stopped, or dies, and is started again.
+func TestProcess_PageOutlivesTheServer(t *testing.T) {
+	browser := startBrowser(t)
+	for _, tc := range []struct {
+		name string
+		end  func(*process)
+	}{
+		{"stopped", func(p *process) { p.terminate() }},
+		{"killed", func(p *process) {
+			_ = p.cmd.Process.Kill() // fails if it is gone
+			<-p.exited
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			site := strings.Replace(exampleSite(t), httpAddr, processHTTP, 1)
+			p := startProcess(t, "", site)
+			page := openTab(t, browser, "http://"+processHTTP)
+			page.waitState("open")
+			page.send("before")
+			page.waitFor(`document.querySelectorAll(".message:not(.pending)").length === 1`)
+
+			tc.end(p)
+			page.waitState("waiting", "connecting")
+			page.send("meanwhile")
+			page.waitFor(`document.querySelector(".pending .text")?.textContent === "meanwhile"`)
+			page.do(typeInto("#text", "a draft"))
+
+			startProcess(t, "", site)
+			page.waitState("open")
+			page.waitFor(`!document.querySelector(".pending")`)
+			page.waitFor(`document.querySelector(".missed")`) // the server remembers nothing, and the page says so
+			if got := len(page.messages()); got != 2 || page.draft() != "a draft" {
+				t.Errorf("got %d messages and the draft %q, want 2 and what was typed", got, page.draft())
+			}
+			raw := joinProcess(t, "/chat/lobby", false)
+			if got := string(raw.next().payload); !strings.Contains(got, "meanwhile") {
+				t.Errorf("got %q from the new server's history, want what was sent meanwhile", got)
+			}
+			raw.conn.Close()
+		})
+	}
+}
