@@ -187,7 +187,7 @@ func (b *hub) announce() {
 	if !again.IsZero() {
 		b.announceByLocked(again)
 	}
-	if event == nil {
+	if event == nil || b.events == nil { // nobody reads events when the last listener is broken and has yet to leave
 		b.mu.Unlock()
 		return
 	}
