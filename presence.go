@@ -125,6 +125,9 @@ func (b *hub) departLocked(c *client) {
 		b.presence = presence{generation: b.generation, told: b.told}
 		return
 	}
+	if b.listeners == 0 {
+		b.due = time.Time{} // or the timer that finds nobody would be waited for
+	}
 	if b.listeners == 0 && len(b.changed) > 0 {
 		for _, u := range b.changed {
 			u.queued, u.shown = false, u.clients > 0

@@ -34,3 +34,21 @@ func TestPresence_ToldWhileTheOnlyListenerIsBroken(t *testing.T) {
 		s.leave(bob)
 	})
 }
+
+// TestPresence_ToldAfterAListenerLeftBeforeItWas has a listener go while something is still to be told, and only somebody
+// stay who may ask but is not told.
+func TestPresence_ToldAfterAListenerLeftBeforeItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.join("ada", presenceOf(false), true, nil)
+		bob := s.join("bob", presenceOf(true), true, nil)
+		s.leave(bob)
+		time.Sleep(time.Minute)
+		cid := s.join("cid", presenceOf(true), true, nil)
+		time.Sleep(time.Minute)
+		s.serve()
+		if e := cid.events(); len(e) != 2 || e[1].Type != "join" || *e[1].User != "cid" {
+			t.Errorf("got %+v, want hello and the join of cid", e)
+		}
+	})
+}
