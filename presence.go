@@ -195,11 +195,9 @@ func (b *hub) announce() {
 		return
 	}
 	at := b.events.appendBetween(event)
-	if b.events.clients > b.listeners {
-		for _, c := range b.clients {
-			if c.speaksEvents && !c.settings.joinLeave {
-				c.skipOwnLocked(at, b.events.tail)
-			}
+	for _, c := range b.clients {
+		if c.speaksEvents && !c.settings.joinLeave {
+			c.skipOwnLocked(at, b.events.tail)
 		}
 	}
 	work := b.appendedLocked()

@@ -52,3 +52,23 @@ func TestPresence_ToldAfterAListenerLeftBeforeItWas(t *testing.T) {
 		}
 	})
 }
+
+// TestPresence_NotToldBesideABrokenListener has a listener that reads no more, and somebody who is to be told nothing.
+func TestPresence_NotToldBesideABrokenListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		ada := s.join("ada", presenceOf(true), true, nil)
+		bob := s.join("bob", presenceOf(false), true, nil)
+		s.serve()
+		time.Sleep(time.Minute)
+		s.serve()
+		s.hub.drop(ada.client)
+		s.join("cid", defaults(), false, nil)
+		time.Sleep(time.Minute)
+		s.serve()
+		if e := bob.events(); len(e) != 1 {
+			t.Errorf("got %+v, want hello alone", e)
+		}
+		s.leave(ada)
+	})
+}
