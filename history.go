@@ -144,19 +144,14 @@ func (b *hub) restLocked() {
 	if b.idle < len(b.clients) {
 		return
 	}
-	if b.messages == 0 || len(b.records) == 0 {
-		b.log.recycle()
+	if len(b.records) == 0 {
+		b.recycleLocked()
 	} else {
 		b.retainLocked(b.records[len(b.records)-1].at) // the clock is sweepHistory's
 	}
-	switch {
-	case b.events == nil:
-	case len(b.clients) == 0, b.messages == 0:
+	if b.events != nil && b.events.clients == 0 && (len(b.clients) == 0 || b.messages == 0) {
 		b.events.recycle()
-		b.events.forgetBetween()
-		if b.events.clients == 0 {
-			b.events = nil
-		}
+		b.events = nil
 	}
 	b.chargeLocked()
 }
@@ -166,9 +161,18 @@ func (b *hub) retainLocked(now time.Time) {
 	floor := b.floorLocked(now)
 	b.log.retain(floor)
 	b.forgetRecordsLocked()
-	if b.events != nil && b.events.clients > 0 {
+	if b.events != nil {
 		b.events.retain(max(b.events.tail, b.events.position(max(floor, b.events.seq(b.events.tail))),
 			b.events.within(b.historyBytesLocked())))
+		b.events.forgetBetween()
+	}
+}
+
+// recycleLocked forgets all messages. Every client must be idle.
+func (b *hub) recycleLocked() {
+	b.log.recycle()
+	if b.events != nil {
+		b.events.recycle()
 		b.events.forgetBetween()
 	}
 }
@@ -209,11 +213,7 @@ func (b *hub) forgetHistoryLocked() {
 	b.firstRecord, b.records, b.users = b.log.head, nil, 0
 	b.receipts, b.keys, b.keyBytes = nil, nil, 0
 	if b.idle == len(b.clients) {
-		b.log.recycle()
-		if b.events != nil {
-			b.events.recycle()
-			b.events.forgetBetween()
-		}
+		b.recycleLocked()
 	}
 	b.chargeLocked()
 }

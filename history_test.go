@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -80,6 +81,24 @@ func TestHistory_KeptHubsCloseAfterTheirAge(t *testing.T) {
 		synctest.Wait()
 		if n, used := len(hubs.allHubs()), hubs.budget.used.Load(); n != 0 || used != 0 {
 			t.Errorf("got %d hubs and %d bytes left, want none", n, used)
+		}
+	})
+}
+
+func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		ada := s.join("ada", settings, false, nil)
+		bob := s.join("bob", settings, true, nil)
+		s.serve()
+		s.leave(bob)
+		for i := range 1000 {
+			s.publish(ada, fmt.Sprint(i))
+		}
+		if n := s.hub.events.head - s.hub.events.tail; n != 10 {
+			t.Errorf("got %d events kept, want the history", n)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,5 +71,26 @@ func TestPresence_NotToldBesideABrokenListener(t *testing.T) {
 			t.Errorf("got %+v, want hello alone", e)
 		}
 		s.leave(ada)
+	})
+}
+
+// TestPresence_OfAQuietHubTakesNoMemory is about a hub with history whose messages are all too old.
+func TestPresence_OfAQuietHubTakesNoMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := presenceOf(true)
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		ada := s.join("ada", settings, true, nil)
+		s.publish(ada, "x")
+		time.Sleep(time.Hour)
+		for i := range 100 {
+			bob := s.join(fmt.Sprint("bob", i), settings, false, nil)
+			time.Sleep(2 * time.Second)
+			s.serve()
+			s.leave(bob)
+		}
+		if n := s.hub.events.bytes; n > 0 {
+			t.Errorf("got %d bytes of frames kept that everybody has", n)
+		}
 	})
 }
