@@ -16,15 +16,27 @@ import (
 // A hub has one from its first such client on. It needs the hub's lock, as its log does.
 type eventLog struct {
 	log
-	base    uint64   // the number, in the hub's log, of the first message that was appended here
-	between []uint64 // the positions of frames that are no message, from tail on
-	dropped uint64   // how many of those were before tail
-	clients int      // that read from it
-	buf     bytes.Buffer
+	base     uint64   // the number, in the hub's log, of the first message that was appended here
+	messages int      // how many it keeps; to maxMessages the frames between them are added
+	between  []uint64 // the positions of frames that are no message, from maxPassed before tail on
+	dropped  uint64   // how many of those were before these
+	clients  int      // that read from it
+	buf      bytes.Buffer
 }
+
+// maxPassed is how many frames before tail that are no message are remembered, to tell those who have lagged how many
+// messages they have missed: at one a second, those of a quarter of an hour.
+const maxPassed = 1024
 
 // maxEventBuffer bounds what an eventLog keeps to encode the next event in.
 const maxEventBuffer = 16 << 10
+
+// grow raises the bounds, of messages and of all bytes; they are never lowered while the hub lives.
+func (l *eventLog) grow(messages, maxBytes int) {
+	l.messages = max(l.messages, messages)
+	l.log.grow(0, maxBytes)
+	l.forgetBetween()
+}
 
 // appendEvent appends a frame of the protocol.
 func (l *eventLog) appendEvent(event any) (position uint64) {
@@ -39,17 +51,21 @@ func (l *eventLog) appendEvent(event any) (position uint64) {
 
 // appendBetween appends a frame that is no message.
 func (l *eventLog) appendBetween(event any) (position uint64) {
+	l.maxMessages++ // it takes no message's place
 	position = l.appendEvent(event)
 	l.between = append(l.between, position)
 	l.forgetBetween()
 	return position
 }
 
-// forgetBetween forgets the positions before the tail.
+// forgetBetween forgets the positions that are long before the tail, and makes room for the frames at the others.
 func (l *eventLog) forgetBetween() {
 	n, _ := slices.BinarySearch(l.between, l.tail)
-	l.dropped += uint64(n)
-	l.between = l.between[n:]
+	l.maxMessages = l.messages + len(l.between) - n
+	if n > maxPassed {
+		l.dropped += uint64(n - maxPassed)
+		l.between = l.between[n-maxPassed:]
+	}
 }
 
 // seq returns the number of the message at position, or, where there is none, of the next.

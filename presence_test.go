@@ -2,6 +2,7 @@ package chatbroadcast
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,6 +92,60 @@ func TestPresence_OfAQuietHubTakesNoMemory(t *testing.T) {
 		}
 		if n := s.hub.events.bytes; n > 0 {
 			t.Errorf("got %d bytes of frames kept that everybody has", n)
+		}
+	})
+}
+
+func TestPresence_DisplacesNoMessageOfTheHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := presenceOf(true)
+		settings.bufferMessages, settings.historyMessages, settings.historyAge = 10, 10, time.Hour
+		ada := s.join("ada", settings, true, nil)
+		for i := range 10 {
+			s.publish(ada, fmt.Sprint(i))
+		}
+		for i := range 100 {
+			bob := s.join(fmt.Sprint("bob", i), settings, false, nil)
+			time.Sleep(2 * time.Second)
+			s.serve()
+			s.leave(bob)
+		}
+		cid := s.join("cid", settings, true, nil)
+		s.serve()
+		if hello := cid.events()[0]; hello.Replay != 10 {
+			t.Errorf("got %s, want 10 messages", hello.raw)
+		}
+	})
+}
+
+func TestPresence_IsNotCountedAsMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := presenceOf(true)
+		settings.bufferMessages, settings.skip = 10, true
+		ada := s.join("ada", settings, true, nil)
+		bob := s.join("bob", settings, true, nil)
+		s.serve()
+		time.Sleep(2 * time.Second)
+		s.serve()
+		ada.stuck = true
+		s.publish(bob, "in the middle of a write")
+		for i := range 10 {
+			cid := s.join(fmt.Sprint("cid", i), settings, false, nil)
+			time.Sleep(2 * time.Second)
+			s.serve()
+			s.leave(cid)
+			s.publish(bob, fmt.Sprint(i))
+		}
+		for i := range 10 {
+			s.publish(bob, fmt.Sprint(i))
+		}
+		ada.take()
+		got := ada.events()
+		i := slices.IndexFunc(got, func(e incoming) bool { return e.Type == "lagged" })
+		if i < 0 || got[i].Missed == 0 || got[i].Next != 2+got[i].Missed || got[i+1].Seq != got[i].Next {
+			t.Errorf("got %+v, want to be told the number of messages between", got)
 		}
 	})
 }

@@ -27,7 +27,7 @@ type stage struct {
 type actor struct {
 	*client
 	stage   *stage
-	stuck   bool   // takes nothing
+	stuck   bool   // takes nothing: its next write does not end
 	writing bool   // is in the middle of a write, or about to begin one
 	rest    []byte // of that write
 	got     []byte
@@ -134,9 +134,6 @@ func (a *actor) write() {
 		}
 	}
 }
-
-// stick has the client get stuck in its next write.
-func (a *actor) stick() { a.stuck = true }
 
 // take has the client take everything again.
 func (a *actor) take() {
