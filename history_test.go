@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -100,5 +101,46 @@ func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 		if n := s.hub.events.head - s.hub.events.tail; n != 10 {
 			t.Errorf("got %d events kept, want the history", n)
 		}
+	})
+}
+
+// TestHistory_HubsOfWhoIsLeavingMakeNoRoom has a client that has left its hub, and whose connection is not closed yet.
+func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		one := limits{maxHubs: 1}
+		leaving, next := &client{settings: settings, scope: l.scope}, &client{settings: settings, scope: l.scope}
+		if err := hubs.join(leaving, "a", one); err != nil {
+			t.Fatal(err)
+		}
+		hubs.leave(leaving)
+		if err := hubs.join(next, "b", one); !errors.Is(err, errMaxHubs) {
+			t.Errorf("got %v, want %v", err, errMaxHubs)
+		}
+		if hubs.hub("a") == nil {
+			t.Error("the history of the other hub is gone, for nothing")
+		}
+		leaving.abandon()
+		if err := hubs.join(next, "b", one); err != nil {
+			t.Errorf("got %v when it has left", err)
+		}
+		next.abandon()
+		hubs.release(l)
+	})
+}
+
+func TestHistory_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		keptHubs(t, 5, limits{})
+		c := &client{settings: defaults(), scope: hubs.scopes["value"]}
+		if err := hubs.join(c, "another", limits{maxHubs: 2}); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(hubs.allHubs()); got != 2 {
+			t.Errorf("got %d hubs, want 2", got)
+		}
+		c.abandon()
 	})
 }

@@ -332,13 +332,12 @@ func (r *registry) roomLocked(s *scope, b *hub, maxHubs int) bool {
 	if b != nil && b.keeper == s {
 		return true
 	}
-	if !reached(len(s.perHub)+len(s.kept), maxHubs) {
-		return true
-	}
-	if len(s.kept) == 0 {
+	if reached(len(s.perHub), maxHubs) {
 		return false
 	}
-	r.closeKeptLocked(s.kept[0])
+	for reached(len(s.perHub)+len(s.kept), maxHubs) { // several after a reload that lowers it
+		r.closeKeptLocked(s.kept[0])
+	}
 	return true
 }
 
