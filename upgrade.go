@@ -161,6 +161,10 @@ func (h *Handler) userOf(repl *caddy.Replacer) (string, error) {
 	if len(user) > maxUser {
 		return "", caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
 	}
+	// JSON would show it as somebody else, and who pages through a roster would ask for those after somebody else.
+	if !utf8.ValidString(user) {
+		return "", caddyhttp.Error(http.StatusBadRequest, errors.New("user is not valid UTF-8"))
+	}
 	return user, nil
 }
 
