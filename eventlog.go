@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -16,11 +17,12 @@ import (
 // A hub has one from its first such client on. It needs the hub's lock, as its log does.
 type eventLog struct {
 	log
-	base     uint64   // the number, in the hub's log, of the first message that was appended here
-	messages int      // how many it keeps; to maxMessages the frames between them are added
-	between  []uint64 // the positions of frames that are no message, from maxPassed before tail on
-	dropped  uint64   // how many of those were before these
-	clients  int      // that read from it
+	base     uint64    // the number, in the hub's log, of the first message that was appended here
+	messages int       // how many it keeps; to maxMessages the frames between them are added
+	between  []uint64  // the positions of frames that are no message, from maxPassed before tail on
+	dropped  uint64    // how many of those were before these
+	clients  int       // that read from it
+	read     time.Time // once there is none: when the last one went
 	buf      bytes.Buffer
 }
 

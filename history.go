@@ -149,11 +149,18 @@ func (b *hub) restLocked() {
 	} else {
 		b.retainLocked(b.records[len(b.records)-1].at) // the clock is sweepHistory's
 	}
-	if b.events != nil && b.events.clients == 0 && (len(b.clients) == 0 || b.messages == 0) {
+	if len(b.records) == 0 {
+		b.endEventsLocked()
+	}
+	b.chargeLocked()
+}
+
+// endEventsLocked forgets the event log, if nobody reads it.
+func (b *hub) endEventsLocked() {
+	if b.events != nil && b.events.clients == 0 {
 		b.events.recycle()
 		b.events = nil
 	}
-	b.chargeLocked()
 }
 
 // retainLocked forgets what is not for those who join from now on. Every client must be idle.
@@ -191,6 +198,10 @@ func (b *hub) sweepHistory() {
 	}
 	if b.idle == len(b.clients) && len(b.records) > 0 {
 		b.retainLocked(now)
+	}
+	// Not when its last reader goes: to encode the history again for the next takes long, in a hub that has much of it.
+	if len(b.records) == 0 || b.events != nil && now.Sub(b.events.read) >= b.age {
+		b.endEventsLocked()
 	}
 	b.chargeLocked()
 	next := now

@@ -93,7 +93,7 @@ func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 		settings.historyMessages, settings.historyAge = 10, time.Minute
 		ada := s.join("ada", settings, false, nil)
 		bob := s.join("bob", settings, true, nil)
-		s.serve()
+		s.publish(ada, "for bob")
 		s.leave(bob)
 		for i := range 1000 {
 			s.publish(ada, fmt.Sprint(i))
@@ -101,6 +101,50 @@ func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 		if n := s.hub.events.head - s.hub.events.tail; n != 10 {
 			t.Errorf("got %d events kept, want the history", n)
 		}
+	})
+}
+
+// TestHistory_IsNotEncodedForEachWhoComesAlone has somebody come and go again and again, who would keep the server busy
+// if that took the whole history each time.
+func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		comeAndGo := func() *eventLog {
+			t.Helper()
+			ada := s.join("ada", settings, true, nil)
+			s.serve()
+			if got := ada.events(); len(got) != 1+len(s.sent) {
+				t.Errorf("got %d frames, want hello and %d messages", len(got), len(s.sent))
+			}
+			s.leave(ada)
+			return s.hub.events
+		}
+		bob := s.join("bob", settings, false, nil)
+		s.publish(bob, "one")
+		s.publish(bob, "two")
+		s.leave(bob)
+		first := comeAndGo()
+		if first == nil || comeAndGo() != first {
+			t.Error("the history was encoded again")
+		}
+		time.Sleep(50 * time.Second)
+		bob = s.join("bob", settings, false, nil)
+		s.publish(bob, "three")
+		if comeAndGo() != first {
+			t.Error("the history was encoded again")
+		}
+		for range 15 {
+			time.Sleep(10 * time.Second)
+			s.publish(bob, "more")
+		}
+		if s.hub.events != nil {
+			t.Error("the events are there, which nobody has read for longer than the history's age")
+		}
+		s.leave(bob)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 	})
 }
 

@@ -417,6 +417,7 @@ func (b *hub) removeLocked(c *client) {
 	}
 	if c.speaksEvents {
 		b.events.clients--
+		b.events.read = time.Now()
 	}
 	if c.index < b.idle {
 		b.idle--
