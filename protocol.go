@@ -309,16 +309,24 @@ func (c *client) handleWho(frame []byte, e *clientEvent) bool {
 	if !c.settings.presence {
 		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), e)
 	}
-	limit := defaultPage
-	if e.limit != nil {
-		limit = *e.limit
-	}
-	if limit < 1 || limit > maxPage {
-		return c.refuse(frame, errorMalformed, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, limit), e)
+	limit, err := e.page()
+	if err != nil {
+		return c.refuse(frame, errorMalformed, err, e)
 	}
 	c.addOverhead(len(frame) + c.hub.who(c, e.after, limit) + requestOverhead)
 	c.awaitAnswers()
 	return !c.isClosing()
+}
+
+// page returns how many users a who asks for.
+func (e *clientEvent) page() (limit int, err error) {
+	switch {
+	case e.limit == nil:
+		return defaultPage, nil
+	case *e.limit < 1 || *e.limit > maxPage:
+		return 0, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, *e.limit)
+	}
+	return *e.limit, nil
 }
 
 // refuse answers with an error. frame is what was received, if it counts as no message.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 )
@@ -1088,4 +1089,43 @@ func TestPresence_ChangeLeavesRawClientsWhereTheyAre(t *testing.T) {
 			p.wantText(text)
 		}
 	}
+}
+
+// FuzzClientEvent has what is accepted from a client be what the schema allows. (The schema does not know of bytes, and null is
+// taken for a field that is missing.)
+func FuzzClientEvent(f *testing.F) {
+	for _, frame := range []string{
+		`{"type":"send","id":"m1","data":"hello"}`,
+		`{"type":"send","data64":"AP8="}`,
+		`{"type":"who","after":"ada","limit":10}`,
+		`{"type":"who","limit":1001}`,
+		`{"type":"send","id":"","data":"\ud800"}`,
+		`{"type":"send","TYPE":"who","data":""}`,
+		`{"type":"shout"}`,
+		`{}`,
+	} {
+		f.Add(frame)
+	}
+	schema := protocolSchema(f, "/$defs/fromClient")
+	f.Fuzz(func(t *testing.T, frame string) {
+		var e clientEvent
+		if !utf8.ValidString(frame) || strings.Contains(frame, "null") || e.decode([]byte(frame)) != nil {
+			return
+		}
+		switch e.kind {
+		case "send":
+			if _, err := e.message(); err != nil {
+				return
+			}
+		case "who":
+			if _, err := e.page(); err != nil {
+				return
+			}
+		default:
+			return
+		}
+		if err := validate(schema, frame); err != nil {
+			t.Error(err)
+		}
+	})
 }
