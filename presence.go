@@ -72,10 +72,10 @@ func (c *client) watches() bool { return c.speaksEvents && c.settings.presence }
 // callRollLocked begins a roster, with all members but the newest.
 func (b *hub) callRollLocked(newest *client) {
 	b.generation++
-	for _, c := range b.clients {
-		if c != newest && !c.left {
-			b.countLocked(c)
-		}
+	members := slices.DeleteFunc(slices.Clone(b.clients), func(c *client) bool { return c == newest || c.left })
+	slices.SortFunc(members, func(a, b *client) int { return strings.Compare(a.user, b.user) })
+	for _, c := range members { // in the roster's order, so that none is inserted before others
+		b.countLocked(c)
 	}
 }
 
