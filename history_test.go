@@ -188,3 +188,38 @@ func TestHistory_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 		c.abandon()
 	})
 }
+
+func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		s.join("ada", settings, false, nil)
+		send := func(id string) receipt {
+			r, _ := s.hub.publish(message{opcode: websocket.TextMessage, key: sendKey{"ada", "token", id}})
+			s.serve()
+			return r
+		}
+		first := send("first")
+		time.Sleep(59 * time.Second)
+		if r := send("first"); !r.repeated || r.seq != first.seq || !r.at.Equal(first.at) {
+			t.Errorf("got %+v, want %+v repeated", r, first)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if r := send("first"); r.repeated {
+			t.Errorf("after its age: got %+v, want it published", r)
+		}
+		for i := range maxReceipts - 1 {
+			send(fmt.Sprint(i))
+		}
+		if r := send("first"); !r.repeated {
+			t.Errorf("before %d others: got %+v, want it repeated", maxReceipts, r)
+		}
+		send("one more")
+		if r := send("first"); r.repeated {
+			t.Errorf("after %d others: got %+v, want it published", maxReceipts, r)
+		}
+		s.hub.close()
+	})
+}

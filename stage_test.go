@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -19,7 +20,7 @@ type stage struct {
 	t      *testing.T
 	hub    *hub
 	lastID clientID
-	sent   []string // message n stands at n-1
+	sent   uint64   // messages
 	actors []*actor // that have not left
 }
 
@@ -58,19 +59,29 @@ func (s *stage) leave(a *actor) {
 	s.actors = slices.DeleteFunc(s.actors, func(b *actor) bool { return a == b })
 }
 
-// publish publishes a message of the given client's, or nobody's, and gives everybody a turn.
-func (s *stage) publish(a *actor, payload string) {
+// publish publishes a message of the given client's, or nobody's, and gives everybody a turn. It returns the message's time.
+func (s *stage) publish(a *actor, payload string) time.Time {
 	s.t.Helper()
 	m := message{opcode: websocket.TextMessage, payload: []byte(payload)}
 	if a != nil {
 		m.from, m.sender, m.user = a.client, a.id, a.user
 	}
-	r, ok := s.hub.publish(m)
-	s.sent = append(s.sent, payload)
-	if !ok || r.seq != uint64(len(s.sent)) {
-		s.t.Fatalf("publishing message %d: got %+v, %v", len(s.sent), r, ok)
+	published := make(chan receipt, 1)
+	go func() { // ends when it has had its turn, for which this waits
+		r, _ := s.hub.publish(m)
+		published <- r
+	}()
+	for synctest.Wait(); len(published) == 0; synctest.Wait() {
+		s.serve()
+		time.Sleep(writerPatience)
+	}
+	r := <-published
+	s.sent++
+	if r.seq != s.sent {
+		s.t.Fatalf("publishing message %d: got %+v", s.sent, r)
 	}
 	s.serve()
+	return r.at
 }
 
 // serve gives everybody a turn who has one.
@@ -96,7 +107,9 @@ func (s *stage) serve() {
 			served = c
 		}
 	}
+	s.hub.mu.Lock()
 	s.hub.flushers++ // serve counts on a flusher's end
+	s.hub.mu.Unlock()
 	for _, a := range slices.Clone(s.actors) {
 		if a.writing && !a.stuck {
 			a.write()
