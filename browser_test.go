@@ -876,6 +876,7 @@ func TestExample_ChatRecovers(t *testing.T) {
 		{"says how many are missed", testSaysHowManyAreMissed},
 		{"sends once what was on its way", testSendsOnceWhatWasOnItsWay},
 		{"sends once what waits", testSendsOnceWhatWaits},
+		{"does not double as another user", testDoesNotDoubleAsAnotherUser},
 		{"does not double in a new hub", testDoesNotDoubleInANewHub},
 		{"notices that no answer comes", testNoticesThatNoAnswerComes},
 		{"starved with on_lag close", testStarved("/hub/close/x")},
@@ -982,6 +983,25 @@ func testSendsOnceWhatWaits(t *testing.T, _ *server, l *line, p *tab) {
 	p.waitFor(`chat.all("open").length > 2`)
 	evaluate[bool](p, `(chat.send("the end"), true)`)
 	peer.wantText("the end")
+}
+
+// The server knows what was sent by the user, too: who comes back as somebody else would say it twice.
+func testDoesNotDoubleAsAnotherUser(t *testing.T, _ *server, l *line, p *tab) {
+	peer := join(t, "/hub/history/x")
+	p.connect("/hub/history/x?name=Ada", "{}")
+	l.silence()
+	evaluate[bool](p, `(chat.url.searchParams.set("name", "Grace"), chat.send("on its way"), true)`)
+	peer.wantText("on its way")
+	l.cut()
+	p.waitFor(`chat.state !== "open"`)
+	evaluate[bool](p, `(chat.send("not yet sent"), true)`)
+	l.restore()
+	peer.wantText("not yet sent")
+	p.waitFor(`chat.all("sent").length === 1`)
+	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => e.id + e.data + e.code), ...chat.all("sent", "id")]`)
+	if want := []string{"m1on its wayunknown", "m2"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 func testDoesNotDoubleInANewHub(t *testing.T, s *server, l *line, p *tab) {

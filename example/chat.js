@@ -164,15 +164,16 @@ export class Chat extends EventTarget {
     // Who accepts and then closes must not be asked at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
     const { epoch, token, missed: count = 0 } = hello, before = this.#hello, same = epoch === before.epoch;
-    const restarted = !!(epoch && before.epoch && !same);
+    const restarted = !same && !!before.epoch;
     if (epoch) {
       this.#hello = hello;
       this.#seq = Math.max(hello.head - hello.replay, same ? this.#seq : 0);
       this.#own.add(hello.client);
       this.#full = 0;
     }
-    const lost = same && token && token === before.token ? [] : this.#queue.filter((m) => m.wire);
-    this.#queue = this.#queue.filter((m) => !lost.includes(m));
+    const known = same && token && token === before.token && hello.user === before.user;
+    const lost = known ? [] : this.#queue.filter((m) => m.wire);
+    for (const m of lost) this.#take(m.id);
     this.#become('open');
     if (this.#state === 'open') this.#emit('open', hello);
     if (count || restarted) this.#emit('missed', { count, restarted });
@@ -233,9 +234,8 @@ export class Chat extends EventTarget {
   }
 
   #take(id) {
-    const taken = this.#queue.find((m) => m.id === id);
-    this.#queue = this.#queue.filter((m) => m !== taken);
-    return taken;
+    const i = this.#queue.findIndex((m) => m.id === id);
+    return i < 0 ? null : this.#queue.splice(i, 1)[0];
   }
 
   #fail(m, code, message = '') {
