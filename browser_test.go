@@ -1340,6 +1340,27 @@ func TestExample_ChatModule(t *testing.T) {
 		}
 	})
 
+	// A later server may say more: of other types, and in other fields, whatever these are called.
+	t.Run("ignores what it does not know", func(t *testing.T) {
+		got := evaluate[string](&tab{t, p.ctx}, `(async () => {
+			const chat = open("/chat/x");
+			WebSocket.last.protocol = "chat-broadcast.v1";
+			WebSocket.last.open();
+			const hear = (frame) => WebSocket.last.hear(JSON.stringify(frame));
+			hear({ type: "hello", client: "a", user: "", hub: "x", epoch: "e", head: 0, clients: 1, replay: 0, target: 1 });
+			const answer = chat.who();
+			hear({ type: "typing", users: ["Eve"] });
+			hear({ type: "message", seq: 1, time: "2026-11-23T12:00:00.000Z", user: "", data: "hello", target: 7, bubbles: true });
+			hear({ type: "presence", clients: 1, users: [], next: "", composed: 1 });
+			const { users } = await answer;
+			chat.close();
+			return JSON.stringify([users, chat.all("message", "data"), chat.all("open").length]);
+		})()`)
+		if want := `[[],["hello"],1]`; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+
 	// The waits are drawn from 0 up to a bound that doubles, is capped, and starts over after a connection that
 	// was stable.
 	t.Run("backs off", func(t *testing.T) {

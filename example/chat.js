@@ -14,7 +14,7 @@
  * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `closed` is for good
  *
  * @typedef {object} Options times are in milliseconds
- * @property {number} [base=1000] the first wait is at most so long, each further twice that
+ * @property {number} [base=1000] the first wait is at most so long, each next twice that
  * @property {number} [cap=30000] no wait is longer
  * @property {number} [stable=10000] a connection this long starts the waits over
  * @property {number} [timeout=15000] for an attempt or an answer
@@ -63,7 +63,7 @@ export class Chat extends EventTarget {
   // When the bucket of the hub's `rate` is full.
   #full = 0;
   #pacer;
-  // Not answered. `wire` is the socket that it went to.
+  // Not answered. `wire`: the socket it went to.
   #queue = [];
   // Who waits for `who`.
   #asking = [];
@@ -74,7 +74,7 @@ export class Chat extends EventTarget {
    */
   constructor(url, options = {}) {
     super();
-    this.#options = { base: 1000, cap: 30_000, stable: 10_000, timeout: 15_000, queue: 100, ...options };
+    this.#options = { base: 1000, cap: 30000, stable: 10000, timeout: 15000, queue: 100, ...options };
     this.url = new URL(url, globalThis.document?.baseURI ?? location.href);
     this.url.protocol = this.url.protocol.replace('http', 'ws');
     this.url.hash = ''; // WebSocket refuses one
@@ -131,7 +131,7 @@ export class Chat extends EventTarget {
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
     // Browsers may try for minutes.
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
-    if (this.#state !== 'connecting') this.#become('connecting');
+    this.#become('connecting');
   }
 
   /** Until `connect` is called. What waits has `failed`. */
@@ -141,21 +141,23 @@ export class Chat extends EventTarget {
 
   #received({ type, ...frame }) {
     this.#watchdog = clearTimeout(this.#watchdog);
-    const { id, seq, client, data64 } = frame;
+    const { id, seq, data64 } = frame;
     if (frame.time) frame.time = new Date(frame.time);
     if (type === 'hello') this.#opened(frame);
     else if (type === 'message' && seq > this.#seq) {
       this.#seq = seq;
       if (data64 != null) frame.data = Uint8Array.from(atob(data64), (c) => c.charCodeAt(0));
-      this.#emit(type, { ...frame, own: this.#own.has(client), replayed: seq <= this.#hello.head });
+      this.#emit(type, { ...frame, own: this.#own.has(frame.client), replayed: seq <= this.#hello.head });
     } else if (type === 'lagged') {
       this.#seq = frame.next - 1;
       this.#emit('missed', { count: frame.missed, restarted: false });
     } else if (type === 'sent' && this.#take(id)) this.#emit(type, frame);
     else if (type === 'error' && id) this.#fail(this.#take(id), frame.code, frame.message);
-    else if (frame.users) this.#asking.shift()?.(frame);
-    else if (type === 'error' && this.#asking.length) this.#asking.shift()(null);
-    else if (['join', 'leave', 'presence', 'error'].includes(type)) this.#emit(type, frame);
+    else if (/^(join|leave|presence|error)$/.test(type)) {
+      const resolve = (frame.users || type === 'error') && this.#asking.shift();
+      if (resolve) resolve(frame.users ? frame : null);
+      else this.#emit(type, frame);
+    }
     this.#watch();
   }
 
@@ -249,6 +251,6 @@ export class Chat extends EventTarget {
   }
 
   #emit(type, fields) {
-    this.dispatchEvent(Object.assign(new Event(type), fields));
+    this.dispatchEvent(Object.defineProperties(new Event(type), Object.getOwnPropertyDescriptors(fields)));
   }
 }
