@@ -408,6 +408,37 @@ func TestEvents_TokensAreSecretsOfTheirOwn(t *testing.T) {
 	}
 }
 
+// A client that has got no message since its hello goes on at head - replay, else it would be told that it has missed what
+// it was never to get.
+func TestProtocol_ResumesWhereHelloLeftIt(t *testing.T) {
+	for _, tc := range []struct {
+		history     string
+		reads, want int
+	}{
+		{"", 0, 5}, {"history 3", 0, 2}, {"history 3", 2, 4},
+	} {
+		t.Run(fmt.Sprintf("%s, %d read", tc.history, tc.reads), func(t *testing.T) {
+			startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\n"+tc.history+"\n}\n}")
+			keeper := joinEvents(t, "/chat/a")
+			for i := range 5 {
+				keeper.sendText(fmt.Sprint("m", i), fmt.Sprint(i))
+			}
+			p := joinEvents(t, "/chat/a")
+			at := p.hello.Head - p.hello.Replay
+			for range tc.reads {
+				at = p.skipTo("message").Seq
+			}
+			if at != tc.want {
+				t.Errorf("got it at %d, want %d", at, tc.want)
+			}
+			back := joinEvents(t, "/chat/a?"+sinceQuery(p.hello.Epoch, at))
+			if h := back.hello; h.Resumed == nil || !*h.Resumed || h.Head-h.Replay != at {
+				t.Errorf("got %s, want it resumed at %d", h.raw, at)
+			}
+		})
+	}
+}
+
 // ---- messages ----
 
 // odd are texts that JSON must escape, or that are easily broken.
@@ -506,6 +537,11 @@ func TestEvents_EchoOffAnswersWithoutTheMessage(t *testing.T) {
 	b.wantMessages(1, "mine")
 	b.sendText("m1", "yours")
 	a.wantMessages(2, "yours")
+	a.say(map[string]string{"type": "send", "id": "m2", "data": "mine again"})
+	a.want("sent")
+	if h := joinEvents(t, "/silent/a?"+sinceQuery(a.hello.Epoch, 2)).hello; *h.Resumed || h.Missed != 1 {
+		t.Errorf("got %s, want its own message missed, since there is no history", h.raw)
+	}
 }
 
 func TestEvents_SentHasTheNumberAndTimeOfTheMessage(t *testing.T) {
@@ -544,7 +580,11 @@ func TestEvents_MalformedFramesAreAnsweredAndTheConnectionLives(t *testing.T) {
 		{"a long id", `{"type":"send","id":"` + strings.Repeat("x", 65) + `","data":"x"}`, ""},
 		{"an id of too many bytes", `{"type":"send","id":"` + strings.Repeat("κ", 33) + `","data":"x"}`, ""},
 		{"an id that is a number", `{"type":"send","id":1,"data":"x"}`, ""},
+		{"an id without a type", `{"id":"m7","data":"x"}`, ""},
+		{"an id of another type", `{"type":"who","id":"m8","limit":0}`, ""},
 		{"a limit of 0", `{"type":"who","limit":0}`, ""},
+		{"a limit with a fraction", `{"type":"who","limit":1.0}`, ""},
+		{"a limit with an exponent", `{"type":"who","limit":1e2}`, ""},
 		{"a limit too high", `{"type":"who","limit":1001}`, ""},
 		{"a limit that is not whole", `{"type":"who","limit":1.5}`, ""},
 		{"an after that is no string", `{"type":"who","after":1}`, ""},
