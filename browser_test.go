@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
 	cdplog "github.com/chromedp/cdproto/log"
 	cdppage "github.com/chromedp/cdproto/page"
@@ -283,6 +284,7 @@ func TestExample_Page(t *testing.T) {
 		{"rooms are apart", testRoomsAreApart},
 		{"switches rooms", testSwitchesRooms},
 		{"shows whatever comes as text", testShowsWhateverComesAsText},
+		{"shows whatever name as one", testShowsWhateverNameAsOne},
 		{"reconnects by itself", testReconnectsByItself},
 		{"says why it does not reconnect", testSaysWhyItDoesNotReconnect},
 		{"shows the history", testShowsTheHistory},
@@ -373,7 +375,7 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 		{"", `{"name":"Ada","text":"no more than text"}`, "Somebody"},
 		{"<b>Eve</b>", markup, "<b>Eve</b>"},
 		{"You", "not me", "You"},
-		{"\u202eevE\n\n", "odd name", "\u202eevE"},
+		{"\u202eevE\n\n", "odd name", "evE"},
 		{"Ada", "see https://example.com/a?b=<i>.", "Ada"}, // of that name, but not the one in this window
 	} {
 		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
@@ -402,6 +404,26 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 	}
 	if got, want := evaluate[string](p, `document.title`), "lobby"; !strings.Contains(got, want) {
 		t.Errorf("got title %q, want one with %q", got, want)
+	}
+}
+
+// A name is as long as it likes, and may turn around what stands beside it.
+func testShowsWhateverNameAsOne(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	p := openTabs(t, browser, "")[0]
+	p.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := cdp.Call(ctx, t, emulation.SetDeviceMetricsOverride,
+			emulation.SetDeviceMetricsOverrideParams{Width: 360, Height: 640, DeviceScaleFactor: 1, Mobile: true})
+		return err
+	}))
+	long := strings.Repeat("W", 32)
+	join(t, "/chat/lobby?name=\u202eevE")
+	p.waitPeople("evE")
+	join(t, "/chat/lobby?name="+strings.Repeat("W", 1000))
+	p.waitPeople(long)
+	p.waitFor(`document.querySelector("#messages").innerText.includes(` + jsString("evE and "+long+" joined") + `)`)
+	if got := evaluate[[]int](p, `[log.scrollWidth - log.clientWidth, people.scrollWidth - people.clientWidth]`); got[0] > 0 || got[1] > 0 {
+		t.Errorf("got messages and people %v pixels wider than their place", got)
 	}
 }
 

@@ -32,8 +32,9 @@ const guest = () => [
   pick(['Badger', 'Finch', 'Fox', 'Hare', 'Heron', 'Koala', 'Lynx', 'Otter', 'Owl', 'Panda', 'Robin', 'Seal']),
 ].join(' ');
 
-/** One line of at most max characters; a name or a room consists of that. */
-const clean = (s, max) => [...s.normalize().replace(/[\p{Cc}\p{Cs}\s]+/gu, ' ').trim()].slice(0, max).join('').trim();
+/** One line of at most max characters, which does not turn what stands beside it; a name or a room consists of that. */
+const clean = (s, max) => [...s.normalize().replace(/\p{Bidi_C}/gu, '').replace(/[\p{Cc}\p{Cs}\s]+/gu, ' ').trim()]
+  .slice(0, max).join('').trim();
 
 const name = $('name');
 name.maxLength = MAX_NAME;
@@ -323,7 +324,7 @@ function change(joined, left) {
   for (const user of others(joined)) if (!changes.left.delete(user)) changes.joined.add(user);
   for (const user of others(left)) if (!changes.joined.delete(user)) changes.left.add(user);
   const news = [[changes.joined, 'joined'], [changes.left, 'left']].filter(([users]) => users.size)
-    .map(([users, what]) => `${list([...users])} ${what}`).join(', ');
+    .map(([users, what]) => `${list([...users].map((user) => clean(user, MAX_NAME) || 'Somebody'))} ${what}`).join(', ');
   if (item && news) item.firstElementChild.textContent = news;
   else if (item) item.remove();
   else if (news) notice(news).changes = changes;
@@ -340,9 +341,9 @@ function showPeople() {
   $('present').textContent = `${people.size}${more ? '+' : ''}`;
   $('people').querySelector('ul').replaceChildren(...users.map((user) => {
     const item = copy('person');
-    const me = user === name.value;
-    dress(item, user || 'Anonymous');
-    item.querySelector('.name').textContent = user || 'Anonymous';
+    const me = user === name.value, shownAs = clean(user, MAX_NAME) || 'Anonymous';
+    dress(item, shownAs);
+    item.querySelector('.name').textContent = shownAs;
     item.querySelector('.windows').textContent = [me && 'you', people.get(user) > 1 && `${people.get(user)} windows`]
       .filter(Boolean).join(' · ');
     return item;
