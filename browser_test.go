@@ -580,10 +580,21 @@ func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
 	p := openTabs(t, browser, "")[0]
 	p.send("before")
 	p.waitMessage("You", "before")
+	evaluate[bool](p, `{ // it is twelve o'clock
+		window.hour = 12;
+		Date = class extends Date { constructor(...at) { super(...at.length ? at : [2026, 10, 23, hour]); } };
+		true;
+	}`)
 	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
 	p.waitState("connecting", "waiting")
+	lost := evaluate[string](p, `new Date().toLocaleString([], { hour: "numeric", minute: "2-digit" })`)
+	p.waitFor(`document.querySelector("#why").textContent.includes("connection is lost")`)
+	evaluate[int](p, `window.hour = 13`)
 	s.load(exampleSite(t))
 	p.waitFor(`document.querySelector(".missed")?.innerText.includes("started anew")`)
+	if got := evaluate[string](p, `document.querySelector(".missed").innerText`); !strings.Contains(got, "since "+lost) {
+		t.Errorf("got %q, want it since %s", got, lost)
+	}
 	p.send("after")
 	p.waitMessage("You", "after")
 	if got, want := p.messages(), []shownMessage{{"You", "before"}, {"You", "after"}}; !slices.Equal(got, want) {

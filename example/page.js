@@ -266,7 +266,7 @@ function opened(hello) {
   session.set('chat.clients', [...mine].slice(-50).join(' '));
   head = hello.head;
   log.ariaBusy = String(hello.replay > 0); // a screen reader need not read the history out
-  if (!hello.missed) away = null;
+  if (hello.resumed !== false) away = null; // else missed tells since when
   met = true;
   ask();
 }
