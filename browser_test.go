@@ -293,6 +293,7 @@ func TestExample_Page(t *testing.T) {
 		{"says that the room has started anew", testSaysThatTheRoomHasStartedAnew},
 		{"keeps the draft", testKeepsTheDraft},
 		{"says that a message was dropped", testSaysThatAMessageWasDropped},
+		{"shows that a message was not sent", testShowsThatAMessageWasNotSent},
 		{"draws in both windows", testDrawsInBothWindows},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, browser) })
@@ -656,6 +657,22 @@ func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
 	}
 	p.do(chromedp.Click(chromedp.CSS(".gone button")))
 	p.waitFor(`document.querySelectorAll(".message").length === 3`)
+}
+
+// What is told at the end of the messages is in sight.
+func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
+	p := openTabs(t, browser, "?room=slow")[0]
+	evaluate[bool](p, `(performance.now = () => Infinity, true)`) // for which every bucket is full
+	p.send(strings.Repeat("many\n", 40) + "lines")
+	for _, text := range []string{"two", "three"} {
+		p.send(text)
+	}
+	p.waitFor(`document.querySelector(".gone .failed span")?.textContent`)
+	if got := evaluate[float64](p, `new Promise((resolve) => requestAnimationFrame(() => setTimeout(() =>
+		resolve(log.scrollHeight - log.clientHeight - log.scrollTop))))`); got > 1 {
+		t.Errorf("got the end of the messages %v pixels out of sight", got)
+	}
 }
 
 func testDrawsInBothWindows(t *testing.T, browser context.Context) {

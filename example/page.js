@@ -430,6 +430,7 @@ function failed({ id, code }) {
   item.order = newest;
   item.classList.replace('pending', 'gone');
   item.querySelector('.failed span').textContent = FAILURES[code] ?? 'Not sent.';
+  if (atEnd) toEnd(); // it has grown
 }
 
 function sendAgain(item) {
