@@ -539,6 +539,11 @@ func testShowsWhoIsHere(t *testing.T, browser context.Context) {
 	a.waitPeople("Ada", "Grace")
 	a.waitFor(`document.querySelector("#present").textContent === "2"`)
 	b.waitFor(`document.querySelector("#people li:nth-child(2)").textContent.endsWith("Graceyou")`)
+	// That Bob is gone is no news to Grace, who was Bob.
+	b.waitFor(`!document.querySelector("#people").textContent.includes("Bob")`)
+	if got := evaluate[string](b, `document.querySelector("#messages").textContent`); strings.Contains(got, "Bob") {
+		t.Errorf("got %q told to Grace", got)
+	}
 }
 
 func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {

@@ -50,6 +50,8 @@ name.addEventListener('keydown', (event) => {
   text.focus();
 });
 memory.set('chat.name', name.value);
+/** The names that this tab has had: that one of these has come or gone is no news. */
+const names = new Set();
 
 // ---- where ----
 
@@ -260,6 +262,7 @@ function opened(hello) {
   if (hello.epoch !== epoch) [epoch, start] = [hello.epoch, newest];
   // A server with authentication tells who one is.
   $('me').hidden = !hello.user;
+  names.add(hello.user);
   name.readOnly = Boolean(hello.user) && hello.user !== chat.url.searchParams.get('name');
   if (name.readOnly) name.value = hello.user;
   mine.add(hello.client);
@@ -317,7 +320,7 @@ function change(joined, left) {
   for (const user of joined) people.set(user, people.get(user) ?? 1);
   for (const user of left) people.delete(user);
   showPeople();
-  const others = (users) => users.filter((user) => user && user !== name.value);
+  const others = (users) => users.filter((user) => user && !names.has(user));
   const item = messages.lastElementChild?.changes ? messages.lastElementChild : null;
   const changes = item?.changes ?? { joined: new Set(), left: new Set() };
   // Who comes and goes at once is no news.
