@@ -294,6 +294,7 @@ func TestExample_Page(t *testing.T) {
 		{"keeps the draft", testKeepsTheDraft},
 		{"says that a message was dropped", testSaysThatAMessageWasDropped},
 		{"shows that a message was not sent", testShowsThatAMessageWasNotSent},
+		{"shows that a message has arrived after all", testShowsThatAMessageHasArrivedAfterAll},
 		{"draws in both windows", testDrawsInBothWindows},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, browser) })
@@ -677,6 +678,28 @@ func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
 	if got := evaluate[float64](p, `new Promise((resolve) => requestAnimationFrame(() => setTimeout(() =>
 		resolve(log.scrollHeight - log.clientHeight - log.scrollTop))))`); got > 1 {
 		t.Errorf("got the end of the messages %v pixels out of sight", got)
+	}
+}
+
+// A message may be in the history although its answer got lost.
+func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	line := startLine(t)
+	p := openTab(t, browser, line.url)
+	p.waitState("open")
+	peer := join(t, "/chat/lobby?name=Eve")
+	line.silence()
+	p.send("hello?")
+	peer.wantText("hello?")
+	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
+	p.do(typeInto("#name", "Ada"), enter)
+	p.waitFor(`document.querySelector(".gone .failed span").textContent === "This may not have arrived."`)
+	line.restore()
+	p.waitState("open")
+	peer.text("hello!")
+	p.waitMessage("Eve", "hello!")
+	if got := evaluate[int](p, `document.querySelectorAll(".gone").length`); got != 0 || len(p.messages()) != 2 {
+		t.Errorf("got %v, %d of them as if they had not arrived", p.messages(), got)
 	}
 }
 

@@ -412,7 +412,7 @@ function sent({ id, seq, time }) {
 
 function confirm(item, order, time) {
   for (const [id, other] of pending) if (other === item) pending.delete(id);
-  item.classList.remove('pending');
+  item.classList.remove('pending', 'gone');
   item.order = order;
   newest = Math.max(newest, order);
   stamp(item, time);
@@ -503,8 +503,9 @@ function receive({ data, seq, time, client, user, own, replayed }) {
   if (seq >= head) log.ariaBusy = 'false';
   if (shown.has(order)) return; // of ours: `sent` was faster, or the page has been renamed
   const ours = own || mine.has(client);
-  // Our own messages come back in the order in which we have sent them.
-  const waiting = own && [...pending.values()].find(({ said }) => said === data.trim());
+  // Our own messages come back in the order in which we have sent them, and those that may not have arrived from the history.
+  const waiting = own && [...pending.values(), ...messages.querySelectorAll('.gone')]
+    .find((item) => item.said === data.trim() && (item.code ?? 'unknown') === 'unknown');
   if (waiting) return confirm(waiting, order, time);
   const body = cut(data.replace(/\n{3,}/g, '\n\n').trim());
   if (!body) return;
