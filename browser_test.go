@@ -704,7 +704,7 @@ func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Conte
 }
 
 func testDrawsInBothWindows(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
+	s := startCaddy(t, exampleSite(t))
 	a, b := openTab(t, browser, exampleURL+"canvas.html"), openTab(t, browser, exampleURL+"canvas.html")
 	for _, p := range []*tab{a, b} {
 		p.waitFor(`document.querySelector("#state").textContent.startsWith("2 here")`)
@@ -728,6 +728,9 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 	b.waitFor(lines + " === " + jsString(drawn))
 	c := openTab(t, browser, exampleURL+"canvas.html")
 	c.waitFor(lines + " === " + jsString(drawn))
+
+	s.ask("DELETE", "/hubs/localhost%2Fcanvas%2Fsheet", "", "", nil) // they are kicked, for good
+	c.waitFor(`document.querySelector("#state").textContent.startsWith("Disconnected")`)
 }
 
 // TestExample_Sizes holds the example to what the README says about it.
