@@ -476,41 +476,47 @@ func kickClient(w http.ResponseWriter, r adminRequest) error {
 		return err
 	}
 	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.id != id })
-	return kick(w, clients, fmt.Errorf("client %s is not connected", id))
+	kicked := kick(clients)
+	if kicked == 0 {
+		return adminError(http.StatusNotFound, fmt.Errorf("client %s is not connected", id))
+	}
+	return answerJSON(w, http.StatusOK, kicking{kicked})
 }
 
 // kickUser closes the clients of a user, in all hubs.
 func kickUser(w http.ResponseWriter, r adminRequest) error {
 	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.user != r.name })
-	return kick(w, clients, fmt.Errorf("user %s has no clients", r.name))
+	kicked := kick(clients)
+	if kicked == 0 {
+		return adminError(http.StatusNotFound, fmt.Errorf("user %s has no clients", r.name))
+	}
+	return answerJSON(w, http.StatusOK, kicking{kicked})
 }
 
-// kickHub closes the clients of a hub and forgets its history.
+// kickHub closes the clients of a hub and forgets its history. Unless somebody joins meanwhile the hub closes: the next
+// one of its name has the history that is configured then.
 func kickHub(w http.ResponseWriter, r adminRequest) error {
 	b, err := findHub(r.name)
 	if err != nil {
 		return err
 	}
-	none := noHub(b.name)
-	if b.forget() {
-		none = nil
+	history := b.forget()
+	kicked := kick(b.snapshot())
+	hubs.closeIfKept(b)
+	if kicked == 0 && !history {
+		return noHub(b.name)
 	}
-	return kick(w, b.snapshot(), none)
+	return answerJSON(w, http.StatusOK, kicking{kicked})
 }
 
-// kick closes clients and answers with how many of them were not closing anyway. If there are none, it is the 404 of
-// the given error, if there is one.
-func kick(w http.ResponseWriter, clients []*client, none error) error {
-	kicked := 0
+// kick closes clients and returns how many of them were not closing anyway.
+func kick(clients []*client) (kicked int) {
 	for _, c := range clients {
 		if c.close(causeKicked) {
 			kicked++
 		}
 	}
-	if kicked == 0 && none != nil {
-		return adminError(http.StatusNotFound, none)
-	}
-	return answerJSON(w, http.StatusOK, kicking{kicked})
+	return kicked
 }
 
 // Interface guards

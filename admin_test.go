@@ -302,7 +302,7 @@ func TestAdmin_KickedMeansGone(t *testing.T) {
 		}
 		return users, ids
 	}
-	const odd = "o'Brien/\xff%2F" // what a header may say
+	const odd = "o'Brien/\u00e9%2F"
 	ada, bob, ada2 := joinAs(t, "a", "ada"), joinAs(t, "a", "bob"), joinAs(t, "b", "ada")
 	eve, eve2, brien := joinAs(t, "a", "eve"), joinAs(t, "a", "eve"), joinAs(t, "a", odd)
 	_, ids := users("a")
@@ -311,8 +311,8 @@ func TestAdmin_KickedMeansGone(t *testing.T) {
 		kicked []*peer
 		left   string
 	}{
-		{"/clients/" + ids[2], []*peer{eve}, "ada bob eve o'Brien/\ufffd%2F"},
-		{"/users/ada", []*peer{ada, ada2}, "bob eve o'Brien/\ufffd%2F"},
+		{"/clients/" + ids[2], []*peer{eve}, "ada bob eve o'Brien/\u00e9%2F"},
+		{"/users/ada", []*peer{ada, ada2}, "bob eve o'Brien/\u00e9%2F"},
 		{"/users/" + url.PathEscape(odd), []*peer{brien}, "bob eve"},
 		{"/hubs/a", []*peer{bob, eve2}, ""},
 	} {
@@ -340,6 +340,58 @@ func TestAdmin_KickedMeansGone(t *testing.T) {
 		if entry["code"] != 1008.0 || entry["reason"] != "kicked" {
 			t.Errorf("got the line %v", entry)
 		}
+	}
+}
+
+func TestAdmin_KickedHubIsForgotten(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		kicked int // clients that are there when the hub is kicked
+	}{
+		{"with clients", 2},
+		{"kept without clients", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := startCaddy(t, anyHub)
+			withHistory := strings.Replace(anyHub, "hub {", "history 10\n\t\thub {", 1)
+			s.load(withHistory)
+			var clients []*eventsPeer
+			for range 2 {
+				clients = append(clients, joinEvents(t, "/", "X-Hub: a\r\n"))
+			}
+			epoch := clients[0].hello.Epoch
+			clients[0].sendText("1", "regretted")
+			for _, p := range clients[tc.kicked:] {
+				p.leave()
+			}
+			var page clientsPage
+			eventually(t, "a hub that is left", func() bool {
+				s.ask("GET", "/hubs/a", "", "", &page)
+				return page.Hub.Clients == tc.kicked && page.Hub.RetainedMessages == 1
+			})
+			s.load(anyHub)
+
+			var got kicking
+			s.ask("DELETE", "/hubs/a", "", "", &got)
+			if got.Kicked != tc.kicked {
+				t.Errorf("got %d kicked, want %d", got.Kicked, tc.kicked)
+			}
+			if resp, data := s.admin("GET", "/hubs/a", "", "", nil); resp.StatusCode != http.StatusNotFound {
+				t.Errorf("got %s, %s of a hub that was kicked", resp.Status, data)
+			}
+			if resp, data := s.admin("DELETE", "/hubs/a", "", "", nil); resp.StatusCode != http.StatusNotFound {
+				t.Errorf("again: got %s, %s", resp.Status, data)
+			}
+			next := joinEvents(t, "/", "X-Hub: a\r\n")
+			if next.hello.Replay != 0 || next.hello.Epoch == epoch {
+				t.Errorf("got %s, want nothing of the old hub", next.hello.raw)
+			}
+			next.say(map[string]any{"type": "send", "data": "kept no more"})
+			next.wantMessages(1, "kept no more")
+			if last := joinEvents(t, "/", "X-Hub: a\r\n"); last.hello.Replay != 0 {
+				t.Errorf("got %s: there is no history any more", last.hello.raw)
+			}
+		})
 	}
 }
 

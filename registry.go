@@ -380,6 +380,15 @@ func (r *registry) expire(b *hub, since time.Time) {
 	r.closeKeptLocked(b)
 }
 
+// closeIfKept closes b if it is only kept for its history.
+func (r *registry) closeIfKept(b *hub) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b.keeper != nil {
+		r.closeKeptLocked(b)
+	}
+}
+
 // closeKeptLocked closes a hub that is only kept for its history.
 func (r *registry) closeKeptLocked(b *hub) {
 	b.keeper.unkeep(b)
