@@ -162,7 +162,10 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	"presence": func(h *Handler, args *arguments) {
 		h.Presence = new(Presence)
 		if args.more() {
-			h.Presence.JoinLeave = args.oneOf("join_leave") == "join_leave"
+			what := args.text("join_leave")
+			if h.Presence.JoinLeave = what == "join_leave"; args.err == nil && !h.Presence.JoinLeave {
+				args.fail("want join_leave or nothing, got %q", what)
+			}
 		}
 	},
 	"http_publish": func(h *Handler, _ *arguments) {
