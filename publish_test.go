@@ -84,6 +84,42 @@ func TestPublish_HubWithoutClientsKeepsNothing(t *testing.T) {
 	p.wantText("found")
 }
 
+// historySite is pushSite with a history and room for one hub.
+const historySite = `http://localhost:9080 {
+	chat_broadcast /feed/* {
+		http_publish
+		history 10
+		max_hubs 1
+	}
+	respond "next: {method}"
+}`
+
+func TestPublish_HubWithoutClientsKeepsItsHistory(t *testing.T) {
+	startCaddy(t, historySite)
+	publish(t, "/feed/a", "kept").wantPublished(t, 0, 1)
+	publish(t, "/feed/a", "\xff", "Content-Type", "application/octet-stream").wantPublished(t, 0, 2)
+	p := join(t, "/feed/a")
+	p.wantText("kept")
+	if got, want := p.next(), (frame{websocket.BinaryMessage, "\xff"}); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	publish(t, "/feed/a", "live").wantPublished(t, 1, 3)
+	p.wantText("live")
+}
+
+func TestPublish_OpensHubsWithinMaxHubs(t *testing.T) {
+	startCaddy(t, historySite)
+	publish(t, "/feed/a", "one").wantPublished(t, 0, 1)
+	publish(t, "/feed/b", "makes room").wantPublished(t, 0, 1)
+	p := join(t, "/feed/b")
+	p.wantText("makes room")
+	if a := publish(t, "/feed/a", "another"); a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" {
+		t.Errorf("got %d with the header %v, want 503 with Retry-After", a.status, a.header)
+	}
+	publish(t, "/feed/b", "in the hub that there is").wantPublished(t, 1, 2)
+	p.wantText("in the hub that there is")
+}
+
 func TestPublish_Refusals(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 	chat_broadcast /feed/* {
