@@ -65,7 +65,7 @@ type Handler struct {
 	Hub string `json:"hub,omitempty"`
 
 	// Who the client is, for the log, events and the admin API, which can close the clients of a user; placeholders are
-	// allowed. At most 1024 bytes, else the client is refused
+	// allowed. At most 1024 bytes of UTF-8, else the client is refused
 	// with 400; empty is anonymous. Default: `{http.auth.user.id}`, what Caddy's authentication has found.
 	// After a reload it holds for new clients.
 	User string `json:"user,omitempty"`
@@ -107,8 +107,9 @@ type Handler struct {
 	// limit. After a reload it holds at once, but closes nobody.
 	MaxClientsPerIP int `json:"max_clients_per_ip,omitempty"`
 
-	// The most hubs that clients of handlers with the same `hub` value may be in at a time; a client that would
-	// open another is refused with 503. At most 16,777,216. Default: 10000. After a reload it holds at once,
+	// The most hubs that may be open at a time through handlers with the same `hub` value. Beyond it the one closes
+	// that has been without clients, kept for its history, for the longest time; if there is none, who would open
+	// another is refused with 503. At most 16,777,216. Default: 10000. After a reload it holds at once,
 	// but closes nobody.
 	MaxHubs int `json:"max_hubs,omitempty"`
 
