@@ -115,8 +115,8 @@ func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
 			t.Helper()
 			ada := s.join("ada", settings, true, nil)
 			s.serve()
-			if got := ada.events(); len(got) != 1+len(s.sent) {
-				t.Errorf("got %d frames, want hello and %d messages", len(got), len(s.sent))
+			if got := ada.events(); len(got) != 1+int(s.sent) {
+				t.Errorf("got %d frames, want hello and %d messages", len(got), s.sent)
 			}
 			s.leave(ada)
 			return s.hub.events
