@@ -223,3 +223,115 @@ func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 		s.hub.close()
 	})
 }
+
+func TestHistory_RecordsAreBoundedWhileAClientIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := defaults()
+		settings.bufferMessages, settings.historyMessages, settings.historyAge, settings.skip = 10, 10, time.Minute, true
+		s.join("ada", settings, false, nil).stuck = true
+		for range 1000 {
+			s.publish(nil, "x")
+		}
+		if got := len(s.hub.records); got > 20 {
+			t.Errorf("got records of %d messages, want those of the 20 that are there", got)
+		}
+		s.hub.close()
+	})
+}
+
+// TestHistory_BudgetCountsBothLogs wants the encoding for clients that speak events counted, too.
+func TestHistory_BudgetCountsBothLogs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.hub.budget = new(budget)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		s.join("ada", settings, true, nil)
+		s.publish(nil, "x")
+		used := s.hub.budget.used.Load()
+		if least := int64(s.hub.log.bytes + s.hub.events.bytes); s.hub.events.bytes == 0 || used < least {
+			t.Errorf("got %d bytes counted, want at least %d", used, least)
+		}
+		s.hub.close()
+		if used := s.hub.budget.used.Load(); used != 0 {
+			t.Errorf("got %d bytes of a closed hub counted", used)
+		}
+	})
+}
+
+// TestHistory_IsKeptByTheDirectiveThatHasOne has the last client come through another one, with the same hub.
+func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		with, without := hubs.lease("with", testLogger(t), emitter{}, 0), hubs.lease("without", testLogger(t), emitter{}, 0)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		first := &client{settings: settings, scope: with.scope}
+		last := &client{settings: defaults(), scope: without.scope}
+		for _, c := range []*client{first, last} {
+			if err := hubs.join(c, "hub", limits{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first.abandon()
+		last.abandon()
+		hubs.release(without)
+		if hubs.hub("hub") == nil {
+			t.Error("the hub is gone with the other directive")
+		}
+		hubs.release(with)
+		if hubs.hub("hub") != nil {
+			t.Error("the hub outlives its directives")
+		}
+	})
+}
+
+func TestHistory_IsNotKeptWithoutADirective(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		l := hubs.lease("value", testLogger(t), emitter{}, 0)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		c := &client{settings: settings, scope: l.scope}
+		if err := hubs.join(c, "hub", limits{}); err != nil {
+			t.Fatal(err)
+		}
+		hubs.release(l)
+		c.abandon()
+		if n := len(hubs.allHubs()) + len(hubs.scopes); n != 0 {
+			t.Errorf("got %d hubs and scopes left", n)
+		}
+		time.Sleep(removalSpread) // who closes clients of the value looks once more
+	})
+}
+
+// TestEventLog_KnowsNumbersAndPositions has more frames between messages than are remembered, and forgets some at times.
+func TestEventLog_KnowsNumbersAndPositions(t *testing.T) {
+	l := &eventLog{base: 7}
+	l.grow(50, 1<<20)
+	seq, numbers := uint64(7), []uint64{}
+	for i := range 5 * maxPassed {
+		numbers = append(numbers, seq) // of the message here, or of the next
+		if i%3 == 0 {
+			l.appendEvent("message")
+			l.forgetBetween()
+			seq++
+		} else {
+			l.appendBetween("between")
+		}
+		if i%1000 == 999 {
+			l.retain(l.head - 10)
+			l.forgetBetween()
+		}
+		if l.head-l.tail > 3*50+3 {
+			t.Fatalf("got %d frames kept, want 50 messages and what stands between them", l.head-l.tail)
+		}
+		for at := l.head - min(l.head, maxPassed); at < l.head; at += 7 {
+			if got := l.seq(at); got != numbers[at] {
+				t.Fatalf("at %d of %d: got number %d, want %d", at, l.head, got, numbers[at])
+			}
+			if at >= l.tail && at%3 == 0 && l.position(numbers[at]) != at {
+				t.Fatalf("message %d: got position %d, want %d", numbers[at], l.position(numbers[at]), at)
+			}
+		}
+	}
+}
