@@ -272,6 +272,19 @@ func (b *hub) lastPublished() time.Time {
 	return b.records[len(b.records)-1].at
 }
 
+// closeIfAged closes the hub, unless its newest message is not too old yet: then it returns for how long.
+func (b *hub) closeIfAged() (wait time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.records); n > 0 {
+		wait = time.Until(b.records[n-1].at.Add(b.age))
+	}
+	if wait <= 0 {
+		b.closeLocked()
+	}
+	return wait
+}
+
 // close is closeLocked.
 func (b *hub) close() {
 	b.mu.Lock()
@@ -283,6 +296,7 @@ func (b *hub) close() {
 func (b *hub) closeLocked() {
 	b.closed = true
 	b.forgetHistoryLocked()
+	b.endEventsLocked()
 	if b.sweep != nil {
 		b.sweep.Stop()
 	}

@@ -25,10 +25,12 @@ func scrape(t *testing.T) map[string]*dto.MetricFamily {
 
 func scrapeAt(t *testing.T, admin string) map[string]*dto.MetricFamily {
 	t.Helper()
-	resp, err := http.Get("http://" + admin + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var resp *http.Response
+	eventually(t, "the metrics", func() (ok bool) { // the endpoint may just be being replaced
+		var err error
+		resp, err = http.Get("http://" + admin + "/metrics")
+		return err == nil
+	})
 	defer resp.Body.Close()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	all, err := parser.TextToMetricFamilies(resp.Body)

@@ -373,7 +373,7 @@ func (r *registry) expire(b *hub, since time.Time) {
 	if b.keeper == nil || !b.keptSince.Equal(since) {
 		return
 	}
-	if wait := time.Until(b.lastPublished().Add(b.historyAge())); wait > 0 {
+	if wait := b.closeIfAged(); wait > 0 {
 		b.expiry.Reset(wait)
 		return
 	}
