@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -138,6 +139,26 @@ func TestAdmin_ShowsWhoLags(t *testing.T) {
 		t.Errorf("got %d messages of %d bytes retained", page.Hub.RetainedMessages, page.Hub.RetainedBytes)
 	}
 	sender.conn.Close()
+}
+
+func TestAdmin_LagCountsMessagesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		ada := s.join("ada", presenceOf(true), true, nil)
+		time.Sleep(time.Minute)
+		s.serve()
+		ada.stuck = true
+		s.publish(nil, "taken, and not written")
+		bob := s.join("bob", defaults(), false, nil)
+		time.Sleep(time.Minute) // ada is to be told of bob
+		s.publish(nil, "one")
+		s.publish(nil, "two")
+		if got := s.hub.lags([]*client{ada.client, bob.client}); got[0] != 2 || got[1] != 0 {
+			t.Errorf("got %v, want 2 messages, and none", got)
+		}
+		s.leave(ada)
+		s.leave(bob)
+	})
 }
 
 // TestAdmin_HubNames takes hubs through every call whose names must be encoded to be one segment of a path.
