@@ -312,6 +312,23 @@ func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
 	}
 }
 
+func TestHandler_HistoryIsOfTenMinutesUnlessTold(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /a a {
+		history 10
+	}
+	chat_broadcast /b b {
+		history 10 20m
+	}
+}`)
+	for name, want := range map[string]time.Duration{"a": 10 * time.Minute, "b": 20 * time.Minute} {
+		join(t, "/"+name)
+		if got := hubs.hub(name).historyAge(); got != want {
+			t.Errorf("hub %s: got %v, want %v", name, got, want)
+		}
+	}
+}
+
 func TestHandler_ValidatesJSON(t *testing.T) {
 	s := startCaddy(t, plainChat)
 	for _, tc := range []struct{ handler, want string }{
