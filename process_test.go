@@ -430,7 +430,7 @@ func TestProcess_PageOutlivesTheServer(t *testing.T) {
 				t.Errorf("got %d messages and the draft %q, want 2 and what was typed", got, page.draft())
 			}
 			raw := joinProcess(t, "/chat/lobby", false)
-			if got := string(raw.next().payload); !strings.Contains(got, "meanwhile") {
+			if got := raw.next().payload; !strings.Contains(got, "meanwhile") {
 				t.Errorf("got %q from the new server's history, want what was sent meanwhile", got)
 			}
 			raw.conn.Close()
