@@ -1361,7 +1361,8 @@ func TestExample_ChatModule(t *testing.T) {
 		open() { this.readyState = 1; this.onopen?.({}); }
 		hear(data) { this.onmessage?.({ data }); }
 		end(code) { this.readyState = 3; this.onclose?.({ code, reason: "" }); }
-		send() {}
+		sent = [];
+		send(data) { this.sent.push(data); }
 		close() {}
 	}, true)`)
 
@@ -1420,6 +1421,113 @@ func TestExample_ChatModule(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})
+
+	// With a server that says what the test has it say, and timers that run when the test has them.
+	for _, row := range []struct{ name, script, want string }{
+		{"takes each message once", `
+			greet({ head: 3, replay: 1 });
+			for (const seq of [2, 3, 3, 5, 4]) hear({ type: "message", seq, user: "", data: String(seq) });
+			hear({ type: "lagged", missed: 4, next: 10 });
+			for (const seq of [9, 10]) hear({ type: "message", seq, user: "", data: String(seq) });
+			WebSocket.last.end(1006);
+			chat.connect();
+			return [chat.all("message", "data"), new URL(WebSocket.last.url).searchParams.get("since")];`,
+			`[["3","5","10"],"e:10"]`},
+		{"sends what it was given", `
+			const data = new Uint8Array([0, 1, 2, 3]);
+			chat.send(data.subarray(1, 3));
+			data.fill(9);
+			greet();
+			return WebSocket.last.sent;`,
+			`["{\"type\":\"send\",\"id\":\"m1\",\"data64\":\"AQI=\"}"]`},
+		{"gives up who does not say hello", `
+			WebSocket.last.protocol = "chat-broadcast.v1";
+			WebSocket.last.open();
+			expire(15_000);
+			return chat.state;`,
+			`"waiting"`},
+		{"waits for no more than it has asked", `
+			greet();
+			chat.send("a");
+			hear({ type: "join", user: "Ada", clients: 2 });
+			hear({ type: "sent", id: "m1", seq: 1 });
+			expire(15_000);
+			return chat.state;`,
+			`"open"`},
+		{"asks whether the connection is there when online", `
+			greet();
+			dispatchEvent(new Event("online"));
+			expire(15_000);
+			return [WebSocket.last.sent, chat.state];`,
+			`[["{\"type\":\"who\",\"limit\":1}"],"waiting"]`},
+		{"answers who asks when the connection ends", `
+			greet();
+			const answers = [chat.who(), chat.who()];
+			hear({ type: "error", code: "presence_off", message: "off" });
+			WebSocket.last.end(1006);
+			return Promise.all(answers);`,
+			`[null,null]`},
+		{"has a full bucket with each connection", `
+			performance.now = () => 0;
+			const rate = { messages: 1, window: 1000 };
+			greet({ rate });
+			chat.send("a");
+			chat.send("b");
+			hear({ type: "sent", id: "m1", seq: 1 });
+			const sent = [WebSocket.last.sent.length];
+			WebSocket.last.end(1006);
+			chat.connect();
+			greet({ rate });
+			return [...sent, WebSocket.last.sent.length];`,
+			`[1,1]`},
+		{"does not send again with another token", `
+			greet({ token: "t" });
+			chat.send("a");
+			WebSocket.last.end(1006);
+			chat.connect();
+			greet({ token: "u" });
+			return [WebSocket.last.sent, chat.all("failed", "code")];`,
+			`[[],["unknown"]]`},
+		{"starts its waits over when it was closed", `
+			Math.random = () => 1;
+			for (let i = 0; i < 5; i++, chat.connect()) WebSocket.last.end(1006);
+			chat.close();
+			chat.connect();
+			WebSocket.last.end(1006);
+			return chat.events.filter(({ state }) => state === "waiting").map(({ retryIn }) => retryIn);`,
+			`[50,100,200,400,800,50]`},
+		{"may be closed while it opens", `
+			chat.addEventListener("state", () => chat.state === "open" && chat.close());
+			greet();
+			return [chat.state, chat.all("open").length];`,
+			`["closed",0]`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got := evaluate[string](&tab{t, p.ctx}, `(async () => {
+				const { setTimeout, clearTimeout } = window;
+				const timers = new Map();
+				window.setTimeout = (f, ms) => timers.set(timers.size + 1, [f, ms]).size;
+				window.clearTimeout = (id) => { if (timers.has(id)) timers.set(id, []); };
+				const expire = (ms) => timers.forEach(([f, due]) => due === ms && f());
+				const hear = (frame) => WebSocket.last.hear(JSON.stringify(frame));
+				const greet = (fields) => {
+					WebSocket.last.protocol = "chat-broadcast.v1";
+					WebSocket.last.open();
+					hear({ type: "hello", client: "a", user: "", hub: "x", epoch: "e", head: 0, clients: 1, replay: 0, ...fields });
+				};
+				const chat = open("/chat/x");
+				try {
+					return JSON.stringify(await (async () => {`+row.script+`})());
+				} finally {
+					chat.close();
+					Object.assign(window, { setTimeout, clearTimeout });
+				}
+			})()`)
+			if got != row.want {
+				t.Errorf("got %s, want %s", got, row.want)
+			}
+		})
+	}
 
 	// A later server may say more: of other types, and in other fields, whatever these are called.
 	t.Run("ignores what it does not know", func(t *testing.T) {
