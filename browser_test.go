@@ -295,6 +295,8 @@ func TestExample_Page(t *testing.T) {
 		{"says that a message was dropped", testSaysThatAMessageWasDropped},
 		{"shows that a message was not sent", testShowsThatAMessageWasNotSent},
 		{"shows that a message has arrived after all", testShowsThatAMessageHasArrivedAfterAll},
+		{"shows as much as it can", testShowsAsMuchAsItCan},
+		{"sends under a new name what waits", testSendsUnderANewNameWhatWaits},
 		{"draws in both windows", testDrawsInBothWindows},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, browser) })
@@ -341,6 +343,7 @@ func testRoomsAreApart(t *testing.T, browser context.Context) {
 func testSwitchesRooms(t *testing.T, browser context.Context) {
 	startCaddy(t, exampleSite(t))
 	p := openTabs(t, browser, "")[0]
+	stays := joinEvents(t, "/chat/lobby?name=Eve")
 	p.send("in the lobby")
 	p.waitMessage("You", "in the lobby")
 
@@ -354,6 +357,7 @@ func testSwitchesRooms(t *testing.T, browser context.Context) {
 	if got := p.messages(); len(got) != 0 {
 		t.Errorf("got %v in the new room, want no messages", got)
 	}
+	eventually(t, "the page to have left the lobby", func() bool { return stays.ask(map[string]any{}).Clients == 1 })
 	there := join(t, "/chat/ros%C3%A9%20&%20r%C3%A4der-50%25?name=Ada")
 	there.text("the URL names the hub")
 	p.waitMessage("Ada", "the URL names the hub")
@@ -701,6 +705,45 @@ func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Conte
 	if got := evaluate[int](p, `document.querySelectorAll(".gone").length`); got != 0 || len(p.messages()) != 2 {
 		t.Errorf("got %v, %d of them as if they had not arrived", p.messages(), got)
 	}
+}
+
+// Neither a long message nor many make the page slow.
+func testShowsAsMuchAsItCan(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	p := openTabs(t, browser, "")[0]
+	peer := join(t, "/chat/lobby?name=Eve")
+	go peer.drain()
+	for range 510 {
+		peer.text("more")
+	}
+	peer.text(strings.Repeat("x", 10_000))
+	p.waitMessage("Eve", strings.Repeat("x", 4000)+"…")
+	if got, limit := evaluate[int](p, `messages.childElementCount`), 500; got > limit {
+		t.Errorf("got %d messages shown, want at most %d", got, limit)
+	}
+}
+
+func testSendsUnderANewNameWhatWaits(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	line := startLine(t)
+	p := openTab(t, browser, line.url)
+	p.waitState("open")
+	peer := join(t, "/chat/lobby?name=Eve")
+	line.cut()
+	p.waitState("connecting", "waiting")
+	p.do(typeInto("#text", "日本"))
+	evaluate[bool](p, `document.querySelector("#text").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", isComposing: true }))`)
+	if got, want := p.draft(), "日本"; got != want {
+		t.Fatalf("got %q in the box after an Enter that ends a word, want %q", got, want)
+	}
+	p.do(enter)
+	p.waitFor(`document.querySelector(".pending")`)
+	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
+	p.do(typeInto("#name", "Ada"), enter)
+	line.restore()
+	peer.wantText("日本")
+	p.waitFor(`!document.querySelector(".pending, .gone")`)
+	p.waitPeople("Ada", "Eve")
 }
 
 func testDrawsInBothWindows(t *testing.T, browser context.Context) {
