@@ -368,3 +368,25 @@ func TestHostile_LeavingDoesNotMakeRoomBeforeTheConnectionEnds(t *testing.T) {
 		return resp.StatusCode == http.StatusSwitchingProtocols
 	})
 }
+
+// TestHostile_FloodOfWho asks for full pages of who is there, each of which costs the server as much as many messages.
+func TestHostile_FloodOfWho(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nuser {header.X-User}\npresence\n}\n}")
+	for i := range 20 { // more than fit
+		join(t, "/chat/a", "X-User: "+fmt.Sprintf("%01000d", i)+"\r\n")
+	}
+	hostile := joinEvents(t, "/chat/a", "X-User: \r\n")
+	const asked = 30
+	began := time.Now()
+	for range asked {
+		hostile.text(`{"type":"who"}`)
+	}
+	for range asked {
+		if page := hostile.roster(); len(page.raw) < maxNamesSize/2 || page.After == nil {
+			t.Fatalf("got a page of %d bytes, want a full one", len(page.raw))
+		}
+	}
+	if took, least := time.Since(began), asked/2*overheadPause; took < least {
+		t.Errorf("got %d pages in %v, want them to take at least %v", asked, took, least)
+	}
+}

@@ -137,8 +137,8 @@ type Handler struct {
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
 	// How long Caddy's exit may be held up until every client has taken what was published, got its 1001
-	// `shutting_down` and answered it. Of several handlers the longest counts. Default: 3s; more than 4s does not fit
-	// in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
+	// `shutting_down` and, without TLS, has closed its connection. Of several handlers the longest counts. Default:
+	// 3s; more than 4s does not fit in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
 	Drain caddy.Duration `json:"drain,omitempty"`
 
 	// What a hub keeps of its messages, in memory, and sends to who joins before anything newer; and for how long it

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"time"
@@ -249,15 +250,45 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 }
 
 // who tells c a page of the roster: at most limit users, those after the given one if it is not nil. It returns the
-// size of that. A listener's page has those who are thought to be there because they have not been away for long, with no
-// clients, since it will not be told that they are back. What changes after the page is told after it.
+// size of that. What is told of changes after the page was made is told after it.
 func (b *hub) who(c *client, after *string, limit int) int {
+	var buf bytes.Buffer
+	for {
+		page, told := b.page(c, after, limit)
+		if page == nil {
+			return 0
+		}
+		// Without the lock, since it takes ten times as long as to make the page.
+		buf.Reset()
+		encodeEvent(&buf, page)
+		if b.tellUnlessTold(c, buf.Bytes(), told) {
+			return buf.Len()
+		} // else again: that is once a second at most
+	}
+}
+
+// tellUnlessTold tells c an event, unless the listeners have been told anything since the given time. It reports whether
+// it has.
+func (b *hub) tellUnlessTold(c *client, event []byte, since time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	page := rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
-	if c.counted != b.generation || c.left {
-		return 0 // it is closing
+	if !b.told.Equal(since) {
+		return false
 	}
+	c.tellEncoded(event)
+	return true
+}
+
+// page returns a page of the roster, and when the listeners were told anything before it, or nil for a client that is
+// closing. A listener's page has those who are thought to be there because they have not been away for long, with no
+// clients, since it will not be told that they are back.
+func (b *hub) page(c *client, after *string, limit int) (page *rosterEvent, told time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.counted != b.generation || c.left {
+		return nil, told
+	}
+	page = &rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
 	i := 0
 	if after != nil {
 		var known bool
@@ -279,7 +310,7 @@ func (b *hub) who(c *client, after *string, limit int) int {
 		page.Users = append(page.Users, rosterEntry{u.name, u.clients})
 		u.listed = u.listed || !u.shown && c.settings.joinLeave
 	}
-	return c.tell(page)
+	return page, b.told
 }
 
 // jsonSize returns about how many bytes s, which is UTF-8, takes as a JSON string.

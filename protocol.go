@@ -313,7 +313,7 @@ func (c *client) handleWho(frame []byte, e *clientEvent) bool {
 	if err != nil {
 		return c.refuse(frame, errorMalformed, err, e)
 	}
-	c.addOverhead(len(frame) + c.hub.who(c, e.after, limit) + requestOverhead)
+	c.addOverhead(len(frame) + pageOverhead*c.hub.who(c, e.after, limit) + requestOverhead)
 	c.awaitAnswers()
 	return !c.isClosing()
 }
@@ -342,8 +342,12 @@ func (c *client) refuse(frame []byte, code string, err error, e *clientEvent) bo
 // addOverhead notes that n bytes that were received are no part of a message after all, see pace.
 func (c *client) addOverhead(n int) { c.overhead += n }
 
-// requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message.
-const requestOverhead = 256
+// requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message, and pageOverhead what a
+// byte of a roster's page does: who asks for full ones, which take 280 us each, waits after each.
+const (
+	requestOverhead = 256
+	pageOverhead    = 4
+)
 
 // answer sends c an event, and waits where c does not take what it has asked for. It returns false when c is closing.
 // Answers but sent count as bytes that are no part of a message, see pace.
@@ -361,13 +365,18 @@ func (c *client) answer(event any) bool {
 func (c *client) tell(event any) int {
 	var buf bytes.Buffer
 	encodeEvent(&buf, event)
+	c.tellEncoded(buf.Bytes())
+	return buf.Len()
+}
+
+// tellEncoded is tell for an event that is encoded.
+func (c *client) tellEncoded(event []byte) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !c.closing && !c.broken {
-		c.answers = appendFrame(c.answers, websocket.TextMessage, buf.Bytes())
+		c.answers = appendFrame(c.answers, websocket.TextMessage, event)
 		c.due.Store(true)
 	}
-	c.mu.Unlock()
-	return buf.Len()
 }
 
 // maxAnswers is how many bytes of answers may wait for a client before it is not read any more: a page of who is there.

@@ -179,6 +179,7 @@ func (c *client) receive(opcode int, r io.Reader) bool {
 		ok = c.relay(opcode, b.message)
 	}
 	b.free()
+	c.pace() // not only before reading: many small requests come with one read, and their answers are not small
 	return ok
 }
 
