@@ -338,9 +338,9 @@ func (b *hub) chargeLocked() {
 	}
 	n := 0
 	if !b.closed {
-		n = b.log.bytes + len(b.records)*recordSize + b.users + b.keyBytes
+		n = b.log.retained() + len(b.records)*recordSize + b.users + b.keyBytes
 		if b.events != nil {
-			n += b.events.bytes
+			n += b.events.retained()
 		}
 	}
 	b.budget.used.Add(int64(n - b.charged))

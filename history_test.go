@@ -1,8 +1,10 @@
 package chatbroadcast
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -44,6 +46,32 @@ func TestHistory_AllOfThemTogetherAreBounded(t *testing.T) {
 			t.Error("want the oldest forgotten, and not the newest")
 		}
 	})
+}
+
+// TestHistory_WarnsThatSomeAreForgotten also is about the bound through Caddy: of 6 MB, with a buffer of 1 MiB, 4 MiB may stay.
+func TestHistory_WarnsThatSomeAreForgotten(t *testing.T) {
+	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nhistory 10\nhttp_publish\n}\n}")
+	hubs.mu.Lock()
+	hubs.warned = time.Time{}
+	hubs.mu.Unlock()
+	most := hubs.budget.most.Swap(0)
+	defer func() { hubs.budget.most.Store(max(most, hubs.budget.most.Load())) }()
+	for i := range 100 {
+		publish(t, "/chat/"+strconv.Itoa(i), strings.Repeat("x", 60_000))
+	}
+	if got := joinEvents(t, "/chat/0").hello.Replay; got != 0 {
+		t.Errorf("got %d messages of the oldest hub, want them forgotten", got)
+	}
+	if got := joinEvents(t, "/chat/99").hello.Replay; got != 1 {
+		t.Errorf("got %d messages of the newest hub, want 1", got)
+	}
+	log, err := os.ReadFile(s.logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := bytes.Count(log, []byte("histories forgotten")); got != 1 {
+		t.Errorf("got %d warnings in the log, want 1 a minute", got)
+	}
 }
 
 func TestHistory_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {

@@ -27,6 +27,7 @@ type log struct {
 	tail, head uint64
 	bytes      int        // of the frames from tail to head, and their indexes
 	segments   []*segment // the retained ones, oldest first, without gaps
+	capacity   int        // of their buffers, together
 
 	stranded  []*segment // evicted but pinned, oldest first
 	sizeClass int        // of the next segment
@@ -105,6 +106,7 @@ func (l *log) room(size int) *segment {
 	}
 	s := newSegment(l.head, size, l.sizeClass)
 	l.segments = append(l.segments, s)
+	l.capacity += cap(s.buf)
 	return s
 }
 
@@ -119,6 +121,7 @@ func (l *log) evict() {
 	}
 	l.segments[0] = nil
 	l.segments = l.segments[1:]
+	l.capacity -= cap(s.buf)
 	if s.pins == 0 {
 		s.free()
 		return
@@ -213,6 +216,9 @@ func (l *log) overstranded() *segment {
 	return l.stranded[0]
 }
 
+// retained returns the memory of the frames from tail to head, in bytes.
+func (l *log) retained() int { return l.capacity + indexSize*int(l.head-l.tail) }
+
 // held returns the memory of segments, in bytes.
 func held(segments []*segment) (n int) {
 	for _, s := range segments {
@@ -238,7 +244,7 @@ func (l *log) retain(from uint64) {
 // compact moves the frames to segments that they fill. It is retain's: a busy hub needs the room.
 func (l *log) compact() {
 	old := l.segments
-	l.segments = nil
+	l.segments, l.capacity = nil, 0
 	rest := l.bytes - indexSize*int(l.head-l.tail)
 	seq := l.tail
 	for _, s := range old {
@@ -248,6 +254,7 @@ func (l *log) compact() {
 			if n == 0 || cap(l.segments[n-1].buf)-len(l.segments[n-1].buf) < len(frame) {
 				size := max(min(rest, maxWrite), len(frame))
 				l.segments = append(l.segments, &segment{first: seq, buf: make([]byte, 0, size)})
+				l.capacity += size
 				n++
 			}
 			into := l.segments[n-1]
@@ -267,7 +274,7 @@ func (l *log) recycle() {
 		s.free()
 	}
 	l.segments = l.segments[:0]
-	l.tail, l.bytes = l.head, 0
+	l.tail, l.bytes, l.capacity = l.head, 0, 0
 	l.rest()
 }
 

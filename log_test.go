@@ -135,6 +135,13 @@ func checkBounds(t *testing.T, l *log, m *logModel) {
 	for _, f := range m.frames[l.tail:] {
 		want += len(f) + indexSize
 	}
+	capacity := 0
+	for _, s := range l.segments {
+		capacity += cap(s.buf)
+	}
+	if l.capacity != capacity {
+		t.Fatalf("got a capacity of %d bytes, want %d", l.capacity, capacity)
+	}
 	if l.bytes != want {
 		t.Fatalf("got %d retained bytes, want %d", l.bytes, want)
 	}

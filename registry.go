@@ -36,7 +36,13 @@ type registry struct {
 	live   int           // clients that have joined and are not finished
 	exited chan struct{} // once exiting: closed when live is 0
 	exitBy time.Time     // once exiting: when waiting for that ends
+
+	shedding int       // histories forgotten since the last warning
+	warned   time.Time // when that was
 }
+
+// shedWarnings is how often the log warns that histories are forgotten, at most.
+const shedWarnings = time.Minute
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
@@ -403,13 +409,26 @@ func (r *registry) hubClosedLocked(b *hub) {
 
 // shed forgets histories when all of them together take too much: at first those of hubs without clients, the one that
 // has been without for the longest time first, and then those of the hubs in which nothing was published for the longest
-// time, as far as their clients have got everything.
+// time, as far as their clients have got everything. It warns of that, but not each time.
 func (r *registry) shed() {
 	if !r.budget.exceeded() {
 		return
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.shedding += r.shedLocked()
+	n := r.shedding
+	if n == 0 || time.Since(r.warned) < shedWarnings {
+		r.mu.Unlock()
+		return
+	}
+	r.shedding, r.warned = 0, time.Now()
+	r.mu.Unlock()
+	caddy.Log().Named(moduleID).Warn("histories forgotten: all of them together took too much memory",
+		zap.Int("hubs", n), zap.Int64("max_bytes", r.budget.most.Load()))
+}
+
+// shedLocked returns how many histories it has forgotten.
+func (r *registry) shedLocked() (n int) {
 	enough := func() bool { return r.budget.used.Load() <= r.budget.most.Load()/8*7 }
 	var kept, others []*hub
 	for _, b := range r.hubs {
@@ -422,9 +441,10 @@ func (r *registry) shed() {
 	slices.SortFunc(kept, func(a, b *hub) int { return a.keptSince.Compare(b.keptSince) })
 	for _, b := range kept {
 		if enough() {
-			return
+			return n
 		}
 		r.closeKeptLocked(b)
+		n++
 	}
 	last := map[*hub]time.Time{}
 	for _, b := range others {
@@ -433,13 +453,16 @@ func (r *registry) shed() {
 	slices.SortFunc(others, func(a, b *hub) int { return last[a].Compare(last[b]) })
 	for _, b := range others {
 		if enough() {
-			return
+			return n
 		}
-		b.forget()
+		if b.forget() {
+			n++
+		}
 	}
 	if !enough() {
 		r.budget.pause.Store(time.Now().Add(budgetPause).UnixNano())
 	}
+	return n
 }
 
 // count returns how many clients are members of hubs, and how many hubs there are.
