@@ -167,7 +167,7 @@ func (p *tab) waitFor(condition string) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
-	_, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`new Promise((resolve) => {
+	wait := chromedp.Evaluate[bool](`new Promise((resolve) => {
 		const check = () => {
 			if (!(`+condition+`)) return;
 			observer.disconnect();
@@ -176,7 +176,11 @@ func (p *tab) waitFor(condition string) {
 		const observer = new MutationObserver(check);
 		observer.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
 		check();
-	})`, chromedp.EvalAwaitPromise))
+	})`, chromedp.EvalAwaitPromise)
+	_, err := chromedp.Run(ctx, wait)
+	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "navigated") { // a page that was about to be left
+		_, err = chromedp.Run(ctx, wait)
+	}
 	if err != nil {
 		shown, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string](`document.body.innerText`))
 		p.t.Fatalf("waiting for %s: %v; the page shows:\n%s", condition, err, shown)
@@ -1467,7 +1471,8 @@ func TestExample_ChatModule(t *testing.T) {
 
 	// With a server that says what the test has it say, and timers that run when the test has them.
 	for _, row := range []struct{ name, script, want string }{
-		{"takes each message once", `
+		{
+			"takes each message once", `
 			greet({ head: 3, replay: 1 });
 			for (const seq of [2, 3, 3, 5, 4]) hear({ type: "message", seq, user: "", data: String(seq) });
 			hear({ type: "lagged", missed: 4, next: 10 });
@@ -1475,42 +1480,54 @@ func TestExample_ChatModule(t *testing.T) {
 			WebSocket.last.end(1006);
 			chat.connect();
 			return [chat.all("message", "data"), new URL(WebSocket.last.url).searchParams.get("since")];`,
-			`[["3","5","10"],"e:10"]`},
-		{"sends what it was given", `
+			`[["3","5","10"],"e:10"]`,
+		},
+		{
+			"sends what it was given", `
 			const data = new Uint8Array([0, 1, 2, 3]);
 			chat.send(data.subarray(1, 3));
 			data.fill(9);
 			greet();
 			return WebSocket.last.sent;`,
-			`["{\"type\":\"send\",\"id\":\"m1\",\"data64\":\"AQI=\"}"]`},
-		{"gives up who does not say hello", `
+			`["{\"type\":\"send\",\"id\":\"m1\",\"data64\":\"AQI=\"}"]`,
+		},
+		{
+			"gives up who does not say hello", `
 			WebSocket.last.protocol = "chat-broadcast.v1";
 			WebSocket.last.open();
 			expire(15_000);
 			return chat.state;`,
-			`"waiting"`},
-		{"waits for no more than it has asked", `
+			`"waiting"`,
+		},
+		{
+			"waits for no more than it has asked", `
 			greet();
 			chat.send("a");
 			hear({ type: "join", user: "Ada", clients: 2 });
 			hear({ type: "sent", id: "m1", seq: 1 });
 			expire(15_000);
 			return chat.state;`,
-			`"open"`},
-		{"asks whether the connection is there when online", `
+			`"open"`,
+		},
+		{
+			"asks whether the connection is there when online", `
 			greet();
 			dispatchEvent(new Event("online"));
 			expire(15_000);
 			return [WebSocket.last.sent, chat.state];`,
-			`[["{\"type\":\"who\",\"limit\":1}"],"waiting"]`},
-		{"answers who asks when the connection ends", `
+			`[["{\"type\":\"who\",\"limit\":1}"],"waiting"]`,
+		},
+		{
+			"answers who asks when the connection ends", `
 			greet();
 			const answers = [chat.who(), chat.who()];
 			hear({ type: "error", code: "presence_off", message: "off" });
 			WebSocket.last.end(1006);
 			return Promise.all(answers);`,
-			`[null,null]`},
-		{"has a full bucket with each connection", `
+			`[null,null]`,
+		},
+		{
+			"has a full bucket with each connection", `
 			performance.now = () => 0;
 			const rate = { messages: 1, window: 1000 };
 			greet({ rate });
@@ -1522,28 +1539,35 @@ func TestExample_ChatModule(t *testing.T) {
 			chat.connect();
 			greet({ rate });
 			return [...sent, WebSocket.last.sent.length];`,
-			`[1,1]`},
-		{"does not send again with another token", `
+			`[1,1]`,
+		},
+		{
+			"does not send again with another token", `
 			greet({ token: "t" });
 			chat.send("a");
 			WebSocket.last.end(1006);
 			chat.connect();
 			greet({ token: "u" });
 			return [WebSocket.last.sent, chat.all("failed", "code")];`,
-			`[[],["unknown"]]`},
-		{"starts its waits over when it was closed", `
+			`[[],["unknown"]]`,
+		},
+		{
+			"starts its waits over when it was closed", `
 			Math.random = () => 1;
 			for (let i = 0; i < 5; i++, chat.connect()) WebSocket.last.end(1006);
 			chat.close();
 			chat.connect();
 			WebSocket.last.end(1006);
 			return chat.events.filter(({ state }) => state === "waiting").map(({ retryIn }) => retryIn);`,
-			`[50,100,200,400,800,50]`},
-		{"may be closed while it opens", `
+			`[50,100,200,400,800,50]`,
+		},
+		{
+			"may be closed while it opens", `
 			chat.addEventListener("state", () => chat.state === "open" && chat.close());
 			greet();
 			return [chat.state, chat.all("open").length];`,
-			`["closed",0]`},
+			`["closed",0]`,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			got := evaluate[string](&tab{t, p.ctx}, `(async () => {
