@@ -117,6 +117,7 @@ func startCaddy(t testing.TB, sites string) *server {
 			return true
 		})
 		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+		eventually(t, "the listeners of the test to be closed", onlyNewListeners)
 		if t.Failed() {
 			log, _ := os.ReadFile(s.logFile)
 			t.Logf("Caddy's log:\n%s", log)
@@ -174,7 +175,7 @@ func onlyNewListeners() bool {
 			if f[3] != stateListen {
 				continue
 			}
-			for _, port := range []string{":2378", ":24E3"} { // 9080, 9443
+			for _, port := range []string{":2378", ":24E3", ":0BB7"} { // 9080, 9443, 2999
 				if strings.HasSuffix(f[1], port) && listeners[table+f[1]] {
 					return false
 				}
