@@ -70,6 +70,16 @@ func (l *eventLog) forgetBetween() {
 	}
 }
 
+// squeeze forgets the frames between the messages, of which who joins gets none. Nothing may be pinned and every cursor must
+// be at head.
+func (l *eventLog) squeeze() {
+	n, _ := slices.BinarySearch(l.between, l.tail)
+	l.compact(l.between[n:])
+	l.dropped += uint64(len(l.between))
+	l.between = nil
+	l.forgetBetween()
+}
+
 // seq returns the number of the message at position, or, where there is none, of the next.
 func (l *eventLog) seq(position uint64) uint64 {
 	n, _ := slices.BinarySearch(l.between, position)

@@ -236,19 +236,31 @@ func (l *log) retain(from uint64) {
 	}
 	l.trim(from)
 	if held(l.segments) > 2*l.bytes+segmentSizes[1] {
-		l.compact()
+		l.compact(nil)
 	}
 	l.rest()
 }
 
-// compact moves the frames to segments that they fill. It is retain's: a busy hub needs the room.
-func (l *log) compact() {
-	old := l.segments
+// compact moves the frames to segments that they fill. It omits those of the given numbers, in order: the frames before
+// them move up. A busy hub needs the room: nothing may be pinned and every cursor must be at head.
+func (l *log) compact(omit []uint64) {
+	for _, seq := range omit {
+		s, frame, _ := l.next(seq, seq+1)
+		l.unpin(s)
+		l.bytes -= len(frame) + indexSize
+	}
+	old, at := l.segments, l.tail
 	l.segments, l.capacity = nil, 0
+	l.tail += uint64(len(omit))
 	rest := l.bytes - indexSize*int(l.head-l.tail)
 	seq := l.tail
 	for _, s := range old {
-		for i := seq - s.first; i < uint64(len(s.ends)); i++ {
+		for i := at - s.first; i < uint64(len(s.ends)); i++ {
+			at++
+			if len(omit) > 0 && omit[0] == at-1 {
+				omit = omit[1:]
+				continue
+			}
 			frame := s.buf[s.start(i):s.ends[i]]
 			n := len(l.segments)
 			if n == 0 || cap(l.segments[n-1].buf)-len(l.segments[n-1].buf) < len(frame) {

@@ -44,6 +44,23 @@ func (m *logModel) within(maxBytes int) uint64 {
 	return oldest
 }
 
+// omit forgets some of the frames, as many as the given number says, and has those before them move up. It returns their
+// numbers.
+func (m *logModel) omit(some uint64) (omitted []uint64) {
+	var kept [][]byte
+	tail := m.tail()
+	for seq := tail; seq < uint64(len(m.frames)); seq++ {
+		if (seq*seq+some)%5 < some%6 {
+			omitted = append(omitted, seq)
+		} else {
+			kept = append(kept, m.frames[seq])
+		}
+	}
+	m.forgotten = tail + uint64(len(omitted))
+	copy(m.frames[m.forgotten:], kept)
+	return omitted
+}
+
 // A logReader is a client of the model test: it pins a batch, and checks it only when it lets go.
 type logReader struct {
 	cursor uint64
@@ -99,16 +116,20 @@ func checkLog(t *testing.T, maxMessages, maxBytes int, operations []byte) {
 			if n > 1 && len(frames) > maxWrite {
 				t.Fatalf("next: got %d bytes in %d frames, want at most %d", len(frames), n, maxWrite)
 			}
-		case 3: // let go, and when everyone is at the head recycle, or retain some
+		case 3: // let go, and when everyone is at the head recycle, omit or retain some
 			unpin(r)
 			idle := true
 			for i := range readers {
 				idle = idle && readers[i].pinned == nil && readers[i].cursor == l.head
 			}
-			if idle && size%3 == 0 {
+			switch {
+			case !idle:
+			case size%3 == 0:
 				l.recycle()
 				m.forgotten = l.head
-			} else if idle {
+			case size%3 == 1:
+				l.compact(m.omit(uint64(size)))
+			default:
 				m.forgotten = m.tail() + uint64(size)%(l.head-m.tail()+1)
 				l.retain(m.forgotten)
 				if got := held(l.segments); got > 3*l.bytes+2*segmentSizes[1] {

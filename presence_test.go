@@ -97,26 +97,46 @@ func TestPresence_OfAQuietHubTakesNoMemory(t *testing.T) {
 }
 
 func TestPresence_DisplacesNoMessageOfTheHistory(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		settings := presenceOf(true)
-		settings.bufferMessages, settings.historyMessages, settings.historyAge = 10, 10, time.Hour
-		ada := s.join("ada", settings, true, nil)
-		for i := range 10 {
-			s.publish(ada, fmt.Sprint(i))
-		}
-		for i := range 100 {
-			bob := s.join(fmt.Sprint("bob", i), settings, false, nil)
-			time.Sleep(2 * time.Second)
-			s.serve()
-			s.leave(bob)
-		}
-		cid := s.join("cid", settings, true, nil)
-		s.serve()
-		if hello := cid.events()[0]; hello.Replay != 10 {
-			t.Errorf("got %s, want 10 messages", hello.raw)
-		}
-	})
+	for _, bufferBytes := range []int{defaultBufferSize, 6000} {
+		t.Run(fmt.Sprint(bufferBytes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				settings := presenceOf(true)
+				settings.bufferMessages, settings.historyMessages, settings.historyAge = 10, 10, time.Hour
+				settings.bufferBytes = bufferBytes
+				ada := s.join("ada", settings, true, nil)
+				var want []string
+				come := func(i int) {
+					bob := s.join(fmt.Sprint("bob", i), settings, false, nil)
+					time.Sleep(2 * time.Second)
+					s.serve()
+					s.leave(bob)
+				}
+				for i := range 10 {
+					s.publish(ada, fmt.Sprint(i))
+					want = append(want, fmt.Sprint(i))
+					come(i)
+				}
+				for i := range 100 {
+					come(i)
+				}
+				cid := s.join("cid", settings, true, nil)
+				s.serve()
+				var got []string
+				for _, e := range cid.events() {
+					if e.Type == "message" {
+						got = append(got, *e.Data)
+						if e.Seq != len(got) {
+							t.Errorf("got %s, want number %d", e.raw, len(got))
+						}
+					}
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			})
+		})
+	}
 }
 
 func TestPresence_IsNotCountedAsMissed(t *testing.T) {
