@@ -34,6 +34,7 @@ type account struct {
 	lagged  bool
 	lost    int // raw: at least so many
 	changes int // frames of presence that it was told
+	clients int // in the hub, as it was told last
 	joined  time.Time
 }
 
@@ -102,6 +103,7 @@ func (m *hubModel) enter(s *settings) {
 	a.take()
 	got := a.events()
 	hello := got[0]
+	x.clients = hello.Clients
 	if hello.Type != "hello" || hello.Head != head || hello.Replay != head-floor || hello.Clients != len(m.members)+len(m.broken) {
 		m.fail("got %s, want head %d, a replay of %d, and %d clients", hello.raw, head, head-floor, len(m.members))
 	}
@@ -145,9 +147,10 @@ func (m *hubModel) takeEvent(a *actor, x *account, e incoming) {
 		}
 		x.next, x.lagged = e.Next, true
 	case e.Type == "presence" && e.Users != nil:
-		x.roster = newRoster(e)
+		x.roster, x.clients = newRoster(e), e.Clients
 	case x.roster.apply(e):
 		x.changes++
+		x.clients = e.Clients
 		if !a.settings.joinLeave {
 			m.fail("client %d is told %s", a.id, e.raw)
 		}
@@ -322,6 +325,9 @@ func (m *hubModel) end() {
 		if a.settings.joinLeave && a.speaksEvents && !x.lagged && !maps.Equal(x.roster, want) {
 			m.fail("client %d knows of %v, want %v", a.id, x.roster, want)
 		}
+		if a.settings.joinLeave && a.speaksEvents && !x.lagged && x.clients != len(m.members) {
+			m.fail("client %d knows of %d clients, want %d", a.id, x.clients, len(m.members))
+		}
 	}
 	for a := range m.members {
 		m.leaveOf(a)
@@ -329,6 +335,9 @@ func (m *hubModel) end() {
 	m.hub.close()
 	if b := m.hub; b.events != nil || len(b.log.segments) > 0 || b.open > 0 || b.owed > 0 || b.leaving > 0 {
 		m.fail("something is left: %+v", b)
+	}
+	if used := m.hub.budget.used.Load(); used != 0 {
+		m.fail("got %d bytes of a closed hub counted", used)
 	}
 }
 
@@ -338,6 +347,7 @@ func TestHub_DoesWhatItsModelDoes(t *testing.T) {
 	for seed := range uint64(200) {
 		synctest.Test(t, func(t *testing.T) {
 			m := &hubModel{stage: newStage(t), Rand: rand.New(rand.NewPCG(seed, 0)), members: map[*actor]*account{}}
+			m.hub.budget = new(budget)
 			m.history, m.age = m.IntN(2)*m.IntN(30), 1+time.Duration(m.Int64N(int64(10*time.Second)))
 			first := m.settings()
 			first.historyMessages, first.historyAge = m.history, m.age

@@ -18,7 +18,7 @@ type presence struct {
 
 	// What the listeners do not know yet.
 	changed   []*rosterUser // users that have come or gone, oldest first
-	announced int           // how many clients the listeners were last told of
+	announced int           // how many clients the listeners were last told of; negative: not all of the same number
 	told      time.Time     // when they were told anything
 	timer     *time.Timer   // runs announce when they are due
 	due       time.Time     // zero: never
@@ -57,13 +57,22 @@ func (b *hub) arriveLocked(c *client) {
 		if c.settings.joinLeave {
 			b.listeners++
 			if b.listeners == 1 {
-				b.announced = b.members - 1
+				b.announced = -1
 			}
+			b.toldCountLocked() // in its hello
 		}
 	}
 	if b.watchers > 0 {
 		b.countLocked(c)
 		b.announceByLocked(time.Now())
+	}
+}
+
+// toldCountLocked notes that a listener was told alone how many clients there are. If the others know of another number
+// all are told the next, even if by then it is again the one that the others know.
+func (b *hub) toldCountLocked() {
+	if b.announced != b.members {
+		b.announced = -1
 	}
 }
 
@@ -135,17 +144,16 @@ func (b *hub) departLocked(c *client) {
 		b.changed = nil
 		b.strikeLocked()
 	}
-	if c.counted != b.generation {
-		return // it was broken when the roster was begun
-	}
-	i, _ := b.findUserLocked(c.user)
-	u := b.roster[i]
-	u.clients--
 	now := time.Now()
-	u.left = now
-	b.changeLocked(u)
-	if u.clients == 0 && !u.shown && !u.queued {
-		b.roster = slices.Delete(b.roster, i, i+1)
+	if c.counted == b.generation { // else it was broken when the roster was begun
+		i, _ := b.findUserLocked(c.user)
+		u := b.roster[i]
+		u.clients--
+		u.left = now
+		b.changeLocked(u)
+		if u.clients == 0 && !u.shown && !u.queued {
+			b.roster = slices.Delete(b.roster, i, i+1)
+		}
 	}
 	b.announceByLocked(now.Add(presenceGrace))
 }
@@ -289,6 +297,9 @@ func (b *hub) page(c *client, after *string, limit int) (page *rosterEvent, told
 		return nil, told
 	}
 	page = &rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
+	if c.settings.joinLeave {
+		b.toldCountLocked()
+	}
 	i := 0
 	if after != nil {
 		var known bool

@@ -169,3 +169,51 @@ func TestPresence_IsNotCountedAsMissed(t *testing.T) {
 		}
 	})
 }
+
+// TestPresence_CountIsToldToWhoKnowsAnother has one client of a user come and another one go at once: the number of clients
+// is what it was before, but not what the one that has come was told.
+func TestPresence_CountIsToldToWhoKnowsAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct {
+			name   string
+			change func(s *stage, ada *actor) (told *actor)
+		}{
+			{"by hello", func(s *stage, ada *actor) *actor {
+				again := s.join("ada", presenceOf(true), true, nil)
+				s.leave(ada)
+				return again
+			}},
+			{"by an answer to who", func(s *stage, ada *actor) *actor {
+				s.join("dan", defaults(), false, nil)
+				s.serve() // all are told, and of what follows not before a second has passed
+				raw := s.join("ada", defaults(), false, nil)
+				s.hub.who(ada.client, nil, maxPage)
+				s.publish(nil, "has the answer sent, too")
+				s.leave(raw)
+				return ada
+			}},
+			{"before a client left that was broken when the roster began", func(s *stage, ada *actor) *actor {
+				raw := s.join("bob", defaults(), false, nil)
+				s.hub.drop(raw.client)
+				s.leave(ada)
+				again := s.join("ada", presenceOf(true), true, nil)
+				time.Sleep(time.Minute)
+				s.leave(raw)
+				return again
+			}},
+		} {
+			s := newStage(t)
+			s.join("cid", defaults(), false, nil)
+			ada := s.join("ada", presenceOf(true), true, nil)
+			time.Sleep(time.Minute)
+			s.serve()
+			told := test.change(s, ada)
+			time.Sleep(time.Minute)
+			s.serve()
+			got := told.events()
+			if last := got[len(got)-1]; last.Clients != s.hub.members {
+				t.Errorf("%s: got %s last, want %d clients", test.name, last.raw, s.hub.members)
+			}
+		}
+	})
+}
