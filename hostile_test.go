@@ -390,3 +390,49 @@ func TestHostile_FloodOfWho(t *testing.T) {
 		t.Errorf("got %d pages in %v, want them to take at least %v", asked, took, least)
 	}
 }
+
+// TestHostile_ResetOfTheOnlyListener resets the connection of the only client that is told of changes while much that it has
+// sent is unread, so that it can be written to no more and is still a member, and has somebody else come.
+func TestHostile_ResetOfTheOnlyListener(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\npresence join_leave\n}\n}")
+	const times = 10
+	var listeners []*eventsPeer
+	var senders []*peer
+	for i := range times {
+		listeners = append(listeners, joinEvents(t, fmt.Sprintf("/chat/%d", i)))
+		senders = append(senders, join(t, fmt.Sprintf("/chat/%d", i)))
+	}
+	told := func(b *hub) bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.due.IsZero() && time.Since(b.told) > presenceInterval
+	}
+	reached := 0
+	for i, p := range listeners {
+		b := hubs.hub(p.hello.Hub)
+		eventually(t, "what is told next to be told at once", func() bool { return told(b) })
+		p.write(bytes.Repeat(clientFrame(0x81, []byte(`{"type":"who"}`)), 1000))
+		_ = p.conn.(*net.TCPConn).SetLinger(0)
+		p.conn.Close()
+		broken := false
+		eventually(t, "the listener to be broken, or gone", func() bool {
+			senders[i].text("x")
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			broken = b.events == nil && b.listeners > 0
+			return broken || b.listeners == 0
+		})
+		if broken {
+			reached++
+		}
+		join(t, fmt.Sprintf("/chat/%d", i))
+		eventually(t, "nothing to be left to tell", func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.due.IsZero()
+		})
+	}
+	if reached == 0 {
+		t.Error("no listener was broken and still a member")
+	}
+}
