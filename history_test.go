@@ -132,6 +132,21 @@ func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 	})
 }
 
+// TestHub_EncodesNoEventsWhenTheirLastReaderHasGone has another client that is always behind, in a hub without history.
+func TestHub_EncodesNoEventsWhenTheirLastReaderHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.join("ada", defaults(), false, nil).stuck = true
+		bob := s.join("bob", defaults(), true, nil)
+		s.publish(nil, "for both")
+		s.leave(bob)
+		s.publish(nil, "for ada")
+		if s.hub.events != nil {
+			t.Error("the message was encoded for nobody")
+		}
+	})
+}
+
 // TestHistory_IsNotEncodedForEachWhoComesAlone has somebody come and go again and again, who would keep the server busy
 // if that took the whole history each time.
 func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {

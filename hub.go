@@ -432,6 +432,9 @@ func (b *hub) removeLocked(c *client) {
 	b.clients[last] = nil
 	b.clients = b.clients[:last]
 	c.index = -1
+	if len(b.records) == 0 { // even if others are never idle
+		b.endEventsLocked()
+	}
 	b.restLocked()
 }
 
