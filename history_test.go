@@ -218,6 +218,37 @@ func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
 	})
 }
 
+// TestHistory_HubOfWhoIsLeavingCountsOnce has room for one more hub than the one that is kept while its last client's
+// connection is being closed, and then for none.
+func TestHistory_HubOfWhoIsLeavingCountsOnce(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		join := func(name string) *client {
+			t.Helper()
+			c := &client{settings: settings, scope: l.scope}
+			if err := hubs.join(c, name, limits{maxHubs: 2}); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		leaving := join("leaving")
+		hubs.leave(leaving)
+		join("kept").abandon()
+		if hubs.hub("leaving") == nil || hubs.hub("kept") == nil {
+			t.Error("a history is gone, for nothing")
+		}
+		other := join("other")
+		if hubs.hub("leaving") == nil || hubs.hub("kept") != nil {
+			t.Error("want room made by the hub whose end makes some")
+		}
+		other.abandon()
+		leaving.abandon()
+		hubs.release(l)
+	})
+}
+
 func TestHistory_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		keptHubs(t, 5, limits{})

@@ -341,10 +341,27 @@ func (r *registry) roomLocked(s *scope, b *hub, maxHubs int) bool {
 	if reached(len(s.perHub), maxHubs) {
 		return false
 	}
-	for reached(len(s.perHub)+len(s.kept), maxHubs) { // several after a reload that lowers it
-		r.closeKeptLocked(s.kept[0])
+	if !reached(len(s.perHub)+len(s.kept), maxHubs) {
+		return true
+	}
+	emptying := r.emptyingLocked(s)
+	for reached(len(s.perHub)+len(s.kept)-emptying, maxHubs) { // several after a reload that lowers it
+		i := slices.IndexFunc(s.kept, func(b *hub) bool { return s.perHub[b.name] == 0 })
+		r.closeKeptLocked(s.kept[i])
 	}
 	return true
+}
+
+// emptyingLocked returns how many of the hubs that s keeps are among its perHub, because the connection of somebody who
+// has left them is not closed yet. To close these would make no room.
+func (r *registry) emptyingLocked(s *scope) int {
+	names := map[string]bool{}
+	for _, c := range s.clients[s.members:] {
+		if b := r.hubs[c.hub.name]; b != nil && b.keeper == s {
+			names[b.name] = true
+		}
+	}
+	return len(names)
 }
 
 // keepLocked keeps b, which has no clients, for its history and as long as that lasts. It does nothing where no directive
