@@ -236,6 +236,46 @@ func TestHub_SampleWaitsForTheOthersOfABrokenClient(t *testing.T) {
 	}
 }
 
+// TestHub_SampleIsNotPaidByWhoCameWithANewEventLog has those who speak events come while another client has yet to take the
+// sample, in a hub that has had no event log before, or whose event log has ended.
+func TestHub_SampleIsNotPaidByWhoCameWithANewEventLog(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		for _, breaks := range []bool{false, true} {
+			t.Run(fmt.Sprintf("ended=%v/breaks=%v", ended, breaks), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newStage(t)
+					s.hub.metrics = newRegistry().metrics
+					ada := s.join("ada", defaults(), false, nil)
+					if ended {
+						bob := s.join("bob", defaults(), true, nil)
+						s.publish(nil, "before")
+						s.leave(bob)
+					}
+					before := observed(t, s.hub.metrics)
+					ada.stuck = true
+					s.publish(nil, "sample")
+					cid := s.join("cid", defaults(), true, nil)
+					s.serve()
+					s.publish(nil, "for cid")
+					s.publish(nil, "for cid")
+					if breaks {
+						s.hub.drop(cid.client)
+					}
+					if got := observed(t, s.hub.metrics); got != before || s.hub.owed != 1 {
+						t.Errorf("got %d deliveries timed, %d clients that owe, want %d and one", got, s.hub.owed, before)
+					}
+					ada.take()
+					if got := observed(t, s.hub.metrics); got != before+1 || s.hub.owed != 0 {
+						t.Errorf("got %d deliveries timed, %d clients that owe, want %d and none", got, s.hub.owed, before+1)
+					}
+					s.leave(cid)
+					s.leave(ada)
+				})
+			})
+		}
+	}
+}
+
 // TestHub_SamplesEnd has clients of every kind come, go, send and lag, and checks that no sample waits for somebody who
 // owes it nothing.
 func TestHub_SamplesEnd(t *testing.T) {

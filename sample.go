@@ -1,16 +1,22 @@
 package chatbroadcast
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // A sample is one message of a hub whose way to the clients is timed. The fields are guarded by hub.mu.
 type sample struct {
 	sampled uint64    // its number in the log
-	event   uint64    // its position in the event log
+	event   uint64    // its position in the event log, or noEvent
 	began   time.Time // when it was published
 	passed  int       // messages since then
 	owed    int       // clients that it has not been written to; 0 is no sample
 	leaving int       // clients that have left and still get what was published before
 }
+
+// noEvent is the position of a sample that is older than the event log.
+const noEvent = math.MaxUint64
 
 // maxSample is when a sample is given up, and counted as having taken that long: a client is stuck.
 const maxSample = time.Second
@@ -53,7 +59,7 @@ func (b *hub) doneLocked(c *client) {
 
 // owesNothingLocked notes that c will not get what it has not got.
 func (b *hub) owesNothingLocked(c *client) {
-	if at := b.sampledFor(c); b.owed > 0 && c.done <= at && (!c.left || at < c.until) {
+	if at := b.sampledFor(c); b.owed > 0 && at < c.log.head && c.done <= at && (!c.left || at < c.until) {
 		b.paidLocked()
 	}
 }
