@@ -334,6 +334,23 @@ func TestHistory_BudgetCountsBothLogs(t *testing.T) {
 	})
 }
 
+// TestHistory_BudgetCountsEventsOfWhoIsStuck has the history encoded for somebody who takes nothing of it.
+func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.hub.budget = new(budget)
+		settings := defaults()
+		settings.historyMessages, settings.historyAge = 10, time.Minute
+		s.join("ada", settings, false, nil)
+		s.publish(nil, strings.Repeat("x", 1000))
+		s.join("bob", settings, true, nil).stuck = true
+		if used, least := s.hub.budget.used.Load(), int64(s.hub.log.bytes+s.hub.events.bytes); used < least {
+			t.Errorf("got %d bytes counted, want at least %d", used, least)
+		}
+		s.hub.close()
+	})
+}
+
 // TestHistory_IsKeptByTheDirectiveThatHasOne has the last client come through another one, with the same hub.
 func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {

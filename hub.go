@@ -125,6 +125,7 @@ func (b *hub) joinEventsLocked(c *client, floor uint64) uint64 {
 			m.opcode, m.payload = b.log.payload(seq)
 			b.events.appendEvent(m.event(seq+1, r.at))
 		}
+		b.chargeLocked()
 	}
 	b.events.clients++
 	c.log = &b.events.log
