@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"golang.org/x/time/rate"
 )
 
 // eventsProtocol is the subprotocol of clients that speak events (PROTOCOL.md). All others are raw.
@@ -40,6 +41,12 @@ type helloEvent struct {
 type allowance struct {
 	Messages int   `json:"messages"`
 	Window   int64 `json:"window"`
+}
+
+// allowanceOf returns how fast l lets a client send. The window is rounded up, but not for what it has lost as a fraction.
+func allowanceOf(l *rate.Limiter) *allowance {
+	nanoseconds := math.Round(float64(l.Burst()) / float64(l.Limit()) * 1e9)
+	return &allowance{l.Burst(), int64(math.Ceil(nanoseconds / 1e6))}
 }
 
 type messageEvent struct {
@@ -182,8 +189,7 @@ func (c *client) hello(w welcome) helloEvent {
 		e.Token = c.token
 	}
 	if c.limiter != nil {
-		messages := c.limiter.Burst()
-		e.Rate = &allowance{messages, int64(math.Ceil(float64(messages) / float64(c.limiter.Limit()) * 1000))}
+		e.Rate = allowanceOf(c.limiter)
 	}
 	if c.since != nil {
 		e.Resumed = &w.resumed

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/gorilla/websocket"
 )
 
@@ -393,6 +394,23 @@ func TestEvents_HelloOfAnEmptyHub(t *testing.T) {
 	h := joinEvents(t, "/chat/a").hello
 	if *h.User != "" || h.Hub != "localhost/chat/a" || h.Head != 0 || h.Replay != 0 || h.Clients != 1 {
 		t.Errorf("got %s", h.raw)
+	}
+}
+
+func TestEvents_HelloSaysTheWindowThatIsConfigured(t *testing.T) {
+	for _, test := range []struct {
+		window time.Duration
+		want   int64
+	}{
+		{time.Microsecond, 1}, {1500 * time.Microsecond, 2}, {100 * time.Millisecond, 100}, {time.Second, 1000},
+		{7 * time.Second, 7000}, {time.Minute, 60_000}, {24 * time.Hour, 86_400_000},
+	} {
+		for messages := 1; messages <= 1000; messages++ {
+			r := &Rate{Messages: messages, Window: caddy.Duration(test.window)}
+			if got := allowanceOf(r.limiter()); got.Window != test.want || got.Messages != messages {
+				t.Fatalf("rate %d %v: got %+v, want a window of %d", messages, test.window, *got, test.want)
+			}
+		}
 	}
 }
 
