@@ -103,7 +103,9 @@ type client struct {
 type clientID uint64
 
 // String returns the id as logs and APIs show it: lower-case letters and digits.
-func (id clientID) String() string { return strconv.FormatUint(uint64(id), 36) }
+func (id clientID) String() string { return string(id.append(nil)) }
+
+func (id clientID) append(dst []byte) []byte { return strconv.AppendUint(dst, uint64(id), 36) }
 
 // start runs the connection. It clears what the HTTP server has left on it and starts the reader, which
 // ends with the connection: at the latest when the peer is silent for the ping's interval and timeout or,

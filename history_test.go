@@ -403,7 +403,7 @@ func TestEventLog_KnowsNumbersAndPositions(t *testing.T) {
 	for i := range 5 * maxPassed {
 		numbers = append(numbers, seq) // of the message here, or of the next
 		if i%3 == 0 {
-			l.appendEvent("message")
+			l.appendMessage(&message{}, seq+1, time.Time{})
 			l.forgetBetween()
 			seq++
 		} else {

@@ -123,7 +123,7 @@ func (b *hub) joinEventsLocked(c *client, floor uint64) uint64 {
 			r := b.records[seq-b.firstRecord]
 			m := message{sender: r.sender, user: r.user}
 			m.opcode, m.payload = b.log.payload(seq)
-			b.events.appendEvent(m.event(seq+1, r.at))
+			b.events.appendMessage(&m, seq+1, r.at)
 		}
 		b.chargeLocked()
 	}
@@ -186,7 +186,7 @@ func (b *hub) publish(m message) (r receipt, published bool) {
 	}
 	eventAt := uint64(0)
 	if b.events != nil {
-		eventAt = b.events.appendEvent(m.event(r.seq, r.at))
+		eventAt = b.events.appendMessage(&m, r.seq, r.at)
 		b.events.forgetBetween()
 	}
 	if m.from != nil && !m.from.settings.echo {

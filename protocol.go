@@ -49,16 +49,6 @@ func allowanceOf(l *rate.Limiter) *allowance {
 	return &allowance{l.Burst(), int64(math.Ceil(nanoseconds / 1e6))}
 }
 
-type messageEvent struct {
-	Type   string  `json:"type"`
-	Seq    uint64  `json:"seq"`
-	Time   string  `json:"time"`
-	Client string  `json:"client,omitempty"`
-	User   string  `json:"user"`
-	Data   *string `json:"data,omitempty"`
-	Data64 *[]byte `json:"data64,omitempty"`
-}
-
 type sentEvent struct {
 	Type string `json:"type"`
 	ID   string `json:"id"`
@@ -114,24 +104,10 @@ const (
 	errorPresenceOff = "presence_off"
 )
 
-// eventTime formats t as events have it: RFC 3339 in UTC, with milliseconds.
-func eventTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+// timeLayout is how events have times: RFC 3339 in UTC, with milliseconds.
+const timeLayout = "2006-01-02T15:04:05.000Z"
 
-// event returns m as the message of the given number, counted from 1.
-func (m *message) event(seq uint64, at time.Time) messageEvent {
-	e := messageEvent{Type: "message", Seq: seq, Time: eventTime(at), User: m.user}
-	if m.sender != 0 {
-		e.Client = m.sender.String()
-	}
-	if m.opcode == websocket.BinaryMessage {
-		payload := m.payload // m itself stays off the heap, for those hubs where nobody speaks events
-		e.Data64 = &payload
-		return e
-	}
-	text := string(m.payload)
-	e.Data = &text
-	return e
-}
+func eventTime(t time.Time) string { return t.UTC().Format(timeLayout) }
 
 // ---- the handshake ----
 

@@ -1187,3 +1187,44 @@ func FuzzClientEvent(f *testing.F) {
 		}
 	})
 }
+
+// FuzzMessageEvent has messages encoded, and compares what a JSON library makes of that.
+func FuzzMessageEvent(f *testing.F) {
+	f.Add("ada", "hello", uint64(1), false)
+	f.Add("", "\x00\x1f \"quoted\" C:\\ \n\r\t\u2028 é 🙂 <b>", uint64(0), false)
+	f.Add("\"\\\n", "\x00\xff", uint64(1<<63), true)
+	schema := protocolSchema(f, "/$defs/strictFromServer")
+	at := time.Date(2026, 11, 23, 12, 0, 0, 7_999_999, time.FixedZone("", 3600))
+	f.Fuzz(func(t *testing.T, user, payload string, sender uint64, binary bool) {
+		if !utf8.ValidString(user) || len(user) > maxUser || !binary && !utf8.ValidString(payload) {
+			return
+		}
+		m := message{sender: clientID(sender), user: user, opcode: websocket.TextMessage, payload: []byte(payload)}
+		if binary {
+			m.opcode = websocket.BinaryMessage
+		}
+		frame := string(m.appendEvent([]byte("before"), 42, at)[len("before"):])
+		if err := validate(schema, frame); err != nil {
+			t.Fatal(err)
+		}
+		var got struct {
+			Type, Time, Client, User string
+			Seq                      int
+			Data                     *string
+			Data64                   []byte
+		}
+		if err := json.Unmarshal([]byte(frame), &got); err != nil {
+			t.Fatalf("%q: %v", frame, err)
+		}
+		if got.Type != "message" || got.Seq != 42 || got.Time != "2026-11-23T11:00:00.007Z" || got.User != user {
+			t.Errorf("got %s", frame)
+		}
+		if want := m.sender.String(); got.Client != want && (sender != 0 || got.Client != "") {
+			t.Errorf("got client %q, want %q", got.Client, want)
+		}
+		switch {
+		case binary && (got.Data != nil || string(got.Data64) != payload), !binary && (got.Data == nil || *got.Data != payload):
+			t.Errorf("got %s, want %q", frame, payload)
+		}
+	})
+}
