@@ -23,6 +23,7 @@ type eventLog struct {
 	messages int       // how many it keeps; to maxMessages the frames between them are added
 	between  []uint64  // the positions of frames that are no message, from maxPassed before tail on
 	dropped  uint64    // how many of those were before these
+	passing  int       // about how many bytes such frames have taken since squeeze
 	clients  int       // that read from it
 	read     time.Time // once there is none: when the last one went
 	buf      bytes.Buffer
@@ -54,6 +55,7 @@ func (l *eventLog) appendBetween(event any) (position uint64) {
 	l.buf.Reset()
 	encodeEvent(&l.buf, event)
 	l.maxMessages++ // it takes no message's place
+	l.passing += l.buf.Len() + maxFrameHeader + indexSize
 	position = l.appendEncoded()
 	l.between = append(l.between, position)
 	l.forgetBetween()
@@ -79,8 +81,13 @@ func (l *eventLog) forgetBetween() {
 	}
 }
 
-// squeeze forgets the frames between the messages, of which who joins gets none. Nothing may be pinned and every cursor must be at head.
+// squeeze forgets the frames between the messages, of which who joins gets none, if they take more than a quarter of the bytes:
+// so it costs less than it did to append. Nothing may be pinned and every cursor must be at head.
 func (l *eventLog) squeeze() {
+	if l.passing <= l.bytes/4 {
+		return
+	}
+	l.passing = 0
 	n, _ := slices.BinarySearch(l.between, l.tail)
 	l.compact(l.between[n:])
 	l.dropped += uint64(len(l.between))

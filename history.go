@@ -169,7 +169,7 @@ func (b *hub) retainLocked(now time.Time) {
 	b.log.retain(floor)
 	b.forgetRecordsLocked()
 	if b.events != nil {
-		if len(b.events.between) > 0 && b.events.bytes > b.historyBytesLocked()/2 {
+		if b.events.bytes > b.historyBytesLocked()/2 {
 			b.events.squeeze() // or what is told of presence would push the messages out
 		}
 		b.events.retain(max(b.events.tail, b.events.position(max(floor, b.events.seq(b.events.tail))),

@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -137,6 +138,46 @@ func TestPresence_DisplacesNoMessageOfTheHistory(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPresence_DisplacesNoMessageOfTheHistoryByItsSize has many come and go, with the longest names.
+func TestPresence_DisplacesNoMessageOfTheHistoryByItsSize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		settings := presenceOf(true)
+		settings.historyMessages, settings.historyAge = 10, time.Hour
+		ada := s.join("ada", settings, true, nil)
+		for i := range 100 {
+			if i%10 == 0 {
+				s.publish(ada, fmt.Sprint(i/10))
+			}
+			var others []*actor
+			for j := range 12 {
+				others = append(others, s.join(fmt.Sprint(i, j, strings.Repeat("x", 1000)), settings, false, nil))
+			}
+			time.Sleep(4 * time.Second)
+			s.serve()
+			for _, other := range others {
+				s.leave(other)
+			}
+		}
+		ada.events()
+		s.publish(ada, "10")
+		if got := ada.events(); got[len(got)-1].Seq != 11 {
+			t.Errorf("got %+v, want message 11", got)
+		}
+		bob := s.join("bob", settings, true, nil)
+		s.serve()
+		got := bob.events()
+		if got[0].Replay != 10 {
+			t.Fatalf("got %s, want 10 messages", got[0].raw)
+		}
+		for i, e := range got[1:11] {
+			if e.Seq != 2+i || e.text() != fmt.Sprint(1+i) {
+				t.Errorf("got %s, want message %d", e.raw, 2+i)
+			}
+		}
+	})
 }
 
 func TestPresence_IsNotCountedAsMissed(t *testing.T) {
