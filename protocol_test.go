@@ -402,8 +402,13 @@ func TestEvents_HelloSaysTheWindowThatIsConfigured(t *testing.T) {
 		window time.Duration
 		want   int64
 	}{
-		{time.Microsecond, 1}, {1500 * time.Microsecond, 2}, {100 * time.Millisecond, 100}, {time.Second, 1000},
-		{7 * time.Second, 7000}, {time.Minute, 60_000}, {24 * time.Hour, 86_400_000},
+		{time.Microsecond, 1},
+		{1500 * time.Microsecond, 2},
+		{100 * time.Millisecond, 100},
+		{time.Second, 1000},
+		{7 * time.Second, 7000},
+		{time.Minute, 60_000},
+		{24 * time.Hour, 86_400_000},
 	} {
 		for messages := 1; messages <= 1000; messages++ {
 			r := &Rate{Messages: messages, Window: caddy.Duration(test.window)}
