@@ -159,8 +159,8 @@ type Handler struct {
 	// message, everything else is text and must be UTF-8 (400). `max_message_size` (413) and `origins` (403) hold, and
 	// `rate` for each address, by /64 for IPv6 (429). The answer is 202 with `{"clients":n,"seq":n}`: how many clients
 	// the message is for, and its number in the hub. A message for a hub without clients is kept by `history`; without
-	// that both are 0. Other methods go to the next handler, as POST does without this. `read_only` concerns WebSocket clients only: with both, the
-	// server alone speaks. Default: false. After a reload it holds for new requests.
+	// that both are 0. Other methods go to the next handler, as POST does without this. `read_only` concerns WebSocket
+	// clients only: with both, the server alone speaks. Default: false. After a reload it holds for new requests.
 	HTTPPublish bool `json:"http_publish,omitempty"`
 
 	// What the fields above come to; set by Provision.
@@ -237,7 +237,8 @@ type settings struct {
 	writeTimeout   time.Duration
 	maxAge         time.Duration // 0: off
 
-	historyMessages int // 0: off
+	allowance       *allowance // of rate, as clients are told it; nil: off
+	historyMessages int        // 0: off
 	historyAge      time.Duration
 	presence        bool
 	joinLeave       bool
@@ -271,6 +272,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		pingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
 		writeTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
 		maxAge:         time.Duration(h.MaxAge),
+		allowance:      h.Rate.allowance(),
 	}
 	if ping.Off {
 		h.settings.pingInterval = 0

@@ -7,14 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
-	"golang.org/x/time/rate"
 )
 
 // eventsProtocol is the subprotocol of clients that speak events (PROTOCOL.md). All others are raw.
@@ -43,10 +41,17 @@ type allowance struct {
 	Window   int64 `json:"window"`
 }
 
-// allowanceOf returns how fast l lets a client send. The window is rounded up, but not for what it has lost as a fraction.
-func allowanceOf(l *rate.Limiter) *allowance {
-	nanoseconds := math.Round(float64(l.Burst()) / float64(l.Limit()) * 1e9)
-	return &allowance{l.Burst(), int64(math.Ceil(nanoseconds / 1e6))}
+// allowance returns r as clients are told it, with the window rounded up, or nil for none.
+func (r *Rate) allowance() *allowance {
+	if r == nil {
+		return nil
+	}
+	window := time.Duration(r.Window)
+	a := &allowance{r.Messages, window.Milliseconds()}
+	if window%time.Millisecond > 0 {
+		a.Window++
+	}
+	return a
 }
 
 type sentEvent struct {
@@ -160,12 +165,10 @@ func (c *client) hello(w welcome) helloEvent {
 		Head:    w.head,
 		Clients: w.clients,
 		Replay:  w.replay,
+		Rate:    c.settings.allowance,
 	}
 	if w.remembers {
 		e.Token = c.token
-	}
-	if c.limiter != nil {
-		e.Rate = allowanceOf(c.limiter)
 	}
 	if c.since != nil {
 		e.Resumed = &w.resumed

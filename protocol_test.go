@@ -412,7 +412,7 @@ func TestEvents_HelloSaysTheWindowThatIsConfigured(t *testing.T) {
 	} {
 		for messages := 1; messages <= 1000; messages++ {
 			r := &Rate{Messages: messages, Window: caddy.Duration(test.window)}
-			if got := allowanceOf(r.limiter()); got.Window != test.want || got.Messages != messages {
+			if got := r.allowance(); got.Window != test.want || got.Messages != messages {
 				t.Fatalf("rate %d %v: got %+v, want a window of %d", messages, test.window, *got, test.want)
 			}
 		}
