@@ -476,21 +476,13 @@ func kickClient(w http.ResponseWriter, r adminRequest) error {
 		return err
 	}
 	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.id != id })
-	kicked := kick(clients)
-	if kicked == 0 {
-		return adminError(http.StatusNotFound, fmt.Errorf("client %s is not connected", id))
-	}
-	return answerJSON(w, http.StatusOK, kicking{kicked})
+	return answerKicked(w, kick(clients), fmt.Errorf("client %s is not connected", id))
 }
 
 // kickUser closes the clients of a user, in all hubs.
 func kickUser(w http.ResponseWriter, r adminRequest) error {
 	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.user != r.name })
-	kicked := kick(clients)
-	if kicked == 0 {
-		return adminError(http.StatusNotFound, fmt.Errorf("user %s has no clients", r.name))
-	}
-	return answerJSON(w, http.StatusOK, kicking{kicked})
+	return answerKicked(w, kick(clients), fmt.Errorf("user %s has no clients", r.name))
 }
 
 // kickHub closes the clients of a hub and forgets its history. Unless somebody joins meanwhile the hub closes: the next
@@ -505,6 +497,14 @@ func kickHub(w http.ResponseWriter, r adminRequest) error {
 	hubs.closeIfKept(b)
 	if kicked == 0 && !history {
 		return noHub(b.name)
+	}
+	return answerJSON(w, http.StatusOK, kicking{kicked})
+}
+
+// answerKicked answers with how many clients were kicked. If that is none it is the 404 of the given error.
+func answerKicked(w http.ResponseWriter, kicked int, none error) error {
+	if kicked == 0 {
+		return adminError(http.StatusNotFound, none)
 	}
 	return answerJSON(w, http.StatusOK, kicking{kicked})
 }
