@@ -113,7 +113,7 @@ func (e *events) run() {
 		}
 		e.mu.Unlock()
 		if dropped > 0 {
-			eventsLogger().Warn("events dropped: their handlers are too slow", zap.Int("events", dropped))
+			processLogger().Warn("events dropped: their handlers are too slow", zap.Int("events", dropped))
 		}
 		if app != nil {
 			tell(ctx, app, next)
@@ -125,11 +125,12 @@ func (e *events) run() {
 func tell(ctx caddy.Context, app *caddyevents.App, e event) {
 	defer func() {
 		if v := recover(); v != nil {
-			eventsLogger().Error("panic in a handler of an event",
+			processLogger().Error("panic in a handler of an event",
 				zap.String("event", e.name), zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 		}
 	}()
 	app.Emit(ctx, e.name, e.data)
 }
 
-func eventsLogger() *zap.Logger { return caddy.Log().Named(moduleID) }
+// processLogger returns the logger for what belongs to no configuration.
+func processLogger() *zap.Logger { return caddy.Log().Named(moduleID) }

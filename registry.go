@@ -240,7 +240,7 @@ func (s *scope) logger() *zap.Logger {
 	if l := s.current.Load(); l != nil {
 		return l.log
 	}
-	return caddy.Log().Named(moduleID)
+	return processLogger()
 }
 
 // The refusals of join and admit.
@@ -440,7 +440,7 @@ func (r *registry) shed() {
 	}
 	r.shedding, r.warned = 0, time.Now()
 	r.mu.Unlock()
-	caddy.Log().Named(moduleID).Warn("histories forgotten: all of them together took too much memory",
+	processLogger().Warn("histories forgotten: all of them together took too much memory",
 		zap.Int("hubs", n), zap.Int64("max_bytes", r.budget.most.Load()))
 }
 
