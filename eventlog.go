@@ -47,7 +47,9 @@ func (l *eventLog) grow(messages, maxBytes int) {
 func (l *eventLog) appendMessage(m *message, seq uint64, at time.Time) (position uint64) {
 	l.buf.Reset()
 	l.buf.Write(m.appendEvent(l.buf.AvailableBuffer(), seq, at))
-	return l.appendEncoded()
+	position = l.appendEncoded()
+	l.forgetBetween()
+	return position
 }
 
 // appendBetween appends a frame that is no message.

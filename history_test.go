@@ -21,8 +21,7 @@ func keptHubs(t *testing.T, n int, limits limits) {
 	const value = "value"
 	l := hubs.lease(value, testLogger(t), emitter{}, time.Duration(defaultDrain))
 	t.Cleanup(func() { hubs.release(l) })
-	settings := defaults()
-	settings.historyMessages, settings.historyAge = 10, time.Minute
+	settings := historyOfTen()
 	settings.bufferBytes = 4 << 10
 	for i := range n {
 		time.Sleep(time.Millisecond) // of the bubble's time: each is younger than the one before
@@ -117,8 +116,7 @@ func TestHistory_KeptHubsCloseAfterTheirAge(t *testing.T) {
 func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		ada := s.join("ada", settings, false, nil)
 		bob := s.join("bob", settings, true, nil)
 		s.publish(ada, "for bob")
@@ -152,8 +150,7 @@ func TestHub_EncodesNoEventsWhenTheirLastReaderHasGone(t *testing.T) {
 func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		comeAndGo := func() *eventLog {
 			t.Helper()
 			ada := s.join("ada", settings, true, nil)
@@ -195,8 +192,7 @@ func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
 func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		one := limits{maxHubs: 1}
 		leaving, next := &client{settings: settings, scope: l.scope}, &client{settings: settings, scope: l.scope}
 		if err := hubs.join(leaving, "a", one); err != nil {
@@ -223,8 +219,7 @@ func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
 func TestHistory_HubOfWhoIsLeavingCountsOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		join := func(name string) *client {
 			t.Helper()
 			c := &client{settings: settings, scope: l.scope}
@@ -266,8 +261,7 @@ func TestHistory_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		send := func(id string) receipt {
 			r, _ := s.hub.publish(message{opcode: websocket.TextMessage, key: sendKey{"ada", "token", id}})
@@ -314,13 +308,19 @@ func TestHistory_RecordsAreBoundedWhileAClientIsStuck(t *testing.T) {
 	})
 }
 
+// historyOfTen keeps ten messages for a minute.
+func historyOfTen() *settings {
+	s := defaults()
+	s.historyMessages, s.historyAge = 10, time.Minute
+	return s
+}
+
 // TestHistory_BudgetCountsBothLogs wants the encoding for clients that speak events counted, too.
 func TestHistory_BudgetCountsBothLogs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.hub.budget = new(budget)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		s.join("ada", settings, true, nil)
 		s.publish(nil, "x")
 		used := s.hub.budget.used.Load()
@@ -339,8 +339,7 @@ func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.hub.budget = new(budget)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		s.publish(nil, strings.Repeat("x", 1000))
 		s.join("bob", settings, true, nil).stuck = true
@@ -355,8 +354,7 @@ func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
 func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		with, without := hubs.lease("with", testLogger(t), emitter{}, 0), hubs.lease("without", testLogger(t), emitter{}, 0)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		first := &client{settings: settings, scope: with.scope}
 		last := &client{settings: defaults(), scope: without.scope}
 		for _, c := range []*client{first, last} {
@@ -380,8 +378,7 @@ func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
 func TestHistory_IsNotKeptWithoutADirective(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		l := hubs.lease("value", testLogger(t), emitter{}, 0)
-		settings := defaults()
-		settings.historyMessages, settings.historyAge = 10, time.Minute
+		settings := historyOfTen()
 		c := &client{settings: settings, scope: l.scope}
 		if err := hubs.join(c, "hub", limits{}); err != nil {
 			t.Fatal(err)
@@ -404,7 +401,6 @@ func TestEventLog_KnowsNumbersAndPositions(t *testing.T) {
 		numbers = append(numbers, seq) // of the message here, or of the next
 		if i%3 == 0 {
 			l.appendMessage(&message{}, seq+1, time.Time{})
-			l.forgetBetween()
 			seq++
 		} else {
 			l.appendBetween("between")

@@ -187,7 +187,6 @@ func (b *hub) publish(m message) (r receipt, published bool) {
 	eventAt := uint64(0)
 	if b.events != nil {
 		eventAt = b.events.appendMessage(&m, r.seq, r.at)
-		b.events.forgetBetween()
 	}
 	if m.from != nil && !m.from.settings.echo {
 		if m.from.speaksEvents {
