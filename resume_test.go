@@ -60,6 +60,32 @@ func (s *server) reload(history, times int, part func()) {
 	}
 }
 
+// live has so many clients live so many lives each, one after the other, and returns how many there were. Each life of
+// client i is a call of life(i). The server's reloads are spread over them.
+func (i *interruption) live(s *server, history, clients, livesOfEach int, life func(i int) error) int64 {
+	s.t.Helper()
+	var lives atomic.Int64
+	var running sync.WaitGroup
+	for number := range clients {
+		running.Go(func() {
+			for range livesOfEach {
+				if err := life(number); err != nil && !i.excuses(err) {
+					s.t.Errorf("life %d of client %d: %v", lives.Load(), number, err)
+					return
+				}
+				lives.Add(1)
+			}
+		})
+	}
+	all := int64(clients * livesOfEach)
+	s.reload(history, i.reloads, func() {
+		next := min(lives.Load()+all/int64(i.reloads+1), all)
+		eventually(s.t, "the lives before a reload", func() bool { return lives.Load() >= next || s.t.Failed() })
+	})
+	running.Wait()
+	return lives.Load()
+}
+
 // ---- joining ----
 
 // A metronome publishes its own counter, from 1 on, at a steady rate. Nobody else publishes in its hub.
@@ -490,27 +516,11 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 			control := startChronicle(t, path)
 			defer control.close()
 			halt := startChatter(t, path, perSecond)
-			var lives atomic.Int64
 			var wanderers [clients]wanderer
-			var running sync.WaitGroup
 			for i := range wanderers {
-				w := &wanderers[i]
-				w.path = path + "?name=wanderer"
-				running.Go(func() {
-					for range livesOfEach {
-						if err := w.wander(t, rand.N(2500)); err != nil && !tc.excuses(err) {
-							t.Errorf("life %d of client %d: %v", lives.Load(), i, err)
-							return
-						}
-						lives.Add(1)
-					}
-				})
+				wanderers[i].path = path + "?name=wanderer"
 			}
-			s.reload(history, tc.reloads, func() {
-				next := min(lives.Load()+clients*livesOfEach/int64(tc.reloads+1), clients*livesOfEach)
-				eventually(t, "the lives before a reload", func() bool { return lives.Load() >= next || t.Failed() })
-			})
-			running.Wait()
+			lives := tc.live(s, history, clients, livesOfEach, func(i int) error { return wanderers[i].wander(t, rand.N(2500)) })
 			sent := halt()
 			if t.Failed() {
 				return
@@ -528,7 +538,7 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 					t.Errorf("client %d did not get what the one got that stayed", i)
 				}
 			}
-			t.Logf("%d lives, %d messages; %d handshakes unanswered", lives.Load(), total, tc.unanswered.Load())
+			t.Logf("%d lives, %d messages; %d handshakes unanswered", lives, total, tc.unanswered.Load())
 		})
 	}
 }
@@ -740,27 +750,11 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
 			control := startChronicle(t, path)
 			defer control.close()
-			var lives atomic.Int64
 			var all [senders]persistentSender
-			var running sync.WaitGroup
 			for i := range all {
-				sender := &all[i]
-				sender.name, sender.path = i, path+"?name=sender"
-				running.Go(func() {
-					for range livesOfEach {
-						if err := sender.live(t, rand.N(6000)); err != nil && !tc.excuses(err) {
-							t.Errorf("life %d of sender %d: %v", lives.Load(), i, err)
-							return
-						}
-						lives.Add(1)
-					}
-				})
+				all[i].name, all[i].path = i, path+"?name=sender"
 			}
-			s.reload(history, tc.reloads, func() {
-				next := min(lives.Load()+senders*livesOfEach/int64(tc.reloads+1), senders*livesOfEach)
-				eventually(t, "the lives before a reload", func() bool { return lives.Load() >= next || t.Failed() })
-			})
-			running.Wait()
+			lives := tc.live(s, history, senders, livesOfEach, func(i int) error { return all[i].live(t, rand.N(6000)) })
 			total, repeated := 0, 0
 			var sent []int
 			for i := range all {
@@ -783,7 +777,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 			}
 			wantCounts(t, control.texts[:total], sent)
 			t.Logf("%d lives, %d messages, %d of them sent again in vain; %d handshakes unanswered",
-				lives.Load(), total, repeated, tc.unanswered.Load())
+				lives, total, repeated, tc.unanswered.Load())
 			if repeated == 0 {
 				t.Error("nothing was repeated: the test has tested nothing")
 			}
