@@ -20,8 +20,8 @@ import (
 
 // publish publishes the body of r, a POST, in the hub that r is for. Who may do that is for the routes before it to
 // decide. It answers 202 with how many clients the message is for and its sequence number; where no client is and no
-// history, both are 0 and nothing is kept. What is wrong is returned as an error for Caddy to answer. A slow body holds up nothing
-// but r.
+// history, both are 0 and nothing is kept. What is wrong is returned as an error for Caddy to answer. A slow body holds up
+// nothing but r.
 func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 	repl := replacer(r)
 	name, err := h.hubFor(r, repl)
