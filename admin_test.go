@@ -521,7 +521,7 @@ func crowd(t testing.TB, clients int) *hub {
 	process := hubs
 	t.Cleanup(func() { hubs = process })
 	hubs = newRegistry()
-	l := hubs.lease("crowd", zap.NewNop(), emitter{}, time.Duration(defaultDrain))
+	l := hubs.lease("crowd", zap.NewNop(), emitter{}, bounds{}, time.Duration(defaultDrain))
 	settings := defaults()
 	for range clients {
 		c := &client{settings: settings, scope: l.scope, joined: time.Now()}

@@ -102,7 +102,7 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 // newSocketlessHubOf is newSocketlessHub for clients with these settings, of which those speak events that the function
 // says. The benchmark's end closes the hub.
 func newSocketlessHubOf(b *testing.B, clients int, slow bool, s *settings, speaksEvents func(i int) bool) *hub {
-	h := &hub{epoch: "epoch", metrics: hubs.metrics, budget: &hubs.budget, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
+	h := &hub{epoch: "epoch", metrics: hubs.metrics, memory: hubs.memory, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
 	for i := range clients {
 		c := &client{id: clientID(1e15 + i), user: "ada", settings: s, hub: h, speaksEvents: speaksEvents(i)}
 		c.state.Store(stateWriting)

@@ -249,7 +249,10 @@ func (a *arguments) count(what string) int {
 	return n
 }
 
-func (a *arguments) size(what string) int64 {
+// size takes a size of at most maxSize bytes.
+func (a *arguments) size(what string) int64 { return a.sizeUpTo(what, maxSize) }
+
+func (a *arguments) sizeUpTo(what string, most int64) int64 {
 	v := a.text(what)
 	if a.err != nil {
 		return 0
@@ -260,7 +263,7 @@ func (a *arguments) size(what string) int64 {
 	}
 	// What does not fit is far over the bound.
 	size := int64(min(n, math.MaxInt64))
-	a.check(checkRange(a.name+": "+what, size, 1, maxSize))
+	a.check(checkRange(a.name+": "+what, size, 1, most))
 	return size
 }
 

@@ -61,6 +61,7 @@ type client struct {
 	pinged   bool          // a ping is out, and nothing has come since
 	limiter  *rate.Limiter
 	dropped  int // messages over the rate since the bucket was last full
+	incoming int // bytes taken from the memory that all messages which are being received share
 	overhead int // bytes received since the last pause that are no part of a message
 
 	// Guarded by hub.mu.
@@ -77,6 +78,7 @@ type client struct {
 	turn     turn
 	nextTurn *client // the next in the hub's queue
 	looked   uint64  // in turnWriter: the cursor when a sender last looked
+	searched uint64  // the cursor, plus 1, when trim last looked; 0 for never
 	counted  uint64  // the generation of the hub's roster that it is in
 
 	// Guarded by registry.mu.
@@ -146,6 +148,7 @@ func (c *client) wake() {
 // end is the reader's last act: with the connection closed a running writer fails, and the later of the two
 // finishes the client.
 func (c *client) end() {
+	c.returnIncoming()      // of a message that a bug has interrupted
 	_ = c.wire.conn.Close() // the error of a connection that is given up helps nobody
 	if c.state.Swap(stateOrphaned) == stateIdle {
 		c.finish()
@@ -248,6 +251,13 @@ func (c *client) isEnding() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.closing || c.broken
+}
+
+// isBroken reports whether nothing is written to the client any more.
+func (c *client) isBroken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken
 }
 
 // isClosing reports whether the cause is decided.

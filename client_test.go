@@ -49,7 +49,7 @@ func connect(t *testing.T, settings *settings) (*client, *peer) {
 // shakenClient returns a client that has made its handshake and not joined.
 func shakenClient(t *testing.T, settings *settings) *client {
 	t.Helper()
-	l := hubs.lease(t.Name(), testLogger(t), emitter{}, time.Duration(defaultDrain))
+	l := hubs.lease(t.Name(), testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 	t.Cleanup(func() {
 		synctest.Wait() // connections that the test has closed are gone first
 		hubs.release(l)

@@ -302,6 +302,22 @@ func join(t testing.TB, path string, header ...string) *peer {
 	return joinOn(t, conn, httpAddr, path, header...)
 }
 
+// dialFrom connects from the given address, which is another client address for each of 127.0.0.0/8.
+func dialFrom(t testing.TB, ip string) net.Conn {
+	t.Helper()
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp4", httpAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// joinFrom connects a peer to path from the given address.
+func joinFrom(t testing.TB, ip, path string, header ...string) *peer {
+	t.Helper()
+	return joinOn(t, dialFrom(t, ip), httpAddr, path, header...)
+}
+
 // joinTLS connects a peer to path over TLS.
 func joinTLS(t testing.TB, path string, header ...string) *peer {
 	t.Helper()

@@ -1,8 +1,8 @@
 package chatbroadcast
 
 import (
+	"net/netip"
 	"sort"
-	"sync/atomic"
 	"time"
 )
 
@@ -26,8 +26,10 @@ type history struct {
 
 // keeping is how a registry keeps a hub that has no clients, for its history. It is guarded by registry.mu.
 type keeping struct {
-	home      *scope // through which a client with history came last
-	keeper    *scope // which keeps the hub, or nil
+	home      *scope          // through which a client with history came last
+	owner     netip.Prefix    // the address that opened the hub, or that of a client that was there when it left
+	keeper    *scope          // which keeps the hub, or nil
+	place     *fairItem[*hub] // among those that keeper may close, or nil
 	keptSince time.Time
 	expiry    *time.Timer // while it is kept: when it closes
 }
@@ -72,8 +74,11 @@ func (b *hub) growHistoryLocked(s *settings) {
 	b.age = max(b.age, s.historyAge)
 	b.bufferMessages = max(b.bufferMessages, s.bufferMessages)
 	b.log.grow(b.bufferMessages+b.messages, s.bufferBytes)
-	if b.messages > 0 && b.budget != nil {
-		b.budget.raise(b.log.maxBytes)
+	if b.memory != nil {
+		if b.messages > 0 {
+			b.memory.histories.raise(b.log.maxBytes)
+		}
+		b.memory.buffers.raise(b.log.maxBytes)
 	}
 	if b.events != nil {
 		b.events.grow(b.log.maxMessages, b.log.maxBytes)
@@ -265,14 +270,14 @@ func (b *hub) hasHistory() bool {
 	return b.messages > 0
 }
 
-// lastPublished returns when the newest message of the history was published.
-func (b *hub) lastPublished() time.Time {
+// rememberedSince returns how many bytes the history takes, and when its newest message was published.
+func (b *hub) rememberedSince() (bytes int, newest time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.records) == 0 {
-		return time.Time{}
+	if n := len(b.records); n > 0 {
+		newest = b.records[n-1].at
 	}
-	return b.records[len(b.records)-1].at
+	return b.remembered, newest
 }
 
 // closeIfAged closes the hub, unless its newest message is not too old yet: then it returns for how long.
@@ -303,49 +308,4 @@ func (b *hub) closeLocked() {
 	if b.sweep != nil {
 		b.sweep.Stop()
 	}
-}
-
-// A budget is what the histories of all hubs may take together.
-type budget struct {
-	used  atomic.Int64
-	most  atomic.Int64
-	pause atomic.Int64 // until when it is useless to look for histories to forget, in Unix nanoseconds
-}
-
-// budgetPause is for how long, when what is left belongs to hubs that are busy. It is bounded by their buffers.
-const budgetPause = time.Second
-
-// minBudget is what that is, in bytes: with 100 messages of 200 bytes, some 2000 hubs. A single large buffer may
-// have more.
-const minBudget = 64 << 20
-
-// raise makes room for the history of a hub of the given buffer.
-func (b *budget) raise(bufferBytes int) {
-	for {
-		most := b.most.Load()
-		if most >= 4*int64(bufferBytes) || b.most.CompareAndSwap(most, 4*int64(bufferBytes)) {
-			return
-		}
-	}
-}
-
-// exceeded reports whether histories must be forgotten.
-func (b *budget) exceeded() bool {
-	return b.used.Load() > b.most.Load() && time.Now().UnixNano() > b.pause.Load()
-}
-
-// chargeLocked tells the budget what the hub keeps.
-func (b *hub) chargeLocked() {
-	if b.messages == 0 || b.budget == nil {
-		return
-	}
-	n := 0
-	if !b.closed {
-		n = b.log.retained() + len(b.records)*recordSize + b.users + b.keyBytes
-		if b.events != nil {
-			n += b.events.retained()
-		}
-	}
-	b.budget.used.Add(int64(n - b.charged))
-	b.charged = n
 }

@@ -16,17 +16,17 @@ import (
 
 // keptHubs has the given number of hubs, named by number, opened and kept for a message of 1500 bytes each, one after the
 // other, through one hub value.
-func keptHubs(t *testing.T, n int, limits limits) {
+func keptHubs(t *testing.T, n int, bounds bounds, limits limits) {
 	t.Helper()
 	const value = "value"
-	l := hubs.lease(value, testLogger(t), emitter{}, time.Duration(defaultDrain))
+	l := hubs.lease(value, testLogger(t), emitter{}, bounds, time.Duration(defaultDrain))
 	t.Cleanup(func() { hubs.release(l) })
 	settings := historyOfTen()
 	settings.bufferBytes = 4 << 10
 	for i := range n {
 		time.Sleep(time.Millisecond) // of the bubble's time: each is younger than the one before
 		m := message{opcode: websocket.TextMessage, payload: []byte(strings.Repeat("x", 1500))}
-		r, found, err := hubs.publishOpening(strconv.Itoa(i), m, value, settings, limits)
+		r, found, err := hubs.publishOpening(strconv.Itoa(i), m, testPrefix(1), value, settings, limits)
 		if err != nil || !found || r.seq != 1 {
 			t.Fatalf("hub %d: got %+v, %v, %v", i, r, found, err)
 		}
@@ -35,10 +35,9 @@ func keptHubs(t *testing.T, n int, limits limits) {
 
 func TestHistory_AllOfThemTogetherAreBounded(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		hubs.budget.most.Store(0) // as little as the buffers allow: four of them
-		const n = 50
-		keptHubs(t, n, limits{})
-		if used, most := hubs.budget.used.Load(), int64(4*4<<10); used > most || used < most/2 {
+		const n = 50 // with as little memory as the buffers allow: four of them
+		keptHubs(t, n, bounds{history: 1}, limits{})
+		if used, most := hubs.memory.histories.used.Load(), int64(4*4<<10); used > most || used < most/2 {
 			t.Errorf("got %d bytes kept, want at most %d, and about that", used, most)
 		}
 		if hubs.hub("0") != nil || hubs.hub(strconv.Itoa(n-1)) == nil {
@@ -50,11 +49,12 @@ func TestHistory_AllOfThemTogetherAreBounded(t *testing.T) {
 // TestHistory_WarnsThatSomeAreForgotten also is about the bound through Caddy: of 6 MB, with a buffer of 1 MiB, 4 MiB may stay.
 func TestHistory_WarnsThatSomeAreForgotten(t *testing.T) {
 	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nhistory 10\nhttp_publish\n}\n}")
-	hubs.mu.Lock()
-	hubs.warned = time.Time{}
-	hubs.mu.Unlock()
-	most := hubs.budget.most.Swap(0)
-	defer func() { hubs.budget.most.Store(max(most, hubs.budget.most.Load())) }()
+	hubs.shedWarning = occasionalWarning{}
+	most, raised := hubs.memory.histories.most.Swap(0), hubs.memory.histories.raised.Swap(0)
+	defer func() {
+		hubs.memory.histories.most.Store(most)
+		hubs.memory.histories.raise(int(raised / 4))
+	}()
 	for i := range 100 {
 		publish(t, "/chat/"+strconv.Itoa(i), strings.Repeat("x", 60_000))
 	}
@@ -75,7 +75,7 @@ func TestHistory_WarnsThatSomeAreForgotten(t *testing.T) {
 
 func TestHistory_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, limits{maxHubs: 3})
+		keptHubs(t, 5, bounds{}, limits{maxHubs: 3})
 		for i := range 5 {
 			if got, want := hubs.hub(strconv.Itoa(i)) != nil, i >= 2; got != want {
 				t.Errorf("hub %d: got it kept: %v, want %v", i, got, want)
@@ -86,7 +86,7 @@ func TestHistory_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 
 func TestHistory_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 1, limits{})
+		keptHubs(t, 1, bounds{}, limits{})
 		time.Sleep(59 * time.Second)
 		if _, found := hubs.publish("0", message{opcode: websocket.TextMessage, payload: []byte("late")}); !found {
 			t.Fatal("the hub is gone before its time")
@@ -104,10 +104,10 @@ func TestHistory_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
 
 func TestHistory_KeptHubsCloseAfterTheirAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, limits{})
+		keptHubs(t, 5, bounds{}, limits{})
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n, used := len(hubs.allHubs()), hubs.budget.used.Load(); n != 0 || used != 0 {
+		if n, used := len(hubs.allHubs()), hubs.memory.histories.used.Load(); n != 0 || used != 0 {
 			t.Errorf("got %d hubs and %d bytes left, want none", n, used)
 		}
 	})
@@ -191,7 +191,7 @@ func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
 // TestHistory_HubsOfWhoIsLeavingMakeNoRoom has a client that has left its hub, and whose connection is not closed yet.
 func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		l := hubs.lease("value", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 		settings := historyOfTen()
 		one := limits{maxHubs: 1}
 		leaving, next := &client{settings: settings, scope: l.scope}, &client{settings: settings, scope: l.scope}
@@ -218,11 +218,13 @@ func TestHistory_HubsOfWhoIsLeavingMakeNoRoom(t *testing.T) {
 // connection is being closed, and then for none.
 func TestHistory_HubOfWhoIsLeavingCountsOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := hubs.lease("value", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		l := hubs.lease("value", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 		settings := historyOfTen()
+		addresses := 0
 		join := func(name string) *client {
 			t.Helper()
-			c := &client{settings: settings, scope: l.scope}
+			addresses++
+			c := &client{settings: settings, scope: l.scope, prefix: testPrefix(addresses)}
 			if err := hubs.join(c, name, limits{maxHubs: 2}); err != nil {
 				t.Fatal(err)
 			}
@@ -246,7 +248,7 @@ func TestHistory_HubOfWhoIsLeavingCountsOnce(t *testing.T) {
 
 func TestHistory_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, limits{})
+		keptHubs(t, 5, bounds{}, limits{})
 		c := &client{settings: defaults(), scope: hubs.scopes["value"]}
 		if err := hubs.join(c, "another", limits{maxHubs: 2}); err != nil {
 			t.Fatal(err)
@@ -319,16 +321,16 @@ func historyOfTen() *settings {
 func TestHistory_BudgetCountsBothLogs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		s.hub.budget = new(budget)
+		s.hub.memory = newMemory()
 		settings := historyOfTen()
 		s.join("ada", settings, true, nil)
 		s.publish(nil, "x")
-		used := s.hub.budget.used.Load()
+		used := s.hub.memory.histories.used.Load()
 		if least := int64(s.hub.log.bytes + s.hub.events.bytes); s.hub.events.bytes == 0 || used < least {
 			t.Errorf("got %d bytes counted, want at least %d", used, least)
 		}
 		s.hub.close()
-		if used := s.hub.budget.used.Load(); used != 0 {
+		if used := s.hub.memory.histories.used.Load(); used != 0 {
 			t.Errorf("got %d bytes of a closed hub counted", used)
 		}
 	})
@@ -338,12 +340,12 @@ func TestHistory_BudgetCountsBothLogs(t *testing.T) {
 func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		s.hub.budget = new(budget)
+		s.hub.memory = newMemory()
 		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		s.publish(nil, strings.Repeat("x", 1000))
 		s.join("bob", settings, true, nil).stuck = true
-		if used, least := s.hub.budget.used.Load(), int64(s.hub.log.bytes+s.hub.events.bytes); used < least {
+		if used, least := s.hub.memory.histories.used.Load(), int64(s.hub.log.bytes+s.hub.events.bytes); used < least {
 			t.Errorf("got %d bytes counted, want at least %d", used, least)
 		}
 		s.hub.close()
@@ -353,7 +355,7 @@ func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
 // TestHistory_IsKeptByTheDirectiveThatHasOne has the last client come through another one, with the same hub.
 func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		with, without := hubs.lease("with", testLogger(t), emitter{}, 0), hubs.lease("without", testLogger(t), emitter{}, 0)
+		with, without := hubs.lease("with", testLogger(t), emitter{}, bounds{}, 0), hubs.lease("without", testLogger(t), emitter{}, bounds{}, 0)
 		settings := historyOfTen()
 		first := &client{settings: settings, scope: with.scope}
 		last := &client{settings: defaults(), scope: without.scope}
@@ -377,7 +379,7 @@ func TestHistory_IsKeptByTheDirectiveThatHasOne(t *testing.T) {
 
 func TestHistory_IsNotKeptWithoutADirective(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := hubs.lease("value", testLogger(t), emitter{}, 0)
+		l := hubs.lease("value", testLogger(t), emitter{}, bounds{}, 0)
 		settings := historyOfTen()
 		c := &client{settings: settings, scope: l.scope}
 		if err := hubs.join(c, "hub", limits{}); err != nil {

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -18,7 +19,7 @@ type hub struct {
 	epoch   string // no other hub has it, nor has this one when it is opened anew
 	opened  time.Time
 	metrics *metrics
-	budget  *budget // of history, or nil
+	memory  *memory // or nil
 
 	mu     sync.Mutex
 	log    log
@@ -33,7 +34,8 @@ type hub struct {
 	maxMessageSize int
 	bufferMessages int
 	taps           []*tap // replaced, never changed
-	charged        int    // what budget has been told
+	// remembered and buffered are what memory has been told: bytes of history, and of messages for clients that are behind.
+	remembered, buffered int
 
 	turns
 	sample
@@ -151,6 +153,18 @@ func (b *hub) leave(c *client) (members int) {
 		b.removeLocked(c)
 	}
 	return b.members
+}
+
+// anyAddress returns the address of some member, if there is one whose connection still works.
+func (b *hub) anyAddress() (address netip.Prefix, found bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.clients {
+		if !c.left {
+			return c.prefix, true
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // drop forgets c, which will write no more frames: it has left, or its connection is broken. It may be called more than

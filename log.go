@@ -29,9 +29,10 @@ type log struct {
 	segments   []*segment // the retained ones, oldest first, without gaps
 	capacity   int        // of their buffers, together
 
-	stranded  []*segment // evicted but pinned, oldest first
-	sizeClass int        // of the next segment
-	appended  int        // bytes since the last recycle
+	stranded      []*segment // evicted but pinned, oldest first
+	strandedBytes int        // of their buffers, together
+	sizeClass     int        // of the next segment
+	appended      int        // bytes since the last recycle
 
 	// What was appended since caughtUp was last called.
 	aheadMessages, aheadBytes int
@@ -128,6 +129,7 @@ func (l *log) evict() {
 	}
 	s.evicted = true
 	l.stranded = append(l.stranded, s)
+	l.strandedBytes += cap(s.buf)
 }
 
 // trim evicts the frames before to.
@@ -203,7 +205,22 @@ func (l *log) unpin(s *segment) {
 	}
 	i := slices.Index(l.stranded, s)
 	l.stranded = slices.Delete(l.stranded, i, i+1)
+	l.strandedBytes -= cap(s.buf)
 	s.free()
+}
+
+// bytesFrom returns the bytes of the frames from cursor to head.
+func (l *log) bytesFrom(cursor uint64) (n int) {
+	for _, s := range slices.Backward(l.segments) {
+		if cursor >= s.first {
+			if i := cursor - s.first; i < uint64(len(s.ends)) {
+				n += len(s.buf) - s.start(i)
+			}
+			return n
+		}
+		n += len(s.buf)
+	}
+	return n
 }
 
 // overstranded returns the oldest stranded segment when the log holds more than twice maxBytes, else nil: those who pin
@@ -215,6 +232,9 @@ func (l *log) overstranded() *segment {
 	}
 	return l.stranded[0]
 }
+
+// memory returns the memory of all segments, in bytes: of the retained ones and of those that writers pin.
+func (l *log) memory() int { return l.capacity + l.strandedBytes }
 
 // retained returns the memory of the frames from tail to head, in bytes.
 func (l *log) retained() int { return l.capacity + indexSize*int(l.head-l.tail) }

@@ -33,6 +33,10 @@ func (b *messageBuffer) free() {
 	}
 }
 
+// freeClass is the class up to which a client has its buffer without taking it from the memory that is for messages which are
+// being received: 4 KiB, as much as it reads at once.
+const freeClass = 3
+
 // doubled returns a buffer of twice the size with the same message, and frees b.
 func (b *messageBuffer) doubled() *messageBuffer {
 	larger := takeMessageBuffer(b.class + 1)

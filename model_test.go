@@ -210,7 +210,10 @@ func (m *hubModel) someone() *actor {
 func (m *hubModel) step() {
 	m.t.Helper()
 	a := m.someone()
-	switch m.IntN(14) {
+	switch m.IntN(15) {
+	case 14:
+		m.note("trimmed")
+		m.hub.trim()
 	case 0, 1:
 		m.enter(m.settings())
 	case 2:
@@ -336,8 +339,11 @@ func (m *hubModel) end() {
 	if b := m.hub; b.events != nil || len(b.log.segments) > 0 || b.open > 0 || b.owed > 0 || b.leaving > 0 {
 		m.fail("something is left: %+v", b)
 	}
-	if used := m.hub.budget.used.Load(); used != 0 {
-		m.fail("got %d bytes of a closed hub counted", used)
+	if used := m.hub.memory.histories.used.Load(); used != 0 {
+		m.fail("got %d bytes of a closed hub's history counted", used)
+	}
+	if used := m.hub.memory.buffers.used.Load(); used != 0 {
+		m.fail("got %d bytes of a closed hub's buffers counted", used)
 	}
 }
 
@@ -347,7 +353,7 @@ func TestHub_DoesWhatItsModelDoes(t *testing.T) {
 	for seed := range uint64(200) {
 		synctest.Test(t, func(t *testing.T) {
 			m := &hubModel{stage: newStage(t), Rand: rand.New(rand.NewPCG(seed, 0)), members: map[*actor]*account{}}
-			m.hub.budget = new(budget)
+			m.hub.memory = newMemory()
 			m.history, m.age = m.IntN(2)*m.IntN(30), 1+time.Duration(m.Int64N(int64(10*time.Second)))
 			first := m.settings()
 			first.historyMessages, first.historyAge = m.history, m.age

@@ -108,8 +108,9 @@ type Handler struct {
 	MaxClientsPerIP int `json:"max_clients_per_ip,omitempty"`
 
 	// The most hubs that may be open at a time through handlers with the same `hub` value. Beyond it the one closes
-	// that has been without clients, kept for its history, for the longest time; if there is none, who would open
-	// another is refused with 503. At most 16,777,216. Default: 10000. After a reload it holds at once,
+	// that has been without clients, kept for its history, for the longest time, of the address that opened most of them; if
+	// no such hub is left, opening another is refused with 503. One address, by /64 for IPv6, may have opened at most as many
+	// hubs as are left for others, else 429. At most 16,777,216. Default: 10000. After a reload it holds at once,
 	// but closes nobody.
 	MaxHubs int `json:"max_hubs,omitempty"`
 
@@ -291,7 +292,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the events app: %w", err)
 	}
-	h.lease = hubs.lease(h.hub, ctx.Logger(), emitter, time.Duration(orDefault(h.Drain, defaultDrain)))
+	bounds, err := newBounds(ctx)
+	if err != nil {
+		return fmt.Errorf("loading the chat_broadcast app: %w", err)
+	}
+	hubs.memory.incoming.raise(h.settings.maxMessageSize)
+	h.lease = hubs.lease(h.hub, ctx.Logger(), emitter, bounds, time.Duration(orDefault(h.Drain, defaultDrain)))
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		// Shutting a server down ignores upgraded connections, and waits for all others: do not wait for these.
 		server.RegisterOnShutdown(func() {

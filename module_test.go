@@ -123,19 +123,20 @@ func TestHandler_Limits(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		fill   []string
+		from   [2]string // addresses
 		over   string
 		status int
 		other  string // where there is still room, if anywhere
 	}{
-		{"max_clients", []string{"/clients/a", "/clients/b"}, "/clients/c", 503, ""},
-		{"max_clients_per_hub", []string{"/per-hub/a", "/per-hub/a"}, "/per-hub/a", 503, "/per-hub/b"},
-		{"max_clients_per_ip", []string{"/per-ip/a", "/per-ip/b"}, "/per-ip/c", 429, ""},
-		{"max_hubs", []string{"/hubs/a", "/hubs/b"}, "/hubs/c", 503, "/hubs/b"},
+		{"max_clients", []string{"/clients/a", "/clients/b"}, [2]string{"127.0.0.1", "127.0.0.1"}, "/clients/c", 503, ""},
+		{"max_clients_per_hub", []string{"/per-hub/a", "/per-hub/a"}, [2]string{"127.0.0.1", "127.0.0.1"}, "/per-hub/a", 503, "/per-hub/b"},
+		{"max_clients_per_ip", []string{"/per-ip/a", "/per-ip/b"}, [2]string{"127.0.0.1", "127.0.0.1"}, "/per-ip/c", 429, ""},
+		{"max_hubs", []string{"/hubs/a", "/hubs/b"}, [2]string{"127.0.0.1", "127.0.0.2"}, "/hubs/c", 503, "/hubs/b"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var peers []*peer
-			for _, path := range tc.fill {
-				peers = append(peers, join(t, path))
+			for i, path := range tc.fill { // one address may open only as many hubs as are left for others
+				peers = append(peers, joinFrom(t, tc.from[i], path))
 			}
 			if got := refused(t, tc.status, tc.over).Header.Get("Retry-After"); got == "" {
 				t.Error("Retry-After is missing")

@@ -46,7 +46,7 @@ func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 		return refusePublish(w.Header(), err, 0)
 	}
 	m := message{user: user, opcode: opcode, payload: payload}
-	published, found, err := hubs.publishOpening(name, m, key, h.settings, h.limits)
+	published, found, err := hubs.publishOpening(name, m, prefix, key, h.settings, h.limits)
 	if err != nil {
 		return refusePublish(w.Header(), err, 0)
 	}

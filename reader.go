@@ -179,6 +179,7 @@ func (c *client) receive(opcode int, r io.Reader) bool {
 		ok = c.relay(opcode, b.message)
 	}
 	b.free()
+	c.returnIncoming()
 	c.pace() // not only before reading: many small requests come with one read, and their answers are not small
 	return ok
 }
@@ -213,8 +214,36 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 		if full {
 			// Twice what has come: a peer that stalls within a message costs no more. ws refuses what
 			// exceeds the maximum size before it is read.
+			if b.class >= freeClass && !c.awaitIncoming(cap(msg)) {
+				return b, false
+			}
 			b = b.doubled()
 		}
+	}
+}
+
+// incomingPatience is how long a client waits until it looks again whether there is room for its message; each time twice
+// that, up to a second.
+const incomingPatience = 32 * time.Millisecond
+
+// awaitIncoming takes n more bytes for the message that c receives from what there is for all. While its address has its
+// share, c is not read. It returns false when the client is closing.
+func (c *client) awaitIncoming(n int) bool {
+	for patience := incomingPatience; !hubs.memory.incoming.take(c.prefix, n); patience = min(2*patience, time.Second) {
+		if c.isEnding() {
+			return false
+		}
+		time.Sleep(patience)
+	}
+	c.incoming += n
+	return true
+}
+
+// returnIncoming gives back what awaitIncoming has taken.
+func (c *client) returnIncoming() {
+	if c.incoming > 0 {
+		hubs.memory.incoming.give(c.prefix, c.incoming)
+		c.incoming = 0
 	}
 }
 
@@ -234,6 +263,7 @@ func (c *client) publish(m message) (receipt, bool) {
 		c.hub.metrics.publishedByClient.Inc()
 	}
 	hubs.shed()
+	hubs.relieve()
 	return r, published
 }
 

@@ -15,12 +15,13 @@ const (
 	refusedMaxClientsPerHub = "max_clients_per_hub"
 	refusedMaxClientsPerIP  = "max_clients_per_ip"
 	refusedMaxHubs          = "max_hubs"
+	refusedMaxHubsPerIP     = "max_hubs_per_ip"
 	refusedShuttingDown     = "shutting_down"
 )
 
 var refusalReasons = []string{
 	refusedHandshake, refusedOrigin, refusedHubName, refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP,
-	refusedMaxHubs, refusedShuttingDown,
+	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown,
 }
 
 // A refusal is an error with one of these reasons.

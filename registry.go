@@ -16,8 +16,7 @@ import (
 var hubs = newRegistry()
 
 func newRegistry() *registry {
-	r := &registry{hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
-	r.budget.most.Store(minBudget)
+	r := &registry{memory: newMemory(), hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
 	r.metrics = newMetrics(r)
 	return r
 }
@@ -26,23 +25,22 @@ func newRegistry() *registry {
 type registry struct {
 	metrics *metrics
 	events  events
-	budget  budget // of histories
+	memory  *memory
 
 	mu     sync.Mutex
 	hubs   map[string]*hub
 	scopes map[string]*scope
+	leases []*lease          // of all scopes, oldest first
 	taps   map[string][]*tap // by the name of the hub, which need not exist
 	lastID clientID
 	live   int           // clients that have joined and are not finished
 	exited chan struct{} // once exiting: closed when live is 0
 	exitBy time.Time     // once exiting: when waiting for that ends
 
-	shedding int       // histories forgotten since the last warning
-	warned   time.Time // when that was
+	relieving   atomic.Bool // a goroutine runs relieve
+	shedWarning occasionalWarning
+	cutWarning  occasionalWarning
 }
-
-// shedWarnings is how often the log warns that histories are forgotten, at most.
-const shedWarnings = time.Minute
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following
 // configurations: the clients that came in through them and the limits on those. Its fields are guarded by
@@ -55,10 +53,13 @@ type scope struct {
 	// the limits until they are finished, because until then they cost as much as a member.
 	clients []*client
 	members int
-	perHub  map[string]int
+	perHub  map[string]*occupancy
 	perIP   map[netip.Prefix]int
-	// kept are hubs without clients, kept for their history, in the order in which they lost them.
-	kept []*hub
+	// opened is how many of perHub each address has opened.
+	opened map[netip.Prefix]int
+	// kept are hubs without clients, kept for their history, by the addresses that opened them. A hub that clients
+	// have left through this scope is not among them before their connections are closed: until then it is in perHub.
+	kept fairQueue[*hub]
 	// buckets end with the scope, which is not before the last client is finished.
 	buckets buckets
 
@@ -66,11 +67,18 @@ type scope struct {
 	current atomic.Pointer[lease]
 }
 
+// An occupancy is what a scope has in a hub.
+type occupancy struct {
+	clients int          // also those that have left, while their connections are not closed
+	opener  netip.Prefix // the address of the first of them
+}
+
 // A lease is a configuration's hold on a scope.
 type lease struct {
 	scope   *scope
 	log     *zap.Logger
 	emitter emitter
+	bounds  bounds
 	drain   time.Duration // how long an exit may take
 }
 
@@ -78,19 +86,29 @@ type lease struct {
 // cleans up the old one, a scope that both name goes from one lease to two to one, and its clients notice
 // nothing. log is used for the clients' lines once the leases before it are released, emitter for events while its
 // configuration is the one that runs.
-func (r *registry) lease(key string, log *zap.Logger, emitter emitter, drain time.Duration) *lease {
+func (r *registry) lease(key string, log *zap.Logger, emitter emitter, bounds bounds, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.scopes[key]
 	if s == nil {
-		s = &scope{key: key, perHub: map[string]int{}, perIP: map[netip.Prefix]int{}}
+		s = &scope{key: key, perHub: map[string]*occupancy{}, perIP: map[netip.Prefix]int{}, opened: map[netip.Prefix]int{}}
 		r.scopes[key] = s
 	}
-	l := &lease{scope: s, log: log, emitter: emitter, drain: drain}
+	l := &lease{scope: s, log: log, emitter: emitter, bounds: bounds, drain: drain}
 	s.leases = append(s.leases, l)
 	s.current.Store(s.leases[0])
 	r.events.add(l)
+	r.leases = append(r.leases, l)
+	r.boundLocked()
 	return l
+}
+
+// boundLocked lets the bounds of the oldest lease hold: a newer configuration may yet fail.
+func (r *registry) boundLocked() {
+	if len(r.leases) > 0 {
+		r.memory.histories.most.Store(orDefault(r.leases[0].bounds.history, defaultMaxHistory))
+		r.memory.buffers.most.Store(orDefault(r.leases[0].bounds.buffers, defaultMaxBuffers))
+	}
 }
 
 // release gives the lease back. With a scope's last lease its clients are closed in the background, unless Caddy
@@ -114,13 +132,17 @@ func (r *registry) releaseScope(l *lease) {
 	}
 	s.leases = slices.Delete(s.leases, i, i+1)
 	r.events.remove(l)
+	r.leases = slices.DeleteFunc(r.leases, func(other *lease) bool { return other == l })
+	r.boundLocked()
 	if len(s.leases) > 0 {
 		s.current.Store(s.leases[0])
 		return
 	}
 	s.current.Store(nil)
-	for len(s.kept) > 0 {
-		r.closeKeptLocked(s.kept[0])
+	for _, b := range r.hubs {
+		if b.keeper == s {
+			r.closeKeptLocked(b)
+		}
 	}
 	if len(s.clients) == 0 {
 		delete(r.scopes, s.key)
@@ -198,7 +220,7 @@ func (r *registry) finished(c *client) {
 	s.swap(c.scopeIndex, last)
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
-	decrement(s.perHub, c.hub.name)
+	r.vacateLocked(s, c.hub.name)
 	decrement(s.perIP, c.prefix)
 	if last == 0 && len(s.leases) == 0 && r.scopes[s.key] == s {
 		delete(r.scopes, s.key)
@@ -206,6 +228,21 @@ func (r *registry) finished(c *client) {
 	r.live--
 	if r.live == 0 && r.exited != nil {
 		close(r.exited) // nobody joins an exiting server
+	}
+}
+
+// vacateLocked notes that a client of s in the named hub is finished. With the last one s may keep the hub for its history,
+// and close it to make room.
+func (r *registry) vacateLocked(s *scope, name string) {
+	o := s.perHub[name]
+	o.clients--
+	if o.clients > 0 {
+		return
+	}
+	delete(s.perHub, name)
+	decrement(s.opened, o.opener)
+	if b := r.hubs[name]; b != nil && b.keeper == s {
+		b.place = s.kept.push(b.owner, b)
 	}
 }
 
@@ -249,6 +286,7 @@ var (
 	errMaxClientsPerHub = &refusal{errors.New("the directive's max_clients_per_hub is reached"), refusedMaxClientsPerHub}
 	errMaxClientsPerIP  = &refusal{errors.New("the directive's max_clients_per_ip is reached"), refusedMaxClientsPerIP}
 	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
+	errMaxHubsPerIP     = &refusal{errors.New("the address has as many of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
 	errRate             = errors.New("the directive's rate is exceeded from this address")
@@ -285,17 +323,22 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 		return errMaxClientsPerHub
 	case reached(s.perIP[c.prefix], limits.maxClientsPerIP):
 		return errMaxClientsPerIP
-	case s.perHub[name] == 0 && !r.roomLocked(s, b, limits.maxHubs):
-		return errMaxHubs
+	}
+	if s.perHub[name] == nil {
+		if err := r.makeRoomLocked(s, b, c.prefix, limits.maxHubs); err != nil {
+			return err
+		}
+		s.perHub[name] = &occupancy{opener: c.prefix}
+		s.opened[c.prefix]++
 	}
 	if b == nil {
-		b = r.openHubLocked(name)
+		b = r.openHubLocked(name, c.prefix)
 	}
 	r.live++
 	c.id = r.nextIDLocked()
 	c.hub, c.scope = b, s
 	if b.keeper != nil {
-		b.keeper.unkeep(b)
+		unkeep(b)
 	}
 	if c.settings.historyMessages > 0 {
 		b.home = s
@@ -305,7 +348,7 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 	s.clients = append(s.clients, c)
 	s.swap(c.scopeIndex, s.members)
 	s.members++
-	s.perHub[name]++
+	s.perHub[name].clients++
 	s.perIP[c.prefix]++
 	r.metrics.joins.Inc()
 	return nil
@@ -317,51 +360,44 @@ func (r *registry) nextIDLocked() clientID {
 	return r.lastID
 }
 
-// openHubLocked returns a new hub.
-func (r *registry) openHubLocked(name string) *hub {
+// openHubLocked returns a new hub, which a request from the given address opens.
+func (r *registry) openHubLocked(name string, owner netip.Prefix) *hub {
 	b := &hub{
 		name:    name,
 		epoch:   r.nextIDLocked().String(),
 		opened:  time.Now(),
 		metrics: r.metrics,
-		budget:  &r.budget,
+		memory:  r.memory,
 		taps:    r.taps[name],
 	}
+	b.owner = owner
 	r.hubs[name] = b
 	r.events.emit(eventHubOpened, map[string]any{"hub": name})
 	return b
 }
 
-// roomLocked reports whether s may have a client in b, or for nil in a new hub, in which it has none. Those that are only
-// kept make room, the one that has been without clients for the longest time first.
-func (r *registry) roomLocked(s *scope, b *hub, maxHubs int) bool {
-	if b != nil && b.keeper == s {
-		return true
+// makeRoomLocked lets s have its first client in b, or for nil in a new hub, or returns a refusal. An address may have
+// opened at most as many hubs as are left for others: so one alone gets half of maxHubs, and however many addresses there
+// are, another one finds room for a first hub. Hubs that are only kept make room: one of the address that has most of them,
+// the one that has been without clients for the longest time first.
+func (r *registry) makeRoomLocked(s *scope, b *hub, address netip.Prefix, maxHubs int) error {
+	if maxHubs == 0 {
+		return nil
 	}
-	if reached(len(s.perHub), maxHubs) {
-		return false
+	left := maxHubs - len(s.perHub)
+	switch {
+	case left <= 0:
+		return errMaxHubs
+	case s.opened[address] >= left:
+		return errMaxHubsPerIP
+	case b != nil && b.place != nil && b.keeper == s:
+		return nil // it has a place
 	}
-	if !reached(len(s.perHub)+len(s.kept), maxHubs) {
-		return true
+	for len(s.perHub)+s.kept.len() >= maxHubs { // several after a reload that lowers it
+		_, oldest := s.kept.largest()
+		r.closeKeptLocked(oldest.value)
 	}
-	emptying := r.emptyingLocked(s)
-	for reached(len(s.perHub)+len(s.kept)-emptying, maxHubs) { // several after a reload that lowers it
-		i := slices.IndexFunc(s.kept, func(b *hub) bool { return s.perHub[b.name] == 0 })
-		r.closeKeptLocked(s.kept[i])
-	}
-	return true
-}
-
-// emptyingLocked returns how many of the hubs that s keeps are among its perHub, because the connection of somebody who
-// has left them is not closed yet. To close these would make no room.
-func (r *registry) emptyingLocked(s *scope) int {
-	names := map[string]bool{}
-	for _, c := range s.clients[s.members:] {
-		if b := r.hubs[c.hub.name]; b != nil && b.keeper == s {
-			names[b.name] = true
-		}
-	}
-	return len(names)
+	return nil
 }
 
 // keepLocked keeps b, which has no clients, for its history and as long as that lasts. It does nothing where no directive
@@ -375,16 +411,19 @@ func (r *registry) keepLocked(b *hub, s *scope) bool {
 	}
 	now := time.Now()
 	b.keeper, b.keptSince = s, now
-	s.kept = append(s.kept, b)
+	if s.perHub[b.name] == nil {
+		b.place = s.kept.push(b.owner, b)
+	}
 	b.expiry = time.AfterFunc(b.historyAge(), func() { r.expire(b, now) })
 	return true
 }
 
-// unkeep takes b out of those that s keeps.
-func (s *scope) unkeep(b *hub) {
-	i := slices.Index(s.kept, b)
-	s.kept = slices.Delete(s.kept, i, i+1)
-	b.keeper = nil
+// unkeep takes b out of those that its keeper keeps. It needs registry.mu.
+func unkeep(b *hub) {
+	if b.place != nil {
+		b.keeper.kept.remove(b.place)
+	}
+	b.keeper, b.place = nil, nil
 	b.expiry.Stop()
 }
 
@@ -414,7 +453,7 @@ func (r *registry) closeIfKept(b *hub) {
 
 // closeKeptLocked closes a hub that is only kept for its history.
 func (r *registry) closeKeptLocked(b *hub) {
-	b.keeper.unkeep(b)
+	unkeep(b)
 	b.close()
 	r.hubClosedLocked(b)
 }
@@ -422,64 +461,6 @@ func (r *registry) closeKeptLocked(b *hub) {
 func (r *registry) hubClosedLocked(b *hub) {
 	delete(r.hubs, b.name)
 	r.events.emit(eventHubClosed, map[string]any{"hub": b.name})
-}
-
-// shed forgets histories when all of them together take too much: at first those of hubs without clients, the one that
-// has been without for the longest time first, and then those of the hubs in which nothing was published for the longest
-// time, as far as their clients have got everything. It warns of that, but not each time.
-func (r *registry) shed() {
-	if !r.budget.exceeded() {
-		return
-	}
-	r.mu.Lock()
-	r.shedding += r.shedLocked()
-	n := r.shedding
-	if n == 0 || time.Since(r.warned) < shedWarnings {
-		r.mu.Unlock()
-		return
-	}
-	r.shedding, r.warned = 0, time.Now()
-	r.mu.Unlock()
-	processLogger().Warn("histories forgotten: all of them together took too much memory",
-		zap.Int("hubs", n), zap.Int64("max_bytes", r.budget.most.Load()))
-}
-
-// shedLocked returns how many histories it has forgotten.
-func (r *registry) shedLocked() (n int) {
-	enough := func() bool { return r.budget.used.Load() <= r.budget.most.Load()/8*7 }
-	var kept, others []*hub
-	for _, b := range r.hubs {
-		if b.keeper != nil {
-			kept = append(kept, b)
-		} else {
-			others = append(others, b)
-		}
-	}
-	slices.SortFunc(kept, func(a, b *hub) int { return a.keptSince.Compare(b.keptSince) })
-	for _, b := range kept {
-		if enough() {
-			return n
-		}
-		r.closeKeptLocked(b)
-		n++
-	}
-	last := map[*hub]time.Time{}
-	for _, b := range others {
-		last[b] = b.lastPublished()
-	}
-	slices.SortFunc(others, func(a, b *hub) int { return last[a].Compare(last[b]) })
-	for _, b := range others {
-		if enough() {
-			return n
-		}
-		if b.forget() {
-			n++
-		}
-	}
-	if !enough() {
-		r.budget.pause.Store(time.Now().Add(budgetPause).UnixNano())
-	}
-	return n
 }
 
 // count returns how many clients are members of hubs, and how many hubs there are.
@@ -534,6 +515,7 @@ func reached(n, limit int) bool { return limit > 0 && n >= limit }
 // publish publishes a message that comes from no client, in the named hub: see hub.publish. It reports whether there
 // is such a hub.
 func (r *registry) publish(name string, m message) (published receipt, found bool) {
+	defer r.relieve()
 	defer r.shed()
 	for !found {
 		b := r.hub(name)
@@ -548,20 +530,22 @@ func (r *registry) publish(name string, m message) (published receipt, found boo
 
 // publishOpening is publish for a message that comes through the scope of a hub value. With history in its settings, a
 // hub that is not there is opened for it, within the limits.
-func (r *registry) publishOpening(name string, m message, key string, s *settings, limits limits) (receipt, bool, error) {
+func (r *registry) publishOpening(
+	name string, m message, address netip.Prefix, key string, s *settings, limits limits,
+) (receipt, bool, error) {
 	for {
 		published, found := r.publish(name, m)
 		if found || s.historyMessages == 0 {
 			return published, found, nil
 		}
-		if err := r.openKept(name, key, s, limits); err != nil {
+		if err := r.openKept(name, address, key, s, limits); err != nil {
 			return receipt{}, false, err
 		}
 	}
 }
 
-// openKept opens a hub without clients, unless it is there.
-func (r *registry) openKept(name, key string, settings *settings, limits limits) error {
+// openKept opens a hub without clients for a request from the given address, unless it is there.
+func (r *registry) openKept(name string, address netip.Prefix, key string, settings *settings, limits limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s, err := r.openLocked(key)
@@ -570,10 +554,11 @@ func (r *registry) openKept(name, key string, settings *settings, limits limits)
 		return err
 	case r.hubs[name] != nil:
 		return nil
-	case !r.roomLocked(s, nil, limits.maxHubs):
-		return errMaxHubs
 	}
-	b := r.openHubLocked(name)
+	if err := r.makeRoomLocked(s, nil, address, limits.maxHubs); err != nil {
+		return err
+	}
+	b := r.openHubLocked(name, address)
 	b.home = s
 	b.growHistory(settings)
 	r.keepLocked(b, s)
@@ -649,7 +634,14 @@ func (r *registry) leaveLocked(c *client) {
 		return
 	}
 	c.away = true
-	if b := c.hub; b.leave(c) == 0 && (!b.hasHistory() || !r.keepLocked(b, c.scope)) {
+	b := c.hub
+	if b.leave(c) > 0 {
+		if c.prefix == b.owner {
+			if heir, found := b.anyAddress(); found {
+				b.owner = heir
+			}
+		}
+	} else if !b.hasHistory() || !r.keepLocked(b, c.scope) {
 		b.close()
 		r.hubClosedLocked(b)
 	}

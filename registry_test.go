@@ -82,8 +82,8 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 func TestRegistry_LongestDrainOfOneValueCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		long := hubs.lease(t.Name(), testLogger(t), emitter{}, 4*time.Second)
-		short := hubs.lease(t.Name(), testLogger(t), emitter{}, time.Second)
+		long := hubs.lease(t.Name(), testLogger(t), emitter{}, bounds{}, 4*time.Second)
+		short := hubs.lease(t.Name(), testLogger(t), emitter{}, bounds{}, time.Second)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -119,7 +119,7 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		l := hubs.lease("another", testLogger(t), emitter{}, time.Minute)
+		l := hubs.lease("another", testLogger(t), emitter{}, bounds{}, time.Minute)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -186,7 +186,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 		leases := scope.leases
 		scope.leases = nil
 		for range 20 { // a value that comes and goes
-			hubs.lease(scope.key, testLogger(t), emitter{}, time.Duration(defaultDrain))
+			hubs.lease(scope.key, testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 			hubs.mu.Lock()
 			scope.leases = nil
 			scope.removals++
@@ -208,7 +208,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 
 func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		a, b := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain)), hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		a, b := hubs.lease("hub", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain)), hubs.lease("hub", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 		hubs.release(a)
 		hubs.release(a)
 		if got := len(b.scope.leases); got != 1 {
@@ -224,13 +224,13 @@ func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 // TestRegistry_JoinThroughAReplacedConfiguration joins with what a request holds that began before a reload.
 func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		old := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		old := hubs.lease("hub", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 		stale := func() *client { return &client{settings: defaults(), scope: old.scope} }
 		hubs.release(old)
 		if err := hubs.join(stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
-		current := hubs.lease("hub", testLogger(t), emitter{}, time.Duration(defaultDrain))
+		current := hubs.lease("hub", testLogger(t), emitter{}, bounds{}, time.Duration(defaultDrain))
 		c := stale()
 		if err := hubs.join(c, "name", limits{maxClients: 1}); err != nil {
 			t.Fatalf("value back: got %v", err)

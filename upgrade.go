@@ -327,7 +327,7 @@ func (c *client) abandon() {
 func refuseJoin(header http.Header, err error) error {
 	header.Set("Retry-After", retryAfter)
 	status := http.StatusServiceUnavailable
-	if errors.Is(err, errMaxClientsPerIP) {
+	if errors.Is(err, errMaxClientsPerIP) || errors.Is(err, errMaxHubsPerIP) {
 		status = http.StatusTooManyRequests
 	}
 	return caddyhttp.Error(status, err) // one of refusalReasons is in it

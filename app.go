@@ -1,0 +1,114 @@
+package chatbroadcast
+
+import (
+	"errors"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+const appName = "chat_broadcast"
+
+func init() {
+	caddy.RegisterModule(new(App))
+	httpcaddyfile.RegisterGlobalOption(appName, parseGlobalOption)
+}
+
+// maxProcessSize is the largest bound for the whole process, in bytes: 1 TiB.
+const maxProcessSize = int64(1) << 40
+
+// App bounds the memory that all hubs of the process keep together. Without it the defaults hold. The zero value of every
+// field is the default.
+//
+// Each bound is for data: Go collects garbage late, so the process may become larger by twice as much.
+type App struct {
+	// The most memory that all histories take together, in bytes: 1 to 1 TiB, and at least four times the largest `buffer`
+	// of a hub that has had a history. Beyond it hubs forget their histories, at first hubs of the address whose hubs take the most.
+	// Default: 64 MiB. After a reload it holds at once.
+	MaxHistory int64 `json:"max_history,omitempty"`
+
+	// The most memory that all hubs keep together for clients that are behind, in bytes: 1 to 1 TiB, and at least four times
+	// the largest `buffer`. Beyond it clients are cut with 1013 `lagged`, also under `on_lag skip`: at first clients of the
+	// address whose clients hold back the most. Default: 64 MiB. After a reload it holds at once.
+	MaxBuffers int64 `json:"max_buffers,omitempty"`
+}
+
+// CaddyModule implements caddy.Module.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: appName, New: func() caddy.Module { return new(App) }}
+}
+
+// Validate implements caddy.Validator. The Caddyfile's parser checks the same, to name the line.
+func (a *App) Validate() error {
+	return errors.Join(
+		checkRange("max_history", a.MaxHistory, 0, maxProcessSize),
+		checkRange("max_buffers", a.MaxBuffers, 0, maxProcessSize),
+	)
+}
+
+// Start implements caddy.App. The bounds are the handlers' business: see newBounds.
+func (*App) Start() error { return nil }
+
+// Stop implements caddy.App.
+func (*App) Stop() error { return nil }
+
+// bounds are those of a configuration for the whole process, in bytes; zero is the default.
+type bounds struct{ history, buffers int64 }
+
+// newBounds returns the bounds of the configuration that is being provisioned.
+func newBounds(ctx caddy.Context) (bounds, error) {
+	app, err := ctx.AppIfConfigured(appName)
+	if errors.Is(err, caddy.ErrNotConfigured) {
+		return bounds{}, nil
+	}
+	if err != nil {
+		return bounds{}, err
+	}
+	return bounds{app.(*App).MaxHistory, app.(*App).MaxBuffers}, nil
+}
+
+// parseGlobalOption parses the global option of a Caddyfile. Syntax:
+//
+//	chat_broadcast {
+//	    max_history <size>
+//	    max_buffers <size>
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	if existing != nil {
+		return nil, d.Err("chat_broadcast: given more than once")
+	}
+	app := new(App)
+	d.Next() // the option's name
+	if d.NextArg() {
+		return nil, d.ArgErr()
+	}
+	seen := map[string]bool{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		if seen[name] {
+			return nil, d.Errf("%s: given more than once", name)
+		}
+		seen[name] = true
+		args := &arguments{name: name, values: d.RemainingArgs()}
+		switch name {
+		case "max_history":
+			app.MaxHistory = args.sizeUpTo("<size>", maxProcessSize)
+		case "max_buffers":
+			app.MaxBuffers = args.sizeUpTo("<size>", maxProcessSize)
+		default:
+			return nil, d.Errf("unrecognized subdirective %q", name)
+		}
+		if err := args.done(); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	return httpcaddyfile.App{Name: appName, Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// Interface guards
+var (
+	_ caddy.App       = (*App)(nil)
+	_ caddy.Validator = (*App)(nil)
+)

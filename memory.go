@@ -1,0 +1,432 @@
+package chatbroadcast
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// The default bounds of what all hubs and clients of the process keep together, in bytes. Go collects garbage late, so the
+// process may become larger by twice as much.
+const (
+	defaultMaxHistory = 64 << 20 // with 100 messages of 200 bytes, some 2000 hubs
+	defaultMaxBuffers = 64 << 20 // 64 hubs whose clients have all stopped reading
+	maxIncoming       = 64 << 20 // 1000 messages of 64 KiB that are being received
+)
+
+// A memory is what the hubs of a process keep, each kind within a bound of its own, so that none pushes another out.
+type memory struct {
+	histories budget // for clients that join
+	buffers   budget // for clients that are behind
+	incoming  pool   // messages that are being received
+}
+
+func newMemory() *memory {
+	m := new(memory)
+	m.histories.most.Store(defaultMaxHistory)
+	m.buffers.most.Store(defaultMaxBuffers)
+	m.incoming.most = maxIncoming
+	m.incoming.taken = map[netip.Prefix]int64{}
+	return m
+}
+
+// A budget bounds memory that can be given back: whoever exceeds it has the registry look for some.
+type budget struct {
+	used   atomic.Int64
+	most   atomic.Int64 // as configured
+	raised atomic.Int64 // four times the largest buffer: one hub must not use all of it
+	pause  atomic.Int64 // until when a search would find nothing more, in Unix nanoseconds
+}
+
+// bound returns the most that may be used, in bytes.
+func (b *budget) bound() int64 { return max(b.most.Load(), b.raised.Load()) }
+
+// goal returns how much may be left after a search, in bytes: less than bound, so that the next search is not due at once.
+func (b *budget) goal() int64 { return b.bound() / 8 * 7 }
+
+// raise makes room for a hub of the given buffer.
+func (b *budget) raise(bufferBytes int) {
+	want := 4 * int64(bufferBytes)
+	for {
+		raised := b.raised.Load()
+		if raised >= want || b.raised.CompareAndSwap(raised, want) {
+			return
+		}
+	}
+}
+
+// exceeded reports whether memory must be given back, and can be.
+func (b *budget) exceeded() bool {
+	return b.used.Load() > b.bound() && time.Now().UnixNano() > b.pause.Load()
+}
+
+// rest keeps exceeded false for d.
+func (b *budget) rest(d time.Duration) { b.pause.Store(time.Now().Add(d).UnixNano()) }
+
+// budgetPause is for how long nobody searches after a search that did not find enough: the rest belongs to hubs that are
+// busy with clients that do read.
+const budgetPause = time.Second
+
+// maxFruitless is after how many searches in vain clients are cut that do take something, but not enough.
+const maxFruitless = 10
+
+// minCutPause is how soon the next search for clients to cut follows. Each looks at every hub.
+const minCutPause = 10 * time.Millisecond
+
+// chargeLocked tells the budgets what the hub keeps. When all its clients have everything, all of that is history. Else
+// the history has its share of the logs, and the rest is kept for the clients that are behind.
+func (b *hub) chargeLocked() {
+	if b.memory == nil {
+		return
+	}
+	buffered, remembered := b.log.memory(), 0
+	if b.events != nil {
+		buffered += b.events.memory()
+	}
+	if b.messages > 0 && !b.closed {
+		remembered = len(b.records)*recordSize + b.users + b.keyBytes
+		logs := buffered
+		if b.idle < len(b.clients) {
+			share := b.historyBytesLocked()
+			logs = min(b.log.capacity, share)
+			if b.events != nil {
+				logs += min(b.events.capacity, share)
+			}
+		}
+		buffered -= logs
+		remembered += logs
+	}
+	if d := remembered - b.remembered; d != 0 {
+		b.memory.histories.used.Add(int64(d))
+		b.remembered = remembered
+	}
+	if d := buffered - b.buffered; d != 0 {
+		b.memory.buffers.used.Add(int64(d))
+		b.buffered = buffered
+	}
+}
+
+// A holding is what clients of one address that are behind make a hub keep, in bytes. It is all that the hub keeps for
+// clients that are behind: one of them is enough for that.
+type holding struct {
+	bytes   int
+	clients []*client
+	stuck   bool // some have not gone on since the last search
+}
+
+// compare orders holdings by how late their clients are cut.
+func (h *holding) compare(other *holding) int {
+	switch {
+	case h.stuck == other.stuck:
+		return h.bytes - other.bytes
+	case h.stuck:
+		return 1
+	}
+	return -1
+}
+
+// trim gives back what no client and no history needs any more. It returns how many bytes are left for clients that are
+// behind, and those that hold them back, with whether they have gone on since the last call.
+func (b *hub) trim() (buffered int, holders []holder) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.buffered == 0 {
+		return 0, nil
+	}
+	floor, eventFloor := b.floorLocked(time.Now()), uint64(0)
+	if b.events != nil {
+		eventFloor = b.events.position(max(floor, b.events.seq(b.events.tail)))
+	}
+	for _, c := range b.clients[b.idle:] {
+		if c.speaksEvents {
+			eventFloor = min(eventFloor, c.cursor)
+		} else {
+			floor = min(floor, c.cursor)
+		}
+	}
+	b.log.trim(floor)
+	if b.messages > 0 {
+		b.forgetRecordsLocked()
+	}
+	if b.events != nil {
+		b.events.trim(eventFloor)
+		b.events.forgetBetween()
+	}
+	b.chargeLocked()
+	for _, c := range b.clients[b.idle:] {
+		n := c.log.bytesFrom(c.cursor)
+		if c.pinned != nil {
+			n += cap(c.pinned.buf)
+		}
+		if c.turn != turnQueued && n >= minHolding { // else it only waits for its turn, or holds next to nothing
+			holders = append(holders, holder{c, c.searched == c.cursor+1})
+			c.searched = c.cursor + 1
+		}
+	}
+	return b.buffered, holders
+}
+
+// A holder is a client that is behind.
+type holder struct {
+	client *client
+	stuck  bool // it has not gone on since the last search
+}
+
+// minHolding is how much a client must hold back, in bytes, to be cut for it.
+const minHolding = 4 << 10
+
+// shed forgets histories when all of them together take too much. It goes by the address that opened a hub: again and
+// again the address whose hubs take the most loses a history, at first those of hubs without clients, the longest empty one
+// first, then those of the hubs in which nothing was published for the longest time, as far as their clients have
+// everything.
+func (r *registry) shed() {
+	if !r.memory.histories.exceeded() {
+		return
+	}
+	r.mu.Lock()
+	n := r.shedLocked()
+	r.mu.Unlock()
+	r.shedWarning.warn(n, func(n int) {
+		processLogger().Warn("histories forgotten: all of them together took too much memory",
+			zap.Int("hubs", n), zap.Int64("max_bytes", r.memory.histories.bound()))
+	})
+}
+
+// A sheddable is a history that can be forgotten.
+type sheddable struct {
+	hub   *hub
+	bytes int
+	kept  bool      // the hub has no clients
+	since time.Time // when it lost them, or when something was published last
+}
+
+// compare orders histories by how soon they are forgotten.
+func (a sheddable) compare(b sheddable) int {
+	if a.kept != b.kept {
+		if a.kept {
+			return -1
+		}
+		return 1
+	}
+	return a.since.Compare(b.since)
+}
+
+// shedLocked returns how many histories it has forgotten.
+func (r *registry) shedLocked() (n int) {
+	byOwner := map[netip.Prefix][]sheddable{}
+	total := map[netip.Prefix]int{}
+	for _, b := range r.hubs {
+		s := sheddable{hub: b, kept: b.keeper != nil, since: b.keptSince}
+		var published time.Time
+		s.bytes, published = b.rememberedSince()
+		if !s.kept {
+			s.since = published
+		}
+		if s.bytes > 0 {
+			byOwner[b.owner] = append(byOwner[b.owner], s)
+			total[b.owner] += s.bytes
+		}
+	}
+	for _, histories := range byOwner {
+		slices.SortFunc(histories, sheddable.compare)
+	}
+	budget := &r.memory.histories
+	for budget.used.Load() > budget.goal() {
+		owner := largest(total)
+		if total[owner] == 0 {
+			budget.rest(budgetPause)
+			break
+		}
+		s := byOwner[owner][0]
+		byOwner[owner] = byOwner[owner][1:]
+		total[owner] -= s.bytes
+		if s.kept {
+			r.closeKeptLocked(s.hub)
+			n++
+		} else if s.hub.forget() {
+			n++
+		}
+	}
+	return n
+}
+
+// largest returns the address with the largest number.
+func largest(numbers map[netip.Prefix]int) (address netip.Prefix) {
+	for a, n := range numbers {
+		if n > numbers[address] {
+			address = a
+		}
+	}
+	return address
+}
+
+// relieve starts a search for memory to give back when all hubs together keep too much for clients that are behind.
+func (r *registry) relieve() {
+	if r.memory.buffers.exceeded() && r.relieving.CompareAndSwap(false, true) {
+		go r.cutUntilRelieved() // ends when there is memory again; nobody waits for it
+	}
+}
+
+// cutUntilRelieved gives memory back until the hubs keep no more than they may for clients that are behind.
+func (r *registry) cutUntilRelieved() {
+	for fruitless, pause := 0, minCutPause; r.memory.buffers.exceeded(); {
+		cut, ending := r.cutHolders(fruitless < maxFruitless)
+		fruitless++
+		if cut > 0 || ending > 0 {
+			fruitless, pause = 0, minCutPause
+		} else if fruitless > maxFruitless {
+			pause = min(2*pause, budgetPause)
+		}
+		r.cutWarning.warn(cut, func(n int) {
+			processLogger().Warn("clients cut: all hubs together kept too much for clients that do not read",
+				zap.Int("clients", n), zap.Int64("max_bytes", r.memory.buffers.bound()))
+		})
+		time.Sleep(pause)
+	}
+	r.relieving.Store(false)
+	r.relieve() // whoever exceeded it meanwhile has started no search
+}
+
+// hubsInMemory returns the hubs that there are now, and those that have closed and whose clients are not finished.
+func (r *registry) hubsInMemory() map[*hub]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make(map[*hub]bool, len(r.hubs))
+	for _, b := range r.hubs {
+		all[b] = true
+	}
+	for _, s := range r.scopes {
+		for _, c := range s.clients[s.members:] {
+			all[c.hub] = true
+		}
+	}
+	return all
+}
+
+// cutHolders forgets messages that no client needs. If that is not enough it cuts clients: again and again those of the
+// address for which hubs keep the most, in the hub that keeps the most for it. Clients whose sockets have room are not cut,
+// nor, while onlyStuck, those that have taken something since the last search. It returns how many it has cut, and how many
+// bytes clients that were cut before are about to give back.
+func (r *registry) cutHolders(onlyStuck bool) (cut, ending int) {
+	byAddress := map[netip.Prefix][]*holding{}
+	total := map[netip.Prefix]int{}
+	for b := range r.hubsInMemory() {
+		buffered, holders := b.trim()
+		inHub, ends := map[netip.Prefix]*holding{}, false
+		for _, h := range holders {
+			in := inHub[h.client.prefix]
+			if in == nil {
+				in = &holding{bytes: buffered}
+				inHub[h.client.prefix] = in
+				total[h.client.prefix] += buffered
+			}
+			switch {
+			case h.client.isBroken():
+				ends = true
+			case !writable(h.client.connection()):
+				in.clients = append(in.clients, h.client)
+				in.stuck = in.stuck || h.stuck
+			}
+		}
+		for address, in := range inHub {
+			if len(in.clients) > 0 {
+				byAddress[address] = append(byAddress[address], in)
+			}
+		}
+		if ends {
+			ending += buffered
+		}
+	}
+	for _, holdings := range byAddress {
+		slices.SortFunc(holdings, (*holding).compare)
+	}
+	for excess := r.memory.buffers.used.Load() - r.memory.buffers.goal() - int64(ending); excess > 0; {
+		worst := largest(total)
+		if total[worst] == 0 {
+			break
+		}
+		last := len(byAddress[worst]) - 1
+		if last < 0 || onlyStuck && !byAddress[worst][last].stuck {
+			if onlyStuck {
+				break // nobody else shall go instead: the next search may find some
+			}
+			delete(total, worst)
+			continue
+		}
+		h := byAddress[worst][last]
+		byAddress[worst] = byAddress[worst][:last]
+		total[worst] -= h.bytes
+		excess -= int64(h.bytes)
+		for _, c := range h.clients {
+			c.cut(causeLagged)
+		}
+		cut += len(h.clients)
+	}
+	return cut, ending
+}
+
+// warningInterval is how often the log has the same warning, at most.
+const warningInterval = time.Minute
+
+// An occasionalWarning counts what it is about and warns of it once an interval at most.
+type occasionalWarning struct {
+	mu    sync.Mutex
+	count int
+	last  time.Time
+}
+
+// warn counts n more, and calls log with the whole count unless the last call was too recent.
+func (w *occasionalWarning) warn(n int, log func(count int)) {
+	w.mu.Lock()
+	w.count += n
+	if w.count == 0 || time.Since(w.last) < warningInterval {
+		w.mu.Unlock()
+		return
+	}
+	n, w.count, w.last = w.count, 0, time.Now()
+	w.mu.Unlock()
+	log(n)
+}
+
+// A pool bounds memory that only its holders can give back. An address (IPv6: a /64) may have at most as much of it as is
+// left for the others: so one alone gets half, and whatever some hold there is something left for another.
+type pool struct {
+	mu    sync.Mutex
+	most  int64
+	used  int64
+	taken map[netip.Prefix]int64
+}
+
+// raise makes room for messages of the given size: four of them.
+func (p *pool) raise(size int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most = max(p.most, 4*int64(size))
+}
+
+// take takes n bytes for an address, if it may have so much.
+func (p *pool) take(address netip.Prefix, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	used, taken := p.used+int64(n), p.taken[address]+int64(n)
+	if taken > p.most-used {
+		return false
+	}
+	p.used, p.taken[address] = used, taken
+	return true
+}
+
+// give gives n bytes back.
+func (p *pool) give(address netip.Prefix, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used -= int64(n)
+	p.taken[address] -= int64(n)
+	if p.taken[address] == 0 {
+		delete(p.taken, address)
+	}
+}
