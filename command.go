@@ -66,7 +66,7 @@ func chatCommands(cmd *cobra.Command) {
 	send := &cobra.Command{
 		Use:     "send <hub> [<text>|-]",
 		Short:   "Publishes a message; without a text, or with -, what is read from the standard input",
-		Example: `  caddy chat send example.com/chat/lobby "Maintenance at noon"`,
+		Example: `  caddy chat send https://example.com/chat/lobby "Maintenance at noon"`,
 		Args:    hubArgs(1, 2),
 		RunE:    runSend,
 	}

@@ -226,7 +226,7 @@ func TestReload_CloseLineGoesToTheLogThatIsConfiguredNow(t *testing.T) {
 	s.logFile = second
 	s.load(site)
 	p.conn.Close()
-	if closed := s.logged(moduleID, 1); closed[0]["hub"] != "localhost/a" {
+	if closed := s.logged(moduleID, 1); closed[0]["hub"] != "http://localhost:9080/a" {
 		t.Errorf("got %v", closed)
 	}
 	if old, err := os.ReadFile(first); err != nil || strings.Contains(string(old), "client closed") {

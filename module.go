@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -25,7 +26,7 @@ func init() {
 
 // The defaults. Each is what a small server with strangers on it is safe with.
 const (
-	defaultHub            = "{http.request.host}{http.request.uri.path}"
+	defaultHub            = "https://{site}{path}" // what a reload and limits go by; an explicit value cannot be it
 	defaultUser           = "{http.auth.user.id}"
 	defaultMaxMessageSize = 64 << 10 // a long chat message is 2 KiB; an inline thumbnail fits
 	defaultMaxHubs        = 10_000
@@ -60,7 +61,8 @@ type Handler struct {
 	// The name of the hub that a client joins: 1 to 255 bytes of valid UTF-8 without control characters, else
 	// the client is refused with 400. Placeholders are allowed, an unset one is empty; they are resolved once,
 	// at the handshake. Handlers whose hub resolves to the same name share that hub, so that routes give
-	// rights. Default: `{http.request.host}{http.request.uri.path}`. The value as written here is what a
+	// rights. Default: a hub for each path of each site, such as `https://example.com/chat/lobby`, which only requests
+	// that pass the routes of that site reach. A value must not begin with `http://` or `https://`. The value as written here is what a
 	// reload goes by: the clients of one that is gone from the configuration are closed with 1012.
 	Hub string `json:"hub,omitempty"`
 
@@ -166,6 +168,7 @@ type Handler struct {
 
 	// What the fields above come to; set by Provision.
 	hub, user string
+	placement func() *placement // in its server, computed when first called
 	limits    limits
 	settings  *settings
 	lease     *lease
@@ -298,7 +301,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	hubs.memory.incoming.raise(h.settings.maxMessageSize)
 	h.lease = hubs.lease(h.hub, ctx.Logger(), emitter, bounds, time.Duration(orDefault(h.Drain, defaultDrain)))
-	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	// The server's routes are complete once it has requests.
+	h.placement = sync.OnceValue(func() *placement { return newPlacement(h, server) })
+	if ok {
 		// Shutting a server down ignores upgraded connections, and waits for all others: do not wait for these.
 		server.RegisterOnShutdown(func() {
 			if caddy.Exiting() {
@@ -375,7 +381,12 @@ func (p *Ping) validate() error {
 
 // checkHub checks a hub value as far as it does not depend on a request.
 func checkHub(hub string) error {
-	if hub == "" || strings.Contains(hub, "{") {
+	switch {
+	case hub == "":
+		return nil
+	case isDefaultHubName(hub):
+		return named("hub", errDefaultHubName)
+	case strings.Contains(hub, "{"):
 		return nil
 	}
 	return named("hub", checkHubName(hub))

@@ -206,7 +206,7 @@ func TestHandler_LogsOneLineForEachClosedConnection(t *testing.T) {
 		t.Errorf("duration: got %v, want a few milliseconds, in seconds", entry["duration"])
 	}
 	for field, want := range map[string]any{
-		"level": "info", "msg": "client closed", "hub": "localhost/chat/a", "user": "", "client_ip": "127.0.0.1",
+		"level": "info", "msg": "client closed", "hub": "http://localhost:9080/chat/a", "user": "", "client_ip": "127.0.0.1",
 		"code": 4000.0, "reason": "", "messages_in": 1.0, "messages_out": 1.0,
 		"bytes_in":  float64(len(clientFrame(0x81, []byte("hello"))) + 6 + 2 + len("see you")),
 		"bytes_out": float64(frameSize(5) + frameSize(2)),

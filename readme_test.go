@@ -97,6 +97,17 @@ func TestREADME_Rooms(t *testing.T) {
 	refused(t, 429, "/chat/a")
 }
 
+func TestREADME_Names(t *testing.T) {
+	startRecipe(t, "names", "www.example.com", "http://127.0.0.1:9080")
+	a := join(t, "/chat/a")
+	b := joinOn(t, a.dial(), "127.0.0.1:9080", "/chat/a")
+	other := joinOn(t, a.dial(), "127.0.0.1:9080", "/chat/b")
+	a.text("hello")
+	b.wantText("hello")
+	other.text("elsewhere")
+	other.wantText("elsewhere")
+}
+
 func TestREADME_Members(t *testing.T) {
 	s := startRecipe(t, "members")
 	refused(t, 401, "/news/write")
@@ -296,14 +307,17 @@ func TestREADME_MetricsTable(t *testing.T) {
 
 // TestREADME_WatchAndSteer runs every line of the two recipes in a shell, with clients that make it succeed.
 func TestREADME_WatchAndSteer(t *testing.T) {
-	const lobby = "example.com/chat/lobby"
+	const lobby = "http://localhost:9080/chat/lobby"
+	inREADME := strings.NewReplacer(
+		"localhost:2019", adminAddr, "https://example.com/", "http://localhost:9080/",
+		"https:%2F%2Fexample.com%2F", "http:%2F%2Flocalhost:9080%2F")
 	findProgram(t, "curl")
 	findProgram(t, "sh")
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startCaddy(t, anyHub)
+	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast {\nuser {header.X-User}\n}\n}")
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "state.bin"), []byte{0, 0xff}, 0o600); err != nil {
 		t.Fatal(err)
@@ -320,10 +334,10 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 			}
 			ran++
 			t.Run(line, func(t *testing.T) {
-				p, other := joinAs(t, lobby, "ada"), joinAs(t, "example.com/chat/other", "")
+				p, other := join(t, "/chat/lobby", "X-User: ada\r\n"), join(t, "/chat/other")
 				var page clientsPage
-				s.ask("GET", "/hubs/example.com%2Fchat%2Flobby", "", "", &page)
-				line := strings.NewReplacer("localhost:2019", adminAddr, "dq3e5qf4t0xs", page.Clients[0].ID).Replace(line)
+				s.ask("GET", strings.TrimPrefix(hubPath(lobby), "/chat_broadcast"), "", "", &page)
+				line := strings.ReplaceAll(inREADME.Replace(line), "dq3e5qf4t0xs", page.Clients[0].ID)
 				follows := strings.Contains(line, "curl -N") || strings.Contains(line, " tail ")
 
 				cmd := exec.Command("sh", "-c", "exec "+line)
@@ -360,7 +374,7 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 				case strings.Contains(line, "DELETE"), strings.Contains(line, "kick"):
 					p.wantClose(websocket.ClosePolicyViolation, "kicked")
 				case strings.Contains(line, "after="):
-					if !strings.Contains(out.String(), "example.com/chat/other") || strings.Contains(out.String(), lobby) {
+					if !strings.Contains(out.String(), "http://localhost:9080/chat/other") || strings.Contains(out.String(), lobby) {
 						t.Errorf("got %s", out.String())
 					}
 				case !follows:

@@ -147,11 +147,26 @@ func (h *Handler) hubFor(r *http.Request, repl *caddy.Replacer) (string, error) 
 	if err := h.checkOrigin(r, repl); err != nil {
 		return "", refuse(http.StatusForbidden, refusedOrigin, err)
 	}
-	name := repl.ReplaceAll(h.hub, "")
-	if err := checkHubName(name); err != nil {
+	name, err := h.hubName(r, repl)
+	if err == nil {
+		err = checkHubName(name)
+	}
+	if err != nil {
 		return "", refuse(http.StatusBadRequest, refusedHubName, err)
 	}
 	repl.Set(placeholderHub, name)
+	return name, nil
+}
+
+// hubName returns the name of the hub that r asks for.
+func (h *Handler) hubName(r *http.Request, repl *caddy.Replacer) (string, error) {
+	if h.Hub == "" {
+		return h.placement().hubName(r)
+	}
+	name := repl.ReplaceAll(h.Hub, "")
+	if isDefaultHubName(name) {
+		return "", errDefaultHubName
+	}
 	return name, nil
 }
 
