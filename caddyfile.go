@@ -10,17 +10,38 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
+	"go.uber.org/zap"
 )
 
-// parseCaddyfile sets up the handler from its directive; Caddy has taken the matcher.
-func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+// parseCaddyfile sets up the handler from its directive. It does what httpcaddyfile.RegisterHandlerDirective does, and
+// warns of a hub's name that was probably meant as a path.
+func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	if !helper.Next() {
+		return nil, helper.ArgErr()
+	}
+	matcherSet, hasMatcher, err := helper.MatcherToken()
+	if err != nil {
+		return nil, err
+	}
+	if hasMatcher {
+		helper.Delete()
+	}
+	helper.Reset()
+	helper.Next()
+	inline := helper.CountRemainingArgs() > 0
+	file, line := helper.File(), helper.Line()
+	helper.Reset()
 	h := new(Handler)
 	if err := h.UnmarshalCaddyfile(helper.Dispenser); err != nil {
 		return nil, err
 	}
-	return h, nil
+	if inline && !hasMatcher && !strings.Contains(h.Hub, "{") {
+		caddy.Log().Named("caddyfile").Warn("chat_broadcast without a matcher joins every WebSocket request that reaches it to one hub; "+
+			"for a path write it with slashes, as in /chat/*; to mean one hub, put * before its name",
+			zap.String("hub", h.Hub), zap.String("file", file), zap.Int("line", line))
+	}
+	return helper.NewRoute(matcherSet, h), nil
 }
 
 // UnmarshalCaddyfile implements caddyfile.Unmarshaler. Syntax:

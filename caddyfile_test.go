@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,6 +120,42 @@ func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestCaddyfile_WarnsOfAHubThatMayBeMeantAsAPath(t *testing.T) {
+	s := startCaddy(t, "") // the log of this configuration has the warnings about the next one
+	s.load(`&(named) {
+	chat_broadcast in-a-named-route
+}
+http://localhost:9080 {
+	chat_broadcast chat {
+		echo off
+	}
+	chat_broadcast /path path
+	chat_broadcast * all
+	chat_broadcast
+	chat_broadcast {path}
+	chat_broadcast {
+		hub block
+	}
+	@members header X-Member yes
+	chat_broadcast @members members
+	handle /handled {
+		chat_broadcast handled
+	}
+	invoke named
+}`)
+	hubsWarnedOf := map[any]bool{}
+	for _, entry := range s.logged("caddyfile", 3) {
+		if text, _ := entry["msg"].(string); !strings.Contains(text, "as in /chat/*") || entry["level"] != "warn" || entry["line"] == nil {
+			t.Errorf("got %v", entry)
+		}
+		hubsWarnedOf[entry["hub"]] = true
+	}
+	if want := map[any]bool{"chat": true, "handled": true, "in-a-named-route": true}; !maps.Equal(hubsWarnedOf, want) {
+		t.Errorf("got warnings of %v, want %v", hubsWarnedOf, want)
+	}
+	join(t, "/elsewhere")
 }
 
 func TestCaddyfile_HubAsArgumentAndSubdirective(t *testing.T) {

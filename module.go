@@ -20,7 +20,7 @@ const moduleID = "http.handlers.chat_broadcast"
 
 func init() {
 	caddy.RegisterModule(new(Handler))
-	httpcaddyfile.RegisterHandlerDirective("chat_broadcast", parseCaddyfile)
+	httpcaddyfile.RegisterDirective("chat_broadcast", parseCaddyfile)
 	httpcaddyfile.RegisterDirectiveOrder("chat_broadcast", httpcaddyfile.Before, "respond")
 }
 
