@@ -2,6 +2,7 @@ package chatbroadcast
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -86,6 +87,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		name := d.Val()
 		parse, known := subdirectives[name]
 		if !known {
+			if near := nearestSubdirective(name); near != "" {
+				return d.Errf("unrecognized subdirective %q: did you mean %s?", name, near)
+			}
 			return d.Errf("unrecognized subdirective %q", name)
 		}
 		if seen[name] {
@@ -120,8 +124,9 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 		}
 		args.check(named("origins", checkOrigins(h.Origins)))
 	},
-	"read_only": func(h *Handler, _ *arguments) {
+	"read_only": func(h *Handler, args *arguments) {
 		h.ReadOnly = true
+		args.none()
 	},
 	"echo": func(h *Handler, args *arguments) {
 		echo := args.oneOf("on", "off") == "on"
@@ -189,9 +194,43 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 			}
 		}
 	},
-	"http_publish": func(h *Handler, _ *arguments) {
+	"http_publish": func(h *Handler, args *arguments) {
 		h.HTTPPublish = true
+		args.none()
 	},
+}
+
+// nearestSubdirective returns the subdirective that name is probably meant to be: the one with the fewest wrong characters,
+// at most a third of name, or "".
+func nearestSubdirective(name string) (nearest string) {
+	least := max(1, len(name)/3) + 1
+	for _, known := range slices.Sorted(maps.Keys(subdirectives)) {
+		if d := editDistance(name, known); d < least {
+			nearest, least = known, d
+		}
+	}
+	return nearest
+}
+
+// editDistance returns the Levenshtein distance: how many bytes to insert, delete or replace to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1) // the distances from the part of a so far to each beginning of b
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // arguments are those of one subdirective, taken from the left. The first fault is kept for done, and what is
@@ -218,6 +257,13 @@ func (a *arguments) fail(format string, v ...any) {
 func (a *arguments) check(err error) {
 	if a.err == nil {
 		a.err = err
+	}
+}
+
+// none fails if there is an argument.
+func (a *arguments) none() {
+	if a.more() {
+		a.fail("takes no value, got %q; leave the line out to turn it off", a.values[0])
 	}
 }
 
