@@ -94,9 +94,9 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 		args := &arguments{name: name, values: d.RemainingArgs()}
 		switch name {
 		case "max_history":
-			app.MaxHistory = args.sizeUpTo("<size>", maxProcessSize)
+			app.MaxHistory = args.size("<size>", maxProcessSize)
 		case "max_buffers":
-			app.MaxBuffers = args.sizeUpTo("<size>", maxProcessSize)
+			app.MaxBuffers = args.size("<size>", maxProcessSize)
 		default:
 			return nil, d.Errf("unrecognized subdirective %q", name)
 		}

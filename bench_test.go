@@ -104,7 +104,7 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 func newSocketlessHubOf(b *testing.B, clients int, slow bool, s *settings, speaksEvents func(i int) bool) *hub {
 	h := &hub{epoch: "epoch", metrics: hubs.metrics, memory: hubs.memory, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
 	for i := range clients {
-		c := &client{id: clientID(1e15 + i), user: "ada", settings: s, hub: h, speaksEvents: speaksEvents(i)}
+		c := &client{id: clientID(1e15) + clientID(i), user: "ada", settings: s, hub: h, speaksEvents: speaksEvents(i)}
 		c.state.Store(stateWriting)
 		c.wire.raw = struct{ syscall.RawConn }{} // not nil, so that flushers serve it; nobody writes
 		h.join(c)

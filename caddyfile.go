@@ -70,7 +70,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //	    http_publish
 //	}
 //
-// Counts, sizes and durations are at least 1: what is left out is off, or has its default. Every error names
+// Counts, sizes and durations are at least 1, and have an upper bound: what is left out is off, or has its default. Every error names
 // its line.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive
@@ -133,10 +133,10 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 		h.Echo = &echo
 	},
 	"max_message_size": func(h *Handler, args *arguments) {
-		h.MaxMessageSize = args.size("<size>")
+		h.MaxMessageSize = args.size("<size>", maxMessageSize)
 	},
 	"rate": func(h *Handler, args *arguments) {
-		h.Rate = &Rate{Messages: args.count("<messages>"), Window: args.duration("<window>")}
+		h.Rate = &Rate{Messages: args.count("<messages>"), Window: args.duration("<window>", maxDuration)}
 	},
 	"max_clients": func(h *Handler, args *arguments) {
 		h.MaxClients = args.count("<n>")
@@ -153,7 +153,7 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	"buffer": func(h *Handler, args *arguments) {
 		h.Buffer = &Buffer{Messages: args.count("<messages>")}
 		if args.more() {
-			h.Buffer.Size = args.size("<size>")
+			h.Buffer.Size = args.size("<size>", maxBufferSize)
 		}
 	},
 	"on_lag": func(h *Handler, args *arguments) {
@@ -165,24 +165,24 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 			h.Ping.Off = args.text("off") == "off"
 			return
 		}
-		h.Ping.Interval = args.duration("<interval> or off")
+		h.Ping.Interval = args.duration("<interval> or off", maxDuration)
 		if args.more() {
-			h.Ping.Timeout = args.duration("<timeout>")
+			h.Ping.Timeout = args.duration("<timeout>", maxDuration)
 		}
 	},
 	"write_timeout": func(h *Handler, args *arguments) {
-		h.WriteTimeout = args.duration("<duration>")
+		h.WriteTimeout = args.duration("<duration>", maxDuration)
 	},
 	"max_age": func(h *Handler, args *arguments) {
-		h.MaxAge = args.duration("<duration>")
+		h.MaxAge = args.duration("<duration>", maxDuration)
 	},
 	"drain": func(h *Handler, args *arguments) {
-		h.Drain = args.duration("<duration>")
+		h.Drain = args.duration("<duration>", maxDrain)
 	},
 	"history": func(h *Handler, args *arguments) {
 		h.History = &History{Messages: args.count("<messages>")}
 		if args.more() {
-			h.History.Age = args.duration("<age>")
+			h.History.Age = args.duration("<age>", maxDuration)
 		}
 	},
 	"presence": func(h *Handler, args *arguments) {
@@ -316,10 +316,7 @@ func (a *arguments) count(what string) int {
 	return n
 }
 
-// size takes a size of at most maxSize bytes.
-func (a *arguments) size(what string) int64 { return a.sizeUpTo(what, maxSize) }
-
-func (a *arguments) sizeUpTo(what string, most int64) int64 {
+func (a *arguments) size(what string, most int64) int64 {
 	v := a.text(what)
 	if a.err != nil {
 		return 0
@@ -334,7 +331,7 @@ func (a *arguments) sizeUpTo(what string, most int64) int64 {
 	return size
 }
 
-func (a *arguments) duration(what string) caddy.Duration {
+func (a *arguments) duration(what string, most caddy.Duration) caddy.Duration {
 	v := a.text(what)
 	if a.err != nil {
 		return 0
@@ -343,6 +340,6 @@ func (a *arguments) duration(what string) caddy.Duration {
 	if err != nil {
 		a.fail("%s must be a duration such as 10s, got %q", what, v)
 	}
-	a.check(checkDuration(a.name+": "+what, caddy.Duration(d), 1))
+	a.check(checkDuration(a.name+": "+what, caddy.Duration(d), 1, most))
 	return caddy.Duration(d)
 }

@@ -2,6 +2,8 @@ package chatbroadcast
 
 import (
 	"cmp"
+	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"sync"
@@ -32,7 +34,7 @@ type log struct {
 	stranded      []*segment // evicted but pinned, oldest first
 	strandedBytes int        // of their buffers, together
 	sizeClass     int        // of the next segment
-	appended      int        // bytes since the last recycle
+	appended      int        // bytes since the last recycle, up to maxWrite
 
 	// What was appended since caughtUp was last called.
 	aheadMessages, aheadBytes int
@@ -56,6 +58,9 @@ const maxWrite = defaultMaxMessageSize + maxFrameHeader
 // indexSize is what a frame costs beyond its bytes: its entry in ends. It counts, or empty messages would be free.
 const indexSize = 4
 
+// maxFrame is the longest frame that a segment can hold, since its index has 32 bits.
+const maxFrame = math.MaxUint32
+
 // segmentSizes are the capacities of pooled segments. A quiet hub stays with the first, a busy one climbs,
 // so that an occasional message in each of many hubs does not cost maxWrite bytes each.
 var segmentSizes = [...]int{1 << 10, 4 << 10, 16 << 10, maxWrite}
@@ -71,22 +76,31 @@ func (l *log) grow(maxMessages, maxBytes int) {
 }
 
 // append adds one message, evicts what no longer fits and returns the message's sequence number. It copies
-// payload, which must be shorter than 4 GiB.
+// payload. The bounds of `max_message_size` keep frames below maxFrame.
 func (l *log) append(opcode int, payload []byte) uint64 {
 	size := frameSize(len(payload))
+	checkFrame(uint64(size))
 	s := l.room(size)
 	s.buf = appendFrame(s.buf, opcode, payload)
 	s.ends = append(s.ends, uint32(len(s.buf)))
 	seq := l.head
 	l.head++
 	l.bytes += size + indexSize
-	l.appended += size
+	l.appended = min(l.appended+size, maxWrite)
 	l.aheadMessages++
 	l.aheadBytes += size
 	for l.head-l.tail > 1 && (l.head-l.tail > uint64(l.maxMessages) || l.bytes > l.maxBytes) {
 		l.evict()
 	}
 	return seq
+}
+
+// checkFrame panics if a segment's index cannot hold a frame of size bytes: every client would lose its place in the
+// stream.
+func checkFrame(size uint64) {
+	if size > maxFrame {
+		panic(fmt.Sprintf("chat_broadcast: a frame of %d bytes is longer than the %d bytes that a log can index", size, uint64(maxFrame)))
+	}
 }
 
 // room returns the newest segment if it has size bytes left, or a new one.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -273,5 +274,26 @@ func TestLog_MessageOfTheDefaultMaximumSizeIsPooled(t *testing.T) {
 	l.append(websocket.BinaryMessage, make([]byte, defaultMaxMessageSize))
 	if got := cap(l.segments[0].buf); got != segmentSizes[len(segmentSizes)-1] {
 		t.Errorf("got a segment of %d bytes, which no pool takes back", got)
+	}
+}
+
+func TestLog_RefusesAFrameThatItCannotIndex(t *testing.T) {
+	checkFrame(maxFrame)
+	defer func() {
+		if got := fmt.Sprint(recover()); !strings.Contains(got, "a frame of 4294967296 bytes is longer than the 4294967295 bytes") {
+			t.Errorf("got %s", got)
+		}
+	}()
+	checkFrame(maxFrame + 1)
+}
+
+// TestLog_LargestMessageFits holds for text of control characters, of which JSON makes six bytes each.
+func TestLog_LargestMessageFits(t *testing.T) {
+	const around = 1 << 20 // the other fields of an event
+	if got := uint64(6*maxMessageSize + around); got > math.MaxInt32 || got > maxFrame {
+		t.Errorf("got an event of %d bytes, want one that a log can index on 32 bits", got)
+	}
+	if got := uint64(2 * maxBufferSize); got > math.MaxInt32 {
+		t.Errorf("got logs of %d bytes, want at most %d", got, math.MaxInt32)
 	}
 }

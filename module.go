@@ -39,10 +39,14 @@ const (
 	defaultDrain          = caddy.Duration(3 * time.Second) // Caddy's systemd unit kills the process after 5 s
 )
 
-// The upper bounds: what a 32-bit integer holds with room for arithmetic.
+// The upper bounds. They leave room for arithmetic in 32-bit integers.
 const (
-	maxCount = 1 << 24
-	maxSize  = 1 << 30
+	maxCount       = 1 << 24
+	maxMessageSize = 256 << 20 // an event of it may be six times as large, if JSON escapes every byte
+	maxBufferSize  = 512 << 20 // a log holds twice that
+
+	maxDuration = caddy.Duration(365 * 24 * time.Hour)
+	maxDrain    = caddy.Duration(10 * time.Minute) // a service manager has killed the process by then
 )
 
 // The values of OnLag.
@@ -87,7 +91,7 @@ type Handler struct {
 	// Whether a client receives its own messages. Default: true. After a reload it holds for new clients.
 	Echo *bool `json:"echo,omitempty"`
 
-	// The largest message a client may send, in bytes, 1 to 1 GiB; a larger one closes its sender with 1009
+	// The largest message a client may send, in bytes, 1 to 256 MiB; a larger one closes its sender with 1009
 	// `too_big`, a larger one by `http_publish` or the admin API is refused with 413. Default: 64 KiB. After a reload it
 	// holds for new clients and new requests.
 	MaxMessageSize int64 `json:"max_message_size,omitempty"`
@@ -131,16 +135,16 @@ type Handler struct {
 	Ping *Ping `json:"ping,omitempty"`
 
 	// How long one write to a client, of at most 64 KiB (over TLS at most 16 KiB), may make no progress; the
-	// client is then closed with 1013 `write_timeout`. Default: 10s. After a reload it holds for new clients.
+	// client is then closed with 1013 `write_timeout`. At most a year. Default: 10s. After a reload it holds for new clients.
 	WriteTimeout caddy.Duration `json:"write_timeout,omitempty"`
 
 	// How long a connection may last; it is then closed with 1012 `max_age`, which asks the client to come again. Spread
-	// by ±10 %, so that clients that joined together do not come again together. Default: no limit. After a reload it
+	// by ±10 %, so that clients that joined together do not come again together. At most a year. Default: no limit. After a reload it
 	// holds for new clients.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
 	// How long Caddy's exit may be held up until every client has taken what was published, got its 1001
-	// `shutting_down` and, without TLS, has closed its connection. Of several handlers the longest counts. Default:
+	// `shutting_down` and, without TLS, has closed its connection. Of several handlers the longest counts. At most 10 minutes. Default:
 	// 3s; more than 4s does not fit in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
 	Drain caddy.Duration `json:"drain,omitempty"`
 
@@ -183,7 +187,7 @@ type Rate struct {
 	// How many messages the bucket holds: 1 to 16,777,216. Required.
 	Messages int `json:"messages,omitempty"`
 
-	// How long an empty bucket takes to be full again; more than 0. Required.
+	// How long an empty bucket takes to be full again; more than 0, at most a year. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 }
 
@@ -193,17 +197,17 @@ type Buffer struct {
 	// In messages: 1 to 16,777,216. Default: 256.
 	Messages int `json:"messages,omitempty"`
 
-	// In bytes, frame headers and 4 bytes a message included: 1 to 1 GiB. Default: 1 MiB. A hub's memory is at most twice that.
+	// In bytes, frame headers and 4 bytes a message included: 1 to 512 MiB. Default: 1 MiB. A hub's memory is at most twice that.
 	Size int64 `json:"size,omitempty"`
 }
 
 // Ping is how a dead client is found. Anything received counts as life.
 type Ping struct {
-	// How long a client may be silent before it is pinged; more than 0. The first ping comes after half of that
+	// How long a client may be silent before it is pinged; more than 0, at most a year. The first ping comes after half of that
 	// at the earliest, so that clients that joined together are pinged apart. Default: 25s.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
-	// How long after the ping something must be heard, else the connection is cut; more than 0. Default: 10s.
+	// How long after the ping something must be heard, else the connection is cut; more than 0, at most a year. Default: 10s.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// Whether no pings are sent; a client that vanished without a word is then noticed when writing to it fails.
@@ -216,7 +220,7 @@ type History struct {
 	// How many messages: 1 to 16,777,216. Required.
 	Messages int `json:"messages,omitempty"`
 
-	// How old a message may be, and for how long the hub is kept after its last client has left; more than 0. Default:
+	// How old a message may be, and for how long the hub is kept after its last client has left; more than 0, at most a year. Default:
 	// 10m.
 	Age caddy.Duration `json:"age,omitempty"`
 }
@@ -320,7 +324,7 @@ func (h *Handler) Validate() error {
 	return errors.Join(
 		checkHub(h.Hub),
 		named("origins", checkOrigins(h.Origins)),
-		checkRange("max_message_size", h.MaxMessageSize, 0, maxSize),
+		checkRange("max_message_size", h.MaxMessageSize, 0, maxMessageSize),
 		h.Rate.validate(),
 		checkRange("max_clients", h.MaxClients, 0, maxCount),
 		checkRange("max_clients_per_hub", h.MaxClientsPerHub, 0, maxCount),
@@ -329,9 +333,9 @@ func (h *Handler) Validate() error {
 		h.Buffer.validate(),
 		checkOnLag(h.OnLag),
 		h.Ping.validate(),
-		checkDuration("write_timeout", h.WriteTimeout, 0),
-		checkDuration("max_age", h.MaxAge, 0),
-		checkDuration("drain", h.Drain, 0),
+		checkDuration("write_timeout", h.WriteTimeout, 0, maxDuration),
+		checkDuration("max_age", h.MaxAge, 0, maxDuration),
+		checkDuration("drain", h.Drain, 0, maxDrain),
 		h.History.validate(),
 	)
 }
@@ -342,7 +346,7 @@ func (r *Rate) validate() error {
 	}
 	return errors.Join(
 		checkRange("rate: messages", r.Messages, 1, maxCount),
-		checkDuration("rate: window", r.Window, 1),
+		checkDuration("rate: window", r.Window, 1, maxDuration),
 	)
 }
 
@@ -352,7 +356,7 @@ func (b *Buffer) validate() error {
 	}
 	return errors.Join(
 		checkRange("buffer: messages", b.Messages, 0, maxCount),
-		checkRange("buffer: size", b.Size, 0, maxSize),
+		checkRange("buffer: size", b.Size, 0, maxBufferSize),
 	)
 }
 
@@ -362,7 +366,7 @@ func (h *History) validate() error {
 	}
 	return errors.Join(
 		checkRange("history: messages", h.Messages, 1, maxCount),
-		checkDuration("history: age", h.Age, 0),
+		checkDuration("history: age", h.Age, 0, maxDuration),
 	)
 }
 
@@ -374,8 +378,8 @@ func (p *Ping) validate() error {
 		return errors.New("ping: off has neither interval nor timeout")
 	}
 	return errors.Join(
-		checkDuration("ping: interval", p.Interval, 0),
-		checkDuration("ping: timeout", p.Timeout, 0),
+		checkDuration("ping: interval", p.Interval, 0, maxDuration),
+		checkDuration("ping: timeout", p.Timeout, 0, maxDuration),
 	)
 }
 
@@ -408,9 +412,12 @@ func checkRange[T int | int64](name string, v, least, most T) error {
 	return nil
 }
 
-func checkDuration(name string, d, least caddy.Duration) error {
-	if d < least {
+func checkDuration(name string, d, least, most caddy.Duration) error {
+	switch {
+	case d < least:
 		return fmt.Errorf("%s: must be longer than 0, got %s", name, time.Duration(d))
+	case d > most:
+		return fmt.Errorf("%s: must be at most %s, got %s", name, time.Duration(most), time.Duration(d))
 	}
 	return nil
 }
