@@ -78,7 +78,9 @@ type Handler struct {
 
 	// The pages that may connect, and publish with `http_publish`, besides those of the request's own host: patterns `[scheme://]host[:port]`,
 	// where the host may begin with `*.` for one or more labels and a missing port is the default of the
-	// page's scheme. Placeholders are allowed. A single `*` allows every page, sandboxed ones too: any site
+	// page's scheme. Placeholders are allowed. `file://` stands for pages that an app opens from files; other apps have a
+	// scheme of their own, as in `app://localhost`. An internationalized host is taken in either form. A pattern that can
+	// never match, such as `null`, is an error. A single `*` allows every page, sandboxed ones too: any site
 	// that a visitor opens can then connect with the visitor's cookies. Requests without an Origin, which no
 	// browser makes, always pass. Default: the request's own host only; refused with 403. After a reload it
 	// holds for new clients.

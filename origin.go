@@ -5,14 +5,21 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
+	"golang.org/x/net/idna"
 )
 
 // anyOrigin is the pattern that lets every page on the web connect.
 const anyOrigin = "*"
+
+// fileOrigin is the Origin of pages that an app opens from files, and the pattern for it.
+const fileOrigin = "file://"
 
 // checkOrigin refuses a request that a browser makes for a page of another site (RFC 6455 §10.2): browsers do
 // not keep pages from opening WebSockets to anywhere, with the visitor's cookies. A request without Origin is
@@ -43,33 +50,72 @@ func (h *Handler) checkOrigin(r *http.Request, repl *caddy.Replacer) error {
 }
 
 // An originPattern is `[scheme://]host[:port]`. An empty scheme matches any; an empty port stands for the
-// default of the Origin's scheme. The host may begin with `*.` for one or more labels.
+// default of the Origin's scheme. The host may begin with `*.` for one or more labels. Only fileOrigin has no host.
 type originPattern struct{ scheme, host, port string }
 
-// parseOriginPattern parses a pattern without placeholders.
+// parseOriginPattern parses a pattern without placeholders. The scheme comes back in lower case, and the host in ASCII, as
+// browsers send it. An error says that no Origin could match.
 func parseOriginPattern(s string) (originPattern, error) {
-	scheme, rest, found := strings.Cut(s, "://")
-	if !found {
-		scheme, rest = "", s
+	if s == fileOrigin {
+		return originPattern{scheme: "file"}, nil
 	}
-	// url.Parse knows what a host and a port are; the path and the like must be empty.
-	u, err := url.Parse("//" + rest)
-	switch {
-	case err != nil:
+	_, rest, found := strings.Cut(s, "://")
+	full := s
+	if !found {
+		rest, full = s, "//"+s
+	}
+	// url.Parse knows what a scheme, a host and a port are; the path and the like must be empty.
+	u, err := url.Parse(full)
+	if err != nil {
 		return originPattern{}, err
-	case found && scheme == "":
-		return originPattern{}, errors.New("the scheme is missing before ://")
-	case u.Host != rest || strings.TrimPrefix(u.Hostname(), "*.") == "":
+	}
+	host, wildcard := strings.CutPrefix(u.Hostname(), "*.")
+	switch {
+	case u.Host != rest || host == "":
 		return originPattern{}, errors.New("want [scheme://]host[:port]")
-	case strings.Contains(strings.TrimPrefix(u.Hostname(), "*."), "*"):
+	case strings.Contains(host, "*"):
 		return originPattern{}, errors.New("* can only stand for the first labels of a host, as in *.example.com")
 	}
-	return originPattern{scheme: scheme, host: u.Hostname(), port: u.Port()}, nil
+	if host, err = asciiHost(host); err != nil {
+		return originPattern{}, err
+	}
+	if wildcard {
+		host = "*." + host
+	}
+	port := u.Port()
+	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || strconv.FormatUint(n, 10) != port) {
+		return originPattern{}, fmt.Errorf("no Origin has the port %s", port)
+	}
+	return originPattern{scheme: u.Scheme, host: host, port: port}, nil
 }
 
-// parseOrigin parses the value of an Origin header (RFC 6454 §7): scheme, host and perhaps port. `null` is
-// none of these, and matches no pattern.
+// asciiHost returns host, which has no brackets, as a browser writes it in an Origin, but for capitals.
+func asciiHost(host string) (string, error) {
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() == "" {
+		return addr.String(), nil
+	}
+	if strings.ContainsFunc(host, func(c rune) bool { return c >= utf8.RuneSelf }) {
+		ascii, err := idna.Lookup.ToASCII(host)
+		if err != nil {
+			return "", fmt.Errorf("the host is not an internationalized domain name: %w", err)
+		}
+		host = ascii
+	}
+	isHost := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-._", c)
+	}
+	if i := strings.IndexFunc(host, func(c rune) bool { return !isHost(c) }); i >= 0 {
+		return "", fmt.Errorf("no host contains %q", host[i])
+	}
+	return host, nil
+}
+
+// parseOrigin parses the value of an Origin header (RFC 6454 §7): scheme, host and perhaps port. A slash at the end is no
+// part of an Origin, but some clients send one. `null` is not of that form.
 func parseOrigin(s string) (originPattern, error) {
+	if s != fileOrigin {
+		s = strings.TrimSuffix(s, "/")
+	}
 	o, err := parseOriginPattern(s)
 	if err == nil && (o.scheme == "" || strings.Contains(o.host, "*")) {
 		err = errors.New("not an origin")
@@ -82,10 +128,10 @@ var defaultPorts = map[string]string{"http": "80", "https": "443"}
 
 // matches reports whether the Origin o is one that p allows.
 func (p originPattern) matches(o originPattern) bool {
-	if p.scheme != "" && !strings.EqualFold(p.scheme, o.scheme) {
+	if p.scheme != "" && p.scheme != o.scheme {
 		return false
 	}
-	defaultPort := defaultPorts[strings.ToLower(o.scheme)]
+	defaultPort := defaultPorts[o.scheme]
 	if orDefault(p.port, defaultPort) != orDefault(o.port, defaultPort) {
 		return false
 	}
@@ -113,6 +159,11 @@ func checkOrigins(patterns []string) error {
 		case p == anyOrigin && len(patterns) > 1:
 			return errors.New("* allows every origin and stands alone")
 		case p == anyOrigin || strings.Contains(p, "{"):
+		case p == "null":
+			return errors.New("pattern null: only * allows the origin null, which sandboxed frames of any site have; " +
+				"the pages of an app can have the origin file://, or a scheme of their own as in app://localhost")
+		case strings.Contains(p, ","):
+			return fmt.Errorf("pattern %q: patterns are separated by spaces, not by commas", p)
 		default:
 			if _, err := parseOriginPattern(p); err != nil {
 				return fmt.Errorf("pattern %q: %w", p, err)
