@@ -81,9 +81,11 @@ type Handler struct {
 	// page's scheme. Placeholders are allowed. `file://` stands for pages that an app opens from files; other apps have a
 	// scheme of their own, as in `app://localhost`. An internationalized host is taken in either form. A pattern that can
 	// never match, such as `null`, is an error. A single `*` allows every page, sandboxed ones too: any site
-	// that a visitor opens can then connect with the visitor's cookies. Requests without an Origin, which no
-	// browser makes, always pass. Default: the request's own host only; refused with 403. After a reload it
-	// holds for new clients.
+	// that a visitor opens can then connect with the visitor's cookies. Over TLS the pages of the request's own host are
+	// those with the scheme https; where a proxy ends TLS before Caddy, Caddy cannot tell, and takes both schemes. A
+	// request without an Origin passes, unless it has a Sec-Fetch-Site other than `same-origin` and `none`: then a browser
+	// made it for a page of another site, and only `*` lets it pass. Default: the request's own host only; refused with
+	// 403. After a reload it holds for new clients.
 	Origins []string `json:"origins,omitempty"`
 
 	// Whether clients may only listen: the first data frame closes its sender with 1008 `read_only`. Default:

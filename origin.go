@@ -21,32 +21,60 @@ const anyOrigin = "*"
 // fileOrigin is the Origin of pages that an app opens from files, and the pattern for it.
 const fileOrigin = "file://"
 
-// checkOrigin refuses a request that a browser makes for a page of another site (RFC 6455 §10.2): browsers do
-// not keep pages from opening WebSockets to anywhere, with the visitor's cookies. A request without Origin is
-// no browser's.
+// checkOrigin refuses a request that a browser makes for a page of another site (RFC 6455 §10.2): browsers let any
+// page open a WebSocket to anywhere, with the visitor's cookies.
+//
+// Browsers send Origin with each WebSocket handshake and with nearly each POST; other programs need not. A request without
+// Origin passes, unless its Sec-Fetch-Site says that a page of another site made it: which site is unknown then, so that
+// only * lets such a request pass.
 func (h *Handler) checkOrigin(r *http.Request, repl *caddy.Replacer) error {
-	values := r.Header["Origin"]
-	if len(values) == 0 || len(h.Origins) == 1 && h.Origins[0] == anyOrigin {
+	if len(h.Origins) == 1 && h.Origins[0] == anyOrigin {
 		return nil
 	}
+	values := r.Header["Origin"]
+	switch {
+	case len(values) == 0:
+		return checkFetchSite(r.Header["Sec-Fetch-Site"])
+	case len(values) > 1:
+		return fmt.Errorf("the request has %d Origin headers", len(values))
+	case values[0] == "null":
+		return errors.New("only origins * allows origin null, which sandboxed frames of any site have")
+	}
 	origin, err := parseOrigin(values[0])
-	if err != nil || len(values) > 1 {
-		return fmt.Errorf("origin %q is not allowed", values)
+	if err != nil {
+		return fmt.Errorf("origin %.100q is malformed", values[0])
 	}
 	own := originPattern{host: r.Host}
 	if host, port, err := net.SplitHostPort(r.Host); err == nil {
 		own = originPattern{host: host, port: port}
 	}
-	if own.matches(origin) {
+	ownHost := own.matches(origin)
+	// Anybody on the visitor's network can forge a page without TLS. Such a page is none of a site with TLS. The other way
+	// round a proxy has ended TLS before the request came here.
+	if ownHost && (origin.scheme == "https" || origin.scheme == "http" && r.TLS == nil) {
 		return nil
 	}
 	for _, s := range h.Origins {
-		// One that is malformed once its placeholders are filled in allows nothing.
+		// A pattern that is malformed once its placeholders are filled in allows nothing.
 		if p, err := parseOriginPattern(repl.ReplaceAll(s, "")); err == nil && p.matches(origin) {
 			return nil
 		}
 	}
-	return fmt.Errorf("origin %q is neither the request's host nor listed in origins", values[0])
+	if ownHost {
+		return fmt.Errorf("origin %.100q has another scheme than the request, and origins does not list it", values[0])
+	}
+	return fmt.Errorf("origin %.100q is not the request's host, and origins does not list it", values[0])
+}
+
+// checkFetchSite refuses a request if its Sec-Fetch-Site says that a page of another site made it (W3C Fetch Metadata
+// Request Headers, §2.4). The value "none" means that the visitor made it, not a page.
+func checkFetchSite(values []string) error {
+	for _, v := range values {
+		if v != "same-origin" && v != "none" {
+			return fmt.Errorf("the request has no Origin, and its Sec-Fetch-Site is %.100q, not same-origin or none", v)
+		}
+	}
+	return nil
 }
 
 // An originPattern is `[scheme://]host[:port]`. An empty scheme matches any; an empty port stands for the

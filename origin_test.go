@@ -90,3 +90,82 @@ func TestOrigin_TwoOriginsAreRefused(t *testing.T) {
 		t.Error("got no error")
 	}
 }
+
+func TestOrigin_AppWithTheRequestsHostMustBeListed(t *testing.T) {
+	r := &http.Request{Host: "localhost", Header: http.Header{"Origin": {"capacitor://localhost"}}}
+	if err := new(Handler).checkOrigin(r, caddy.NewEmptyReplacer()); err == nil {
+		t.Error("got no error")
+	}
+}
+
+func TestOrigin_PageWithoutTLSMustBeListedBySiteWithTLS(t *testing.T) {
+	startCaddy(t, `https://localhost:9443 {
+	chat_broadcast /chat/* {
+		http_publish
+	}
+	chat_broadcast /listed/* {
+		origins http://localhost:9443
+		http_publish
+	}
+}
+http://localhost:9080 {
+	chat_broadcast {
+		http_publish
+	}
+}`)
+	joinTLS(t, "/chat/a", "Origin: https://localhost:9443\r\n")
+	joinTLS(t, "/listed/a", "Origin: http://localhost:9443\r\n")
+	// TLS may have ended before the request came to Caddy.
+	join(t, "/chat/a", "Origin: https://localhost:9080\r\n")
+	_, resp := handshakeOn(t, dialTLS(t), handshakeRequest(httpsAddr, "/chat/a", "Origin: http://localhost:9443\r\n"))
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a handshake: got %s, want 403", resp.Status)
+	}
+	for origin, want := range map[string]int{"https://localhost:9443": 202, "http://localhost:9443": 403} {
+		got := requestBy(t, transportTLS(), http.MethodPost, "https://"+httpsAddr+"/chat/a", nil, "Origin", origin)
+		if got.status != want {
+			t.Errorf("a POST with origin %s: got %d, want %d", origin, got.status, want)
+		}
+	}
+}
+
+func TestOrigin_SecFetchSiteCountsWhereThereIsNoOrigin(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat/* {
+		origins friend.example
+		http_publish
+	}
+	chat_broadcast /all/* {
+		origins *
+		http_publish
+	}
+}`)
+	for _, tc := range []struct {
+		path, site, origin string
+		want               int // of a POST
+	}{
+		{"/chat/a", "same-origin", "", 202},
+		{"/chat/a", "none", "", 202},
+		{"/chat/a", "cross-site", "", 403},
+		{"/chat/a", "same-site", "", 403},
+		{"/chat/a", "", "", 403},
+		{"/chat/a", "cross-site", "https://friend.example", 202},
+		{"/chat/a", "cross-site", "https://evil.example", 403},
+		{"/all/a", "cross-site", "", 202},
+	} {
+		header := "Sec-Fetch-Site: " + tc.site + "\r\n"
+		post := []string{"Sec-Fetch-Site", tc.site}
+		if tc.origin != "" {
+			header += "Origin: " + tc.origin + "\r\n"
+			post = append(post, "Origin", tc.origin)
+		}
+		if got := publish(t, tc.path, "x", post...); got.status != tc.want {
+			t.Errorf("a POST to %s, Sec-Fetch-Site %q, origin %q: got %d, want %d", tc.path, tc.site, tc.origin, got.status, tc.want)
+		}
+		if tc.want == http.StatusForbidden {
+			refused(t, http.StatusForbidden, tc.path, header)
+		} else {
+			join(t, tc.path, header)
+		}
+	}
+}
