@@ -33,6 +33,9 @@ func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	_, prefix := clientIP(r)
+	if h.Rate != nil && !prefix.IsValid() {
+		h.warnWithoutAddress("rate")
+	}
 	key := h.lease.scope.key
 	// Before the body is read, so that the rate holds for what is refused because of its body, too.
 	if wait, err := hubs.admit(key, prefix, h.Rate); err != nil {

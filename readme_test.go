@@ -2,7 +2,9 @@ package chatbroadcast
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +21,12 @@ import (
 // startRecipe runs a recipe of the README on the test's addresses.
 func startRecipe(t *testing.T, name string, replacements ...string) *server {
 	t.Helper()
+	return startRecipeBeside(t, "", name, replacements...)
+}
+
+// startRecipeBeside runs a recipe of the README on the test's addresses, and beside it other sites.
+func startRecipeBeside(t *testing.T, sites, name string, replacements ...string) *server {
+	t.Helper()
 	recipe := readmeBlock(t, "recipe: "+name)
 	recipe = strings.NewReplacer(append(replacements, "example.com", "http://localhost:9080")...).Replace(recipe)
 	options := ""
@@ -26,7 +34,7 @@ func startRecipe(t *testing.T, name string, replacements ...string) *server {
 		options, recipe, _ = strings.Cut(global, "\n}\n")
 	}
 	s := startCaddy(t, "")
-	s.loadWith(options, recipe)
+	s.loadWith(options, recipe+sites)
 	return s
 }
 
@@ -147,6 +155,41 @@ func TestREADME_ForwardAuth(t *testing.T) {
 	}
 }
 
+// proxySite forwards to upstream and adds the client's address to X-Forwarded-For, as nginx does with
+// $proxy_add_x_forwarded_for.
+func proxySite(upstream string) string {
+	return `
+http://localhost:9081 {
+	reverse_proxy ` + upstream + ` {
+		header_up X-Forwarded-For "{http.request.header.X-Forwarded-For}, {http.request.remote.host}"
+	}
+}`
+}
+
+// throughProxy makes a handshake from another address than the proxy's, and returns the status.
+func throughProxy(t *testing.T, header string) int {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	conn, err := dialer.Dial("tcp", "127.0.0.1:9081")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, resp := handshakeOn(t, conn, handshakeRequest("localhost:9081", "/chat/a", header))
+	return resp.StatusCode
+}
+
+// wantTenOfTwenty makes 20 handshakes through the proxy, each with another forged address.
+func wantTenOfTwenty(t *testing.T) {
+	t.Helper()
+	statuses := map[int]int{}
+	for i := range 20 {
+		statuses[throughProxy(t, fmt.Sprintf("X-Forwarded-For: 198.51.100.%d\r\n", i))]++
+	}
+	if statuses[http.StatusSwitchingProtocols] != 10 || statuses[http.StatusTooManyRequests] != 10 {
+		t.Errorf("got %v, want 10 of 101 and 10 of 429", statuses)
+	}
+}
+
 func TestREADME_Proxy(t *testing.T) {
 	s := startRecipe(t, "proxy")
 	const client = "X-Forwarded-For: 203.0.113.7\r\n"
@@ -158,6 +201,34 @@ func TestREADME_Proxy(t *testing.T) {
 	p.conn.Close()
 	if got := s.logged(moduleID, 1)[0]["client_ip"]; got != "2001:db8::1" {
 		t.Errorf("got client_ip %v, want the address that the proxy forwarded", got)
+	}
+}
+
+func TestREADME_ProxyClientsCannotForgeTheirAddress(t *testing.T) {
+	startRecipeBeside(t, proxySite("127.0.0.1:9080"), "proxy", "127.0.0.0/8", "127.0.0.1") // the client is none of the proxies
+	wantTenOfTwenty(t)
+}
+
+func TestREADME_ProxyOnAUnixSocket(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "chat.sock")
+	startRecipeBeside(t, proxySite("unix/"+socket), "proxy_unix", "/run/caddy/chat.sock", socket)
+	wantTenOfTwenty(t)
+}
+
+func TestREADME_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "chat.sock")
+	hubs.addressWarning = occasionalWarning{} // tests before may have had it
+	s := startRecipeBeside(t, proxySite("unix/"+socket), "proxy_unix",
+		"/run/caddy/chat.sock", socket, "trusted_proxies_unix", "trusted_proxies_strict", "trusted_proxies_strict", "")
+	wantTenOfTwenty(t)
+	var warnings int
+	for _, entry := range s.logged(moduleID, 1) {
+		if message := entry["msg"].(string); entry["level"] == "warn" && strings.Contains(message, "trusted_proxies_unix") {
+			warnings++
+		}
+	}
+	if warnings != 1 {
+		t.Errorf("got %d warnings of 20 clients without an address, want 1", warnings)
 	}
 }
 

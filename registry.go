@@ -37,9 +37,10 @@ type registry struct {
 	exited chan struct{} // once exiting: closed when live is 0
 	exitBy time.Time     // once exiting: when waiting for that ends
 
-	relieving   atomic.Bool // a goroutine runs relieve
-	shedWarning occasionalWarning
-	cutWarning  occasionalWarning
+	relieving      atomic.Bool // a goroutine runs relieve
+	shedWarning    occasionalWarning
+	cutWarning     occasionalWarning
+	addressWarning occasionalWarning
 }
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following

@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/gorilla/websocket"
+	"go.uber.org/zap"
 )
 
 // retryAfter is what a refused client is told to wait, in seconds.
@@ -107,6 +108,9 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy
 		joined:   time.Now(),
 	}
 	c.ip, c.prefix = clientIP(r)
+	if h.MaxClientsPerIP > 0 && !c.prefix.IsValid() {
+		h.warnWithoutAddress("max_clients_per_ip")
+	}
 	if h.Rate != nil {
 		c.limiter = h.Rate.limiter()
 	}
@@ -256,6 +260,15 @@ func clientIP(r *http.Request) (string, netip.Prefix) {
 	}
 	prefix, _ := addr.Prefix(bits) // fails only for a number of bits that the address does not have
 	return ip, prefix
+}
+
+// warnWithoutAddress tells the operator that the named limit takes all clients without an address for one client, because
+// Caddy does not know what a proxy on a Unix socket says. It does so once a minute at most.
+func (h *Handler) warnWithoutAddress(limit string) {
+	hubs.addressWarning.warn(1, func(int) {
+		h.lease.scope.logger().Warn("clients without an address count as one client: "+
+			"for a proxy on a Unix socket, set trusted_proxies_unix in the global option servers", zap.String("limit", limit))
+	})
 }
 
 // shake lets gorilla check the handshake and returns the header of the 101 it would send.
