@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -208,10 +207,17 @@ func checkRequest(header http.Header, r *http.Request) error {
 	case r.ContentLength != 0:
 		return caddyhttp.Error(http.StatusBadRequest, errors.New("a WebSocket handshake has no body"))
 	case !hasToken(r.Header["Sec-Websocket-Version"], "13"):
-		header.Set("Sec-WebSocket-Version", "13") // RFC 6455 §4.2.2
-		header.Set("Upgrade", "websocket")        // RFC 9110 §15.5.22
+		header["Sec-WebSocket-Version"] = []string{"13"} // RFC 6455 §4.2.2, in its spelling
+		header.Set("Upgrade", "websocket")               // RFC 9110 §15.5.22
+		connection := "Upgrade"                          // RFC 9110 §7.8
+		if r.Close {
+			connection = "Upgrade, close" // net/http would replace a value without close
+		}
+		header.Set("Connection", connection)
 		return caddyhttp.Error(http.StatusUpgradeRequired,
 			errors.New("the only supported Sec-WebSocket-Version is 13"))
+	case len(r.Header["Sec-Websocket-Key"]) > 1: // RFC 6455 §11.3.1; gorilla would take the first
+		return caddyhttp.Error(http.StatusBadRequest, errors.New("a WebSocket handshake has one Sec-WebSocket-Key"))
 	}
 	return nil
 }
@@ -306,10 +312,10 @@ func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, err
 // straight to the connection, because that is how access logs, metrics and header rules come to see it, and
 // net/http writes it before it hands the connection over: nobody else writes at that time.
 func (c *client) switchProtocols(w http.ResponseWriter, header http.Header) error {
-	maps.Copy(w.Header(), header)
-	// The spelling of RFC 6455; some clients compare it with case.
-	w.Header()["Sec-WebSocket-Accept"] = header["Sec-Websocket-Accept"]
-	delete(w.Header(), "Sec-Websocket-Accept")
+	for name, values := range header {
+		// Spelled as in RFC 6455: some clients compare names with case.
+		w.Header()[strings.Replace(name, "Sec-Websocket-", "Sec-WebSocket-", 1)] = values
+	}
 	// So that a client that does not read cannot hold the handler; hijacking clears it.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(c.settings.writeTimeout, time.Second)))
 	w.WriteHeader(http.StatusSwitchingProtocols)

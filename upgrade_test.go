@@ -1,14 +1,17 @@
 package chatbroadcast
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/quic-go/quic-go/http3"
@@ -107,6 +110,57 @@ func TestUpgrade_ResponseHasTheHeadersOfTheSite(t *testing.T) {
 	}
 }
 
+func TestUpgrade_HeadersAreSpelledAsInTheRFC(t *testing.T) {
+	startCaddy(t, plainChat)
+	request := handshakeRequest(httpAddr, "/chat/a", "Sec-WebSocket-Protocol: "+eventsProtocol+"\r\n")
+	version := strings.Replace(request, "Version: 13", "Version: 8", 1)
+	for _, tc := range []struct {
+		name, request string
+		want          []string
+	}{
+		{"101", request, []string{
+			"HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket",
+			"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "Sec-WebSocket-Protocol: " + eventsProtocol,
+		}},
+		{"426", version, []string{
+			"HTTP/1.1 426 Upgrade Required", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+		}},
+		{"426 on a connection that ends", strings.Replace(version, "Connection: ", "Connection: close, ", 1), []string{
+			"HTTP/1.1 426 Upgrade Required", "Connection: Upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &peer{t: t}
+			conn := p.dial()
+			t.Cleanup(func() { conn.Close() })
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			if _, err := conn.Write([]byte(tc.request)); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			r := bufio.NewReader(conn)
+			for {
+				line, err := r.ReadString('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				if line = strings.TrimSpace(line); line == "" {
+					break
+				}
+				got = append(got, line)
+			}
+			for _, want := range tc.want {
+				if !slices.Contains(got, want) {
+					t.Errorf("got %q, want %q among them", got, want)
+				}
+			}
+			if i := slices.IndexFunc(got, func(line string) bool { return strings.Contains(line, "Websocket") }); i >= 0 {
+				t.Errorf("got %q", got[i])
+			}
+		})
+	}
+}
+
 func TestUpgrade_MetricsSay101(t *testing.T) {
 	s := startCaddy(t, "")
 	s.loadWith("metrics", `http://localhost:9080 {
@@ -143,13 +197,14 @@ func TestUpgrade_Refusals(t *testing.T) {
 		{"another method", strings.Replace(request, "GET", "POST", 1), 405, map[string]string{"Allow": "GET"}},
 		{
 			"another version of the protocol", strings.Replace(request, "Version: 13", "Version: 8", 1), 426,
-			map[string]string{"Sec-WebSocket-Version": "13", "Upgrade": "websocket"},
+			map[string]string{"Sec-WebSocket-Version": "13", "Upgrade": "websocket", "Connection": "Upgrade"},
 		},
 		{
 			"no version", strings.Replace(request, "Sec-WebSocket-Version: 13\r\n", "", 1), 426,
 			map[string]string{"Sec-WebSocket-Version": "13"},
 		},
 		{"no key", strings.Replace(request, "Sec-WebSocket-Key", "X-Key", 1), 400, nil},
+		{"two keys", handshakeRequest(httpAddr, "/chat/a", "Sec-WebSocket-Key: AQIDBAUGBwgJCgsMDQ4PEA==\r\n"), 400, nil},
 		{"a short key", strings.Replace(request, "dGhl", "", 1), 400, nil},
 		{"HTTP/1.0", strings.Replace(request, "HTTP/1.1", "HTTP/1.0", 1), 400, nil},
 		{"a body", strings.Replace(request, "\r\n\r\n", "\r\nContent-Length: 2\r\n\r\nhi", 1), 400, nil},
