@@ -364,6 +364,9 @@ func publishBody(w http.ResponseWriter, r adminRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := checkEncoding(w.Header(), r.Header); err != nil {
+		return adminError(http.StatusUnsupportedMediaType, named("body", err))
+	}
 	limit := b.messageLimit()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
 	if tooBig := new(http.MaxBytesError); errors.As(err, &tooBig) {

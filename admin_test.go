@@ -313,6 +313,22 @@ func TestAdmin_Refuses(t *testing.T) {
 	}
 }
 
+func TestAdmin_RefusesMessageInAnotherEncoding(t *testing.T) {
+	startCaddy(t, anyHub)
+	p := joinAs(t, "lobby", "ada")
+	const url = "http://" + adminAddr + "/chat_broadcast/hubs/lobby/messages"
+	for _, header := range [][]string{{"Content-Encoding", "gzip"}, {"Content-Type", "text/plain; charset=utf-16"}} {
+		got := request(t, http.MethodPost, url, strings.NewReader("x"), header...)
+		if got.status != http.StatusUnsupportedMediaType || !strings.Contains(got.body, `{"error":"body: the message has `) {
+			t.Errorf("%v: got %d %s, want 415 with a reason", header, got.status, got.body)
+		}
+	}
+	if got := request(t, http.MethodPost, url, strings.NewReader("as it is")); got.status != http.StatusOK {
+		t.Errorf("got %d, want 200", got.status)
+	}
+	p.wantText("as it is")
+}
+
 func TestAdmin_KickedMeansGone(t *testing.T) {
 	s := startCaddy(t, anyHub)
 	users := func(hub string) (users []string, ids []string) {

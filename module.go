@@ -167,7 +167,7 @@ type Handler struct {
 
 	// Whether a POST that does not ask for WebSocket publishes its body in the hub, for whoever the routes let
 	// through: guard it with a matcher or with authentication. `Content-Type: application/octet-stream` is a binary
-	// message, everything else is text and must be UTF-8 (400). `max_message_size` (413) and `origins` (403) hold, and
+	// message, everything else is text and must be UTF-8 (400, or 415 for another charset or a compressed body). `max_message_size` (413) and `origins` (403) hold, and
 	// `rate` for each address, by /64 for IPv6 (429). The answer is 202 with `{"clients":n,"seq":n}`: how many clients
 	// the message is for, and its number in the hub. A message for a hub without clients is kept by `history`; without
 	// that both are 0. Other methods go to the next handler, as POST does without this. `read_only` concerns WebSocket

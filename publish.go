@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -83,6 +84,9 @@ func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int,
 		}
 		return caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
 	}
+	if err := checkEncoding(w.Header(), r.Header); err != nil {
+		return 0, nil, caddyhttp.Error(http.StatusUnsupportedMediaType, err)
+	}
 	if r.ContentLength > int64(limit) {
 		return 0, nil, tooLarge() // before a client that expects 100 sends it
 	}
@@ -100,11 +104,38 @@ func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int,
 	return opcode, payload, nil
 }
 
+// checkEncoding refuses a body that would be nonsense as a message: one that is compressed, or text in another charset than
+// UTF-8 and its subset US-ASCII. It may set a header that belongs to the refusal. A Content-Type that is malformed names no
+// charset.
+func checkEncoding(response, request http.Header) error {
+	for _, v := range request["Content-Encoding"] {
+		for coding := range strings.SplitSeq(v, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+				response.Set("Accept-Encoding", "identity") // RFC 9110 §15.5.16
+				return fmt.Errorf("the message has the Content-Encoding %.100q: send it as it is", coding)
+			}
+		}
+	}
+	mediaType, params, err := mime.ParseMediaType(request.Get("Content-Type"))
+	if err != nil || mediaType == mediaTypeBinary {
+		return nil
+	}
+	switch charset := params["charset"]; strings.ToLower(charset) {
+	case "", "utf-8", "utf8", "us-ascii", "ascii":
+		return nil
+	default:
+		return fmt.Errorf("the message has the charset %.100q: text must be UTF-8", charset)
+	}
+}
+
+// mediaTypeBinary is the type of a body that is a binary message.
+const mediaTypeBinary = "application/octet-stream"
+
 // opcodeOf returns the opcode of a message that comes over HTTP: it is text, and must be, unless its type says that it
 // is binary.
 func opcodeOf(payload []byte, contentType string) (int, error) {
 	// What is malformed is no application/octet-stream, either.
-	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == "application/octet-stream" {
+	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == mediaTypeBinary {
 		return websocket.BinaryMessage, nil
 	}
 	if !utf8.Valid(payload) {

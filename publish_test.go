@@ -157,6 +157,12 @@ func TestPublish_Refusals(t *testing.T) {
 		{"the same, of unknown length", "/small/", chunked("123456"), nil, 413},
 		{"another site's page", "/feed/?hub=feed", announced("x"), []string{"Origin", "http://evil.example"}, 403},
 		{"a page of no site", "/feed/?hub=feed", announced("x"), []string{"Origin", "null"}, 403},
+		{"a compressed message", "/feed/?hub=feed", announced("x"), []string{"Content-Encoding", "gzip"}, 415},
+		{"one that is encoded twice", "/feed/?hub=feed", announced("x"), []string{"Content-Encoding", "identity, br"}, 415},
+		{"a compressed binary message", "/feed/?hub=feed", announced("x"), []string{"Content-Encoding", "gzip", "Content-Type", "application/octet-stream"}, 415},
+		{"text in UTF-16", "/feed/?hub=feed", announced("x\x00"), []string{"Content-Type", "text/plain; charset=utf-16"}, 415},
+		{"text in Latin-1", "/feed/?hub=feed", announced("x"), []string{"Content-Type", `text/plain; charset="ISO-8859-1"`}, 415},
+		{"JSON in UTF-32", "/feed/?hub=feed", announced("x"), []string{"Content-Type", "application/json;charset=utf-32"}, 415},
 		{"no hub", "/feed/", announced("x"), nil, 400},
 		{"a hub's name too long", "/feed/?hub=" + strings.Repeat("x", 256), announced("x"), nil, 400},
 		{"a hub's name with a control character", "/feed/?hub=a%0ab", announced("x"), nil, 400},
@@ -168,8 +174,13 @@ func TestPublish_Refusals(t *testing.T) {
 	}
 	publish(t, "/feed/?hub=feed", "12345", "Origin", "https://friend.example").wantPublished(t, 1, 1)
 	publish(t, "/feed/?hub=feed", "own", "Origin", "http://"+httpAddr).wantPublished(t, 1, 2)
+	publish(t, "/feed/?hub=feed", "utf-8", "Content-Type", `text/plain; charset="UTF-8"`).wantPublished(t, 1, 3)
+	publish(t, "/feed/?hub=feed", "ascii", "Content-Type", "text/plain; charset=us-ascii").wantPublished(t, 1, 4)
+	publish(t, "/feed/?hub=feed", "as is", "Content-Encoding", "Identity").wantPublished(t, 1, 5)
 	p.wantText("12345") // nothing of what was refused
-	p.wantText("own")
+	for _, want := range []string{"own", "utf-8", "ascii", "as is"} {
+		p.wantText(want)
+	}
 }
 
 func TestPublish_BodyTooLargeIsNotAskedFor(t *testing.T) {
