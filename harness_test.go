@@ -116,6 +116,7 @@ func startCaddy(t testing.TB, sites string) *server {
 			}
 			return true
 		})
+		hubs.refusals.forget()
 		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
 		eventually(t, "the listeners of the test to be closed", onlyNewListeners)
 		if t.Failed() {
@@ -124,6 +125,16 @@ func startCaddy(t testing.TB, sites string) *server {
 		}
 	})
 	return s
+}
+
+// forget leaves nothing for the log of the next test.
+func (l *refusalLog) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pauses {
+		*p = refusalBatch{}
+	}
+	clear(l.pauses)
 }
 
 // caddyfile adds the global options to sites. A log among options goes to the test's file, too.

@@ -69,7 +69,7 @@ func newMetrics(r *registry) *metrics {
 	for _, c := range causes {
 		m.closes.WithLabelValues(strconv.Itoa(c.code), c.reason)
 	}
-	m.refusals = counter("refusals_total", "Handshakes that were refused.", "reason")
+	m.refusals = counter("refusals_total", "Handshakes and POSTs that were refused.", "reason")
 	for _, reason := range refusalReasons {
 		m.refusals.WithLabelValues(reason)
 	}

@@ -19,11 +19,18 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// publish publishes the body of r, a POST, in the hub that r is for. Who may do that is for the routes before it to
-// decide. It answers 202 with how many clients the message is for and its sequence number; where no client is and no
-// history, both are 0 and nothing is kept. What is wrong is returned as an error for Caddy to answer. A slow body holds up
-// nothing but r.
+// publish publishes the body of r, a POST, in the hub that r is for, or refuses r. The routes before it decide whose requests
+// come here. It answers 202 with how many clients the message is for and its sequence number; where no client is and no
+// history, both are 0 and nothing is kept. A slow body holds up nothing but r.
 func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
+	if err := h.tryPublish(w, r); err != nil {
+		return h.refused(w, r, err, refusedMessage)
+	}
+	return nil
+}
+
+// tryPublish is publish, but returns an error for a request that it refuses.
+func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request) error {
 	repl := replacer(r)
 	name, err := h.hubFor(r, repl)
 	if err != nil {

@@ -197,9 +197,10 @@ func TestREADME_Proxy(t *testing.T) {
 		join(t, "/chat/a", client)
 	}
 	refused(t, 429, "/chat/a", client)
+	s.logged(moduleID, 1) // the refusal
 	p := join(t, "/chat/a", "X-Forwarded-For: 2001:db8::1\r\n") // somebody else
 	p.conn.Close()
-	if got := s.logged(moduleID, 1)[0]["client_ip"]; got != "2001:db8::1" {
+	if got := s.logged(moduleID, 2)[1]["client_ip"]; got != "2001:db8::1" {
 		t.Errorf("got client_ip %v, want the address that the proxy forwarded", got)
 	}
 }
@@ -280,7 +281,8 @@ func TestREADME_PublishWithoutToken(t *testing.T) {
 
 func TestREADME_Webhook(t *testing.T) {
 	t.Setenv("HOOK_TOKEN", "topsecret")
-	s := startRecipe(t, "webhook", "\tlog {", "\tdebug\n\tlog {") // so that every error is logged
+	s := startRecipe(t, "webhook", "\tlog {", "\tdebug\n\tlog {", // so that every error is logged
+		"\trespond @stranger 403\n", "\trespond @stranger 403\n\thandle_errors {\n\t\trespond {err.message}\n\t}\n")
 	p := join(t, "/builds")
 	const payload = `{"status": "passed"}`
 	postAsREADME(t, "webhook", payload).wantPublished(t, 1, 1)

@@ -17,6 +17,7 @@ var hubs = newRegistry()
 
 func newRegistry() *registry {
 	r := &registry{memory: newMemory(), hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
+	r.refusals.pauses = map[string]*refusalBatch{}
 	r.metrics = newMetrics(r)
 	return r
 }
@@ -26,6 +27,8 @@ type registry struct {
 	metrics *metrics
 	events  events
 	memory  *memory
+
+	refusals refusalLog
 
 	mu     sync.Mutex
 	hubs   map[string]*hub
@@ -119,6 +122,7 @@ func (r *registry) release(l *lease) {
 	if caddy.Exiting() {
 		r.beginExit()
 		r.awaitExit()
+		r.refusals.flush()
 	}
 	r.releaseScope(l)
 }
@@ -290,7 +294,7 @@ var (
 	errMaxHubsPerIP     = &refusal{errors.New("the address has as many of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
-	errRate             = errors.New("the directive's rate is exceeded from this address")
+	errRate             = &refusal{errors.New("the directive's rate is exceeded from this address"), refusedRate}
 )
 
 // limits are what join enforces; zero is no limit.

@@ -69,25 +69,21 @@ func isExtendedConnect(r *http.Request) bool {
 const (
 	placeholderHub      = "http.chat_broadcast.hub"       // the hub's name
 	placeholderClientID = "http.chat_broadcast.client_id" // once it has joined
-	placeholderRefused  = "http.chat_broadcast.refused"   // the reason, for who was refused
+	placeholderRefused  = "http.chat_broadcast.refused"   // the reason of a refusal
 )
 
-// upgrade turns r into a client of its hub. Until the 101 is sent, what is wrong is returned as an error for
-// Caddy to answer; from then on the error is nil. The client lives on when upgrade returns, and touches
-// neither the request nor its context any more.
+// upgrade turns r into a client of its hub, or refuses r before the 101 is sent. The client lives on when upgrade
+// returns, and touches neither the request nor its context any more.
 func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
-	repl := replacer(r)
-	err := h.tryUpgrade(w, r, repl)
-	if err != nil {
-		reason := refusalReason(err)
-		repl.Set(placeholderRefused, reason)
-		hubs.metrics.refusals.WithLabelValues(reason).Inc()
+	if err := h.tryUpgrade(w, r); err != nil {
+		return h.refused(w, r, err, refusedHandshake)
 	}
-	return err
+	return nil
 }
 
-// tryUpgrade is upgrade, but for what a refusal leaves behind.
-func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request, repl *caddy.Replacer) error {
+// tryUpgrade is upgrade, but returns an error for a request that it refuses.
+func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
+	repl := replacer(r)
 	if err := checkRequest(w.Header(), r); err != nil {
 		return err
 	}
