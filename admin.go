@@ -360,32 +360,43 @@ func (c *client) info(lag uint64) clientInfo {
 // publishBody publishes the request's body, as text unless its type says that it is binary. It may be as large as a
 // message from the hub's clients.
 func publishBody(w http.ResponseWriter, r adminRequest) error {
-	b, err := findHub(r.name)
+	body := &postBody{ReadCloser: r.Body}
+	published, err := publishFrom(w, r, body)
 	if err != nil {
+		body.discard(w, r.Request)
 		return err
 	}
+	return answerJSON(w, http.StatusOK, published)
+}
+
+// publishFrom publishes body, or returns an error with the status of the answer.
+func publishFrom(w http.ResponseWriter, r adminRequest, body *postBody) (publication, error) {
+	b, err := findHub(r.name)
+	if err != nil {
+		return publication{}, err
+	}
 	if err := checkEncoding(w.Header(), r.Header); err != nil {
-		return adminError(http.StatusUnsupportedMediaType, named("body", err))
+		return publication{}, adminError(http.StatusUnsupportedMediaType, named("body", err))
 	}
 	limit := b.messageLimit()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
-	if tooBig := new(http.MaxBytesError); errors.As(err, &tooBig) {
-		return adminError(http.StatusRequestEntityTooLarge,
+	payload, err := io.ReadAll(http.MaxBytesReader(nil, body, int64(limit)))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return publication{}, adminError(http.StatusRequestEntityTooLarge,
 			fmt.Errorf("body: is larger than %d bytes, the largest max_message_size of the hub's clients", limit))
 	}
 	if err != nil {
-		return adminError(http.StatusBadRequest, fmt.Errorf("body: %w", err))
+		return publication{}, adminError(http.StatusBadRequest, fmt.Errorf("body: %w", err))
 	}
-	opcode, err := opcodeOf(body, r.Header.Get("Content-Type"))
+	opcode, err := opcodeOf(payload, r.Header.Get("Content-Type"))
 	if err != nil {
-		return adminError(http.StatusBadRequest, named("body", err))
+		return publication{}, adminError(http.StatusBadRequest, named("body", err))
 	}
-	published, found := hubs.publish(b.name, message{opcode: opcode, payload: body})
+	published, found := hubs.publish(b.name, message{opcode: opcode, payload: payload})
 	if !found {
-		return noHub(b.name) // gone meanwhile
+		return publication{}, noHub(b.name) // gone meanwhile
 	}
 	hubs.metrics.publishedByAdmin.Inc()
-	return answerJSON(w, http.StatusOK, publication{published.members, published.seq})
+	return publication{published.members, published.seq}, nil
 }
 
 func (b *hub) messageLimit() int {

@@ -23,14 +23,16 @@ import (
 // come here. It answers 202 with how many clients the message is for and its sequence number; where no client is and no
 // history, both are 0 and nothing is kept. A slow body holds up nothing but r.
 func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
-	if err := h.tryPublish(w, r); err != nil {
+	body := &postBody{ReadCloser: r.Body}
+	if err := h.tryPublish(w, r, body); err != nil {
+		body.discard(w, r)
 		return h.refused(w, r, err, refusedMessage)
 	}
 	return nil
 }
 
 // tryPublish is publish, but returns an error for a request that it refuses.
-func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request) error {
+func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postBody) error {
 	repl := replacer(r)
 	name, err := h.hubFor(r, repl)
 	if err != nil {
@@ -49,7 +51,7 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request) error {
 	if wait, err := hubs.admit(key, prefix, h.Rate); err != nil {
 		return refusePublish(w.Header(), err, wait)
 	}
-	opcode, payload, err := readMessage(w, r, h.settings.maxMessageSize)
+	opcode, payload, err := readMessage(w, r, body, h.settings.maxMessageSize)
 	if err != nil {
 		return err
 	}
@@ -82,25 +84,18 @@ func answerJSON(w http.ResponseWriter, status int, v any) error {
 
 // readMessage reads the body of r as a message of at most limit bytes, and says whether it is text or binary. Memory
 // grows with what arrives, not with what is announced.
-func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int, payload []byte, err error) {
-	tooLarge := func() error {
-		// What else is underway is not waited for. MaxBytesReader would see to that, did Caddy's response writers not hide
-		// net/http's from it. Over HTTP/2 it would end the other requests of the connection, too.
-		if r.ProtoMajor == 1 {
-			w.Header().Set("Connection", "close")
-		}
-		return caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
-	}
+func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit int) (opcode int, payload []byte, err error) {
 	if err := checkEncoding(w.Header(), r.Header); err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusUnsupportedMediaType, err)
 	}
+	tooLarge := caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
 	if r.ContentLength > int64(limit) {
-		return 0, nil, tooLarge() // before a client that expects 100 sends it
+		return 0, nil, tooLarge // before a client that expects 100 sends it
 	}
-	payload, err = io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	payload, err = io.ReadAll(http.MaxBytesReader(nil, body, int64(limit)))
 	// Caddy's request_body may have a bound of its own, with the same error.
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return 0, nil, tooLarge()
+		return 0, nil, tooLarge
 	}
 	if err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("reading the message: %w", err))
@@ -109,6 +104,39 @@ func readMessage(w http.ResponseWriter, r *http.Request, limit int) (opcode int,
 		return 0, nil, caddyhttp.Error(http.StatusBadRequest, err)
 	}
 	return opcode, payload, nil
+}
+
+// A postBody is the body of a POST.
+type postBody struct {
+	io.ReadCloser
+	asked bool // a client that expects 100 has been asked for it
+}
+
+// Read implements io.Reader.
+func (b *postBody) Read(p []byte) (int, error) {
+	b.asked = true
+	return b.ReadCloser.Read(p)
+}
+
+// discard reads the rest of the body of r, which is refused, before the answer. A connection that is closed with unread
+// bytes in it is reset, and a client that is still sending then loses the answer. As with a client that is closed, discard
+// reads at most maxDiscarded bytes and for closeTimeout, and nothing of a body that is announced as longer. It does not
+// read from a client that waits for 100, nor over HTTP/2 and HTTP/3, where the answer ends a stream and not the connection.
+func (b *postBody) discard(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor > 1 {
+		return
+	}
+	atEnd := false
+	waits := !b.asked && r.Header.Get("Expect") != ""
+	conn := http.NewResponseController(w)
+	if !waits && r.ContentLength <= maxDiscarded && conn.SetReadDeadline(time.Now().Add(closeTimeout)) == nil {
+		_, err := io.CopyN(io.Discard, b, maxDiscarded)
+		atEnd = errors.Is(err, io.EOF)
+		_ = conn.SetReadDeadline(time.Time{}) // net/http sets the one of the next request
+	}
+	if !atEnd {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // checkEncoding refuses a body that would be nonsense as a message: one that is compressed, or text in another charset than

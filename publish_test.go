@@ -192,6 +192,95 @@ func TestPublish_BodyTooLargeIsNotAskedFor(t *testing.T) {
 	}
 }
 
+// TestPublish_RefusalOfALargeBodyArrives posts bodies that are refused while they are sent. Without luck, a client that
+// meets a reset sees no answer.
+func TestPublish_RefusalOfALargeBodyArrives(t *testing.T) {
+	startCaddy(t, `http://localhost:9080, https://localhost:9443 {
+	chat_broadcast {
+		hub lobby
+		max_message_size 1KiB
+		http_publish
+	}
+}`)
+	join(t, "/")
+	const site, admin = "http://" + httpAddr + "/", "http://" + adminAddr + "/chat_broadcast/hubs/lobby/messages"
+	body := strings.Repeat("x", 5<<20)
+	sized := func(s string) io.Reader { return strings.NewReader(s) }
+	chunked := func(s string) io.Reader { return io.MultiReader(strings.NewReader(s)) }
+	for _, tc := range []struct {
+		name   string
+		by     http.RoundTripper
+		url    string
+		reader func(string) io.Reader
+		header []string
+		want   int
+	}{
+		{"too large", http.DefaultTransport, site, sized, nil, 413},
+		{"too large, of unknown length", http.DefaultTransport, site, chunked, nil, 413},
+		{"too large, over HTTP/2", transportTLS(), "https://" + httpsAddr + "/", sized, nil, 413},
+		{"another site's page", http.DefaultTransport, site, sized, []string{"Origin", "https://evil.example"}, 403},
+		{"compressed", http.DefaultTransport, site, sized, []string{"Content-Encoding", "gzip"}, 415},
+		{"too large for the admin API", http.DefaultTransport, admin, sized, nil, 413},
+		{"too large for the admin API, of unknown length", http.DefaultTransport, admin, chunked, nil, 413},
+		{"for no hub", http.DefaultTransport, strings.Replace(admin, "lobby", "none", 1), sized, nil, 404},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if strings.HasPrefix(tc.url, "https:") {
+				dialTLS(t) // there is a certificate
+			}
+			const tries = 30
+			for i := range tries {
+				size := 300<<10 + i*(len(body)-300<<10)/(tries-1)
+				got := requestBy(t, tc.by, http.MethodPost, tc.url, tc.reader(body[:size]), tc.header...)
+				if got.status != tc.want || got.body == "" {
+					t.Fatalf("%d bytes: got %d %q, want %d", size, got.status, got.body, tc.want)
+				}
+			}
+		})
+	}
+}
+
+func TestPublish_ConnectionLastsIfTheRefusedBodyWasRead(t *testing.T) {
+	startCaddy(t, pushSite)
+	conn := (&peer{t: t}).dial()
+	t.Cleanup(func() { conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	r := bufio.NewReader(conn)
+	for _, length := range []int{defaultMaxMessageSize + 1, 2} {
+		fmt.Fprintf(conn, "POST /feed/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", length, strings.Repeat("x", length))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.Close {
+			t.Fatalf("%d bytes: got %s, %v, the connection ends: %v", length, resp.Status, err, resp.Close)
+		}
+	}
+}
+
+func TestPublish_RefusedBodyIsNotReadForever(t *testing.T) {
+	startCaddy(t, pushSite)
+	for _, header := range []string{fmt.Sprintf("Content-Length: %d", maxDiscarded+1), "Transfer-Encoding: chunked"} {
+		p := &peer{t: t}
+		conn := p.dial()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		fmt.Fprintf(conn, "POST /feed/a HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n", header)
+		chunk := []byte("10000\r\n" + strings.Repeat("x", 1<<16) + "\r\n")
+		sent := 0
+		for sent < 8*maxDiscarded {
+			n, err := conn.Write(chunk)
+			sent += n
+			if err != nil {
+				break
+			}
+		}
+		conn.Close()
+		if sent >= 8*maxDiscarded {
+			t.Errorf("%s: the server took %d bytes of a body that it refused", header, sent)
+		}
+	}
+}
+
 func TestPublish_OtherRequestsGoToTheNextHandler(t *testing.T) {
 	startCaddy(t, pushSite+`
 http://127.0.0.1:9080 {
