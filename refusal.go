@@ -156,7 +156,7 @@ func (l *refusalLog) resume(reason string, p *refusalBatch) {
 // flush logs what waits for the end of a pause. It is for the end of the process.
 func (l *refusalLog) flush() {
 	l.mu.Lock()
-	var all []refusalBatch
+	all := make([]refusalBatch, 0, len(l.pauses))
 	for _, p := range l.pauses {
 		all = append(all, *p)
 		*p = refusalBatch{}
