@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // The members of these lists wrap the response writer, the request or both, each in its own way.
@@ -258,7 +261,7 @@ func TestUpgrade_OtherRequestsGoToTheNextHandler(t *testing.T) {
 	s.tester.AssertPostResponseBody("http://"+httpAddr+"/chat", nil, bytes.NewBufferString("x"), 200, "a page")
 }
 
-func TestUpgrade_ExtendedConnectIsRefusedWith501(t *testing.T) {
+func TestUpgrade_ExtendedConnectOverHTTP3IsRefusedWith501(t *testing.T) {
 	startCaddy(t, `https://localhost:9443 {
 	chat_broadcast
 	respond "a page"
@@ -278,7 +281,72 @@ func TestUpgrade_ExtendedConnectIsRefusedWith501(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	if got, want := resp.StatusCode, http.StatusNotImplemented; got != want {
-		t.Errorf("over HTTP/3: got %d, want %d", got, want)
+		t.Errorf("got %d, want %d", got, want)
+	}
+}
+
+// extendedConnect asks for WebSocket over HTTP/2 (RFC 8441), and returns whether the server offers that, and its answer: a
+// status, or the code of a stream that it resets.
+func extendedConnect(t *testing.T, addr string) (offered bool, answer string) {
+	t.Helper()
+	conn := dialTLSAt(t, addr, "h2")
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	var block bytes.Buffer
+	fields := hpack.NewEncoder(&block)
+	for _, f := range []hpack.HeaderField{
+		{Name: ":method", Value: http.MethodConnect},
+		{Name: ":protocol", Value: "websocket"},
+		{Name: ":scheme", Value: "https"},
+		{Name: ":path", Value: "/chat/a"},
+		{Name: ":authority", Value: addr},
+		{Name: "sec-websocket-version", Value: "13"},
+	} {
+		if err := fields.WriteField(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	request := http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}
+	if err := framer.WriteHeaders(request); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if v, ok := f.Value(http2.SettingEnableConnectProtocol); ok {
+				offered = v == 1
+			}
+		case *http2.RSTStreamFrame:
+			return offered, f.ErrCode.String()
+		case *http2.MetaHeadersFrame:
+			return offered, f.PseudoValue("status")
+		}
+	}
+}
+
+func TestUpgrade_CaddyDoesNotOfferExtendedConnectOverHTTP2(t *testing.T) {
+	startCaddy(t, "https://localhost:9443 {\nchat_broadcast\n}")
+	if offered, answer := extendedConnect(t, httpsAddr); offered || answer != "PROTOCOL_ERROR" {
+		t.Errorf("got %s, offered %v, want PROTOCOL_ERROR, not offered", answer, offered)
+	}
+}
+
+func TestUpgrade_ExtendedConnectOverHTTP2IsRefusedWith501(t *testing.T) {
+	t.Setenv("GODEBUG", "http2xconnect=1")
+	startProcess(t, "", "https://"+processHTTPS+" {\nchat_broadcast\n}")
+	if offered, answer := extendedConnect(t, processHTTPS); !offered || answer != "501" {
+		t.Errorf("got %s, offered %v, want 501, offered", answer, offered)
 	}
 }
 
