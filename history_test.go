@@ -424,3 +424,25 @@ func TestEventLog_KnowsNumbersAndPositions(t *testing.T) {
 		}
 	}
 }
+
+// TestHistory_FramesCountForTheBytes fills half of the buffer with messages that, without their frames, would just fit.
+func TestHistory_FramesCountForTheBytes(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast {
+		history 100
+		http_publish
+	}
+}`)
+	const messages = 8 // of 64 KiB: 512 KiB
+	for i := range messages {
+		publish(t, "/", strconv.Itoa(i)+strings.Repeat("x", defaultMaxMessageSize-1)).wantPublished(t, 0, i+1)
+	}
+	p := join(t, "/")
+	for i := 1; i < messages; i++ {
+		if got := p.next().payload; got[0] != '0'+byte(i) {
+			t.Fatalf("got message %c, want %d", got[0], i)
+		}
+	}
+	publish(t, "/", "live").wantPublished(t, 1, messages+1)
+	p.wantText("live")
+}

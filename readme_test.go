@@ -197,7 +197,8 @@ func TestREADME_Proxy(t *testing.T) {
 		join(t, "/chat/a", client)
 	}
 	refused(t, 429, "/chat/a", client)
-	s.logged(moduleID, 1)                                       // the refusal
+	s.logged(moduleID, 1) // of the refusal
+
 	p := join(t, "/chat/a", "X-Forwarded-For: 2001:db8::1\r\n") // somebody else
 	p.conn.Close()
 	if got := s.logged(moduleID, 2)[1]["client_ip"]; got != "2001:db8::1" {
