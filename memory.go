@@ -420,6 +420,20 @@ func (p *pool) take(address netip.Prefix, n int) bool {
 	return true
 }
 
+// incomingPatience is how long await waits until it looks again; each time twice that, up to a second.
+const incomingPatience = 32 * time.Millisecond
+
+// await takes n bytes for an address as soon as it may have so much. It returns false when ended does.
+func (p *pool) await(address netip.Prefix, n int, ended func() bool) bool {
+	for patience := incomingPatience; !p.take(address, n); patience = min(2*patience, time.Second) {
+		if ended() {
+			return false
+		}
+		time.Sleep(patience)
+	}
+	return true
+}
+
 // give gives n bytes back.
 func (p *pool) give(address netip.Prefix, n int) {
 	p.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -243,21 +244,7 @@ func TestMemory_ClientsThatHoldBackTheMostAreCutFirst(t *testing.T) {
 // being received.
 func TestMemory_HalfMessagesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	startCaddy(t, plainChat)
-	incoming := &hubs.memory.incoming
-	incoming.mu.Lock()
-	most := incoming.most
-	incoming.most = 1 << 20
-	incoming.mu.Unlock()
-	defer func() {
-		incoming.mu.Lock()
-		defer incoming.mu.Unlock()
-		incoming.most = most
-	}()
-	used := func() int64 {
-		incoming.mu.Lock()
-		defer incoming.mu.Unlock()
-		return incoming.used
-	}
+	lowerIncoming(t, 1<<20)
 	frame := clientFrame(finBit|websocket.TextMessage, bytes.Repeat([]byte("x"), 60_000))
 	var attackers []*peer
 	for range 40 {
@@ -265,12 +252,12 @@ func TestMemory_HalfMessagesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 		p.write(frame[:len(frame)-1])
 		attackers = append(attackers, p)
 	}
-	eventually(t, "the share of the address to be taken", func() bool { return used() > 1<<19-1<<16 })
+	eventually(t, "the share of the address to be taken", func() bool { return usedIncoming() > 1<<19-1<<16 })
 	talk := newConversation(t, "/chat/honest")
 	for range 10 {
 		talk.exchange(1, strings.Repeat("y", 60_000))
 	}
-	if got := used(); got > 1<<19 {
+	if got := usedIncoming(); got > 1<<19 {
 		t.Errorf("got %d bytes for messages that are being received, want at most half of 1 MiB", got)
 	}
 	// An attacker that had to wait is read again when others of its address are done.
@@ -280,7 +267,52 @@ func TestMemory_HalfMessagesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	attackers[0].write(frame[len(frame)-1:])
 	attackers[0].wantText(strings.Repeat("x", 60_000))
 	attackers[0].conn.Close()
-	eventually(t, "all memory to be given back", func() bool { return used() == 0 })
+	eventually(t, "all memory to be given back", func() bool { return usedIncoming() == 0 })
+}
+
+// TestMemory_HalfBodiesOfOneAddressLeaveRoomForOthers does the same with POSTs.
+func TestMemory_HalfBodiesOfOneAddressLeaveRoomForOthers(t *testing.T) {
+	startCaddy(t, pushSite)
+	lowerIncoming(t, 1<<20)
+	body := strings.Repeat("x", 60_000)
+	var attackers []net.Conn
+	for range 40 {
+		conn := dialFrom(t, "127.0.0.9")
+		t.Cleanup(func() { conn.Close() })
+		_ = conn.SetWriteDeadline(time.Now().Add(patience))
+		if _, err := fmt.Fprintf(conn, "POST /feed/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60001\r\n\r\n%s", body); err != nil {
+			t.Fatal(err)
+		}
+		attackers = append(attackers, conn)
+	}
+	eventually(t, "the share of the address to be taken", func() bool { return usedIncoming() > 1<<19-1<<17 })
+	publish(t, "/feed/b", strings.Repeat("y", 64<<10)).wantPublished(t, 0, 0)
+	if got := usedIncoming(); got > 1<<19 {
+		t.Errorf("got %d bytes for bodies, want at most half of 1 MiB", got)
+	}
+	for _, conn := range attackers {
+		conn.Close()
+	}
+	eventually(t, "all memory to be given back", func() bool { return usedIncoming() == 0 })
+}
+
+// lowerIncoming bounds the memory for messages that are being received, until the test ends.
+func lowerIncoming(t *testing.T, most int64) {
+	t.Helper()
+	set := func(most int64) (before int64) {
+		hubs.memory.incoming.mu.Lock()
+		defer hubs.memory.incoming.mu.Unlock()
+		before, hubs.memory.incoming.most = hubs.memory.incoming.most, most
+		return before
+	}
+	before := set(most)
+	t.Cleanup(func() { set(before) })
+}
+
+func usedIncoming() int64 {
+	hubs.memory.incoming.mu.Lock()
+	defer hubs.memory.incoming.mu.Unlock()
+	return hubs.memory.incoming.used
 }
 
 func TestHandler_AddressCannotTakeAllHubs(t *testing.T) {

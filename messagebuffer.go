@@ -33,9 +33,12 @@ func (b *messageBuffer) free() {
 	}
 }
 
-// freeClass is the class up to which a client has its buffer without taking it from the memory that is for messages which are
-// being received: 4 KiB, as much as it reads at once.
-const freeClass = 3
+// freeMessage is how much of a message is received without counting, in bytes: as much as is read at once. freeClass is
+// its class.
+const (
+	freeMessage = minMessage << freeClass
+	freeClass   = 3
+)
 
 // doubled returns a buffer of twice the size with the same message, and frees b.
 func (b *messageBuffer) doubled() *messageBuffer {

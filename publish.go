@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,8 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	if wait, err := hubs.admit(key, prefix, h.Rate); err != nil {
 		return refusePublish(w.Header(), err, wait)
 	}
+	body.address, body.ended = prefix, func() bool { return r.Context().Err() != nil }
+	defer body.giveBack()
 	opcode, payload, err := readMessage(w, r, body, h.settings.maxMessageSize)
 	if err != nil {
 		return err
@@ -106,16 +109,38 @@ func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit i
 	return opcode, payload, nil
 }
 
-// A postBody is the body of a POST.
+// A postBody is the body of a POST. While it is read as a message it takes what it needs from the memory that all messages
+// which are being received share, and waits while its address has its share of that.
 type postBody struct {
 	io.ReadCloser
 	asked bool // a client that expects 100 has been asked for it
+
+	address     netip.Prefix
+	ended       func() bool // whether nobody waits for the answer any more; nil: nothing is kept of what is read
+	read, taken int         // bytes
 }
 
 // Read implements io.Reader.
 func (b *postBody) Read(p []byte) (int, error) {
 	b.asked = true
-	return b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(p)
+	b.read += n
+	if b.ended != nil && b.read > freeMessage && b.read > b.taken {
+		more := max(b.read, 2*b.taken) - b.taken // as the buffer of io.ReadAll grows, about
+		if !hubs.memory.incoming.await(b.address, more, b.ended) {
+			return n, context.Canceled
+		}
+		b.taken += more
+	}
+	return n, err
+}
+
+// giveBack gives back what the message has taken, which is kept no longer.
+func (b *postBody) giveBack() {
+	if b.taken > 0 {
+		hubs.memory.incoming.give(b.address, b.taken)
+	}
+	b.ended, b.taken = nil, 0
 }
 
 // discard reads the rest of the body of r, which is refused, before the answer. A connection that is closed with unread

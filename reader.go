@@ -222,18 +222,11 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 	}
 }
 
-// incomingPatience is how long a client waits until it looks again whether there is room for its message; each time twice
-// that, up to a second.
-const incomingPatience = 32 * time.Millisecond
-
 // awaitIncoming takes n more bytes for the message that c receives from what there is for all. While its address has its
 // share, c is not read. It returns false when the client is closing.
 func (c *client) awaitIncoming(n int) bool {
-	for patience := incomingPatience; !hubs.memory.incoming.take(c.prefix, n); patience = min(2*patience, time.Second) {
-		if c.isEnding() {
-			return false
-		}
-		time.Sleep(patience)
+	if !hubs.memory.incoming.await(c.prefix, n, c.isEnding) {
+		return false
 	}
 	c.incoming += n
 	return true

@@ -83,7 +83,7 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	line.user, _ = h.userOf(repl) // none if that is what was refused
 	line.clientIP, _ = clientIP(r)
 	hubs.refusals.add(line)
-	if status == http.StatusInternalServerError || hasErrorRoutes(r) {
+	if status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -95,12 +95,6 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 
 // maxRefusalText bounds the text of a refusal, in characters: it may quote the request.
 const maxRefusalText = 300
-
-// hasErrorRoutes reports whether the configuration answers the errors of r, with handle_errors for instance.
-func hasErrorRoutes(r *http.Request) bool {
-	server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	return ok && server.Errors != nil && len(server.Errors.Routes) > 0
-}
 
 // refusalPause is the least time between two lines of the log about refusals with the same reason.
 const refusalPause = time.Second

@@ -158,11 +158,9 @@ type site struct {
 	// Whether pattern is a host's name, and so the request's host.
 	literal bool
 
+	// Whether the configuration has routes for errors (`handle_errors`) that apply to the site's host.
 	errorRoutes bool
 }
-
-// handlesErrors reports whether the configuration has routes for errors (`handle_errors`) that apply to the site's host.
-func (s site) handlesErrors() bool { return s.errorRoutes }
 
 // site returns the site through which r has come.
 func (p *placement) site(r *http.Request) site {
@@ -173,7 +171,10 @@ func (p *placement) site(r *http.Request) site {
 			return s
 		}
 	}
-	return site{pattern: patternUnknown}
+	return site{
+		pattern:     patternUnknown,
+		errorRoutes: p.server != nil && p.server.Errors != nil && len(p.server.Errors.Routes) > 0,
+	}
 }
 
 // admits reports whether all host matchers of c match r, and keeps the most specific pattern in s. Among patterns with

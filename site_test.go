@@ -335,7 +335,7 @@ http://b.test:9080 {
 			t.Fatal(err)
 		}
 		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), nil, server)
-		if got := h.placement().site(r).handlesErrors(); got != want {
+		if got := h.placement().site(r).errorRoutes; got != want {
 			t.Errorf("%s: got %v, want %v", host, got, want)
 		}
 	}
