@@ -776,7 +776,7 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 	c := openTab(t, browser, exampleURL+"canvas.html")
 	c.waitFor(lines + " === " + jsString(drawn))
 
-	s.ask("DELETE", "/hubs/localhost%2Fcanvas%2Fsheet", "", "", nil) // they are kicked, for good
+	s.ask("DELETE", "/hubs/http:%2F%2Flocalhost:9080%2Fcanvas%2Fsheet", "", "", nil) // they are kicked, for good
 	c.waitFor(`document.querySelector("#state").textContent.startsWith("Disconnected")`)
 }
 

@@ -74,9 +74,16 @@ func TestSite_DefaultHubsOfTwoSitesAreApart(t *testing.T) {
 				"http://*:9080/127.0.0.1/a":                {{addr, "127.0.0.1", "/a"}, {addr, "127.0.0.1.", "/a"}},
 			},
 			refused: []visit{
-				{addr, "example.test%2F", "/a"}, {addr, "example.test@", "/a"}, {addr, "*", "/a"}, {addr, "a,b", "/a"},
-				{addr, "example.test..", "/a"}, {addr, ".example.test", "/a"}, {addr, "example..test", "/a"},
-				{addr, "[::1%25lo]", "/a"}, {addr, "bücher.example", "/a"}, {addr, ":9080", "/a"},
+				{addr, "example.test%2F", "/a"},
+				{addr, "example.test@", "/a"},
+				{addr, "*", "/a"},
+				{addr, "a,b", "/a"},
+				{addr, "example.test..", "/a"},
+				{addr, ".example.test", "/a"},
+				{addr, "example..test", "/a"},
+				{addr, "[::1%25lo]", "/a"},
+				{addr, "bücher.example", "/a"},
+				{addr, ":9080", "/a"},
 			},
 		},
 		{
@@ -151,8 +158,10 @@ func TestSite_DefaultHubsOfTwoSitesAreApart(t *testing.T) {
 				"HTTP://example.test:9080/a": {{addr, "localhost", "/?room=HTTP://example.test:9080/a"}},
 			},
 			refused: []visit{
-				{addr, "localhost", "/?room=http://example.test:9080/a"}, {addr, "localhost", "/?room=https://example.test/a"},
-				{addr, "localhost", "/?room=http:/\r\nX-Room: /example.test:9080/a"}, {addr, "localhost", "/?room=http://"},
+				{addr, "localhost", "/?room=http://example.test:9080/a"},
+				{addr, "localhost", "/?room=https://example.test/a"},
+				{addr, "localhost", "/?room=http:/\r\nX-Room: /example.test:9080/a"},
+				{addr, "localhost", "/?room=http://"},
 			},
 		},
 		{
@@ -301,7 +310,7 @@ func TestSite_NamesInTheREADME(t *testing.T) {
 			t.Errorf("%s on %s: got %s, error %v, want %s", tc.pattern, tc.listen, got, err, tc.want)
 		}
 	}
-	for _, row := range strings.Split(string(readme), "\n") {
+	for row := range strings.SplitSeq(string(readme), "\n") {
 		if strings.Contains(row, "| `/chat/lobby`") && !slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(row, "`"+name+"` |") }) {
 			t.Errorf("no case has the name in %s", row)
 		}
