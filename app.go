@@ -84,27 +84,20 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if d.NextArg() {
 		return nil, d.ArgErr()
 	}
-	seen := map[string]bool{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		if seen[name] {
-			return nil, d.Errf("%s: given more than once", name)
-		}
-		seen[name] = true
-		args := &arguments{name: name, values: d.RemainingArgs()}
-		switch name {
-		case "max_history":
-			app.MaxHistory = args.size("<size>", maxProcessSize)
-		case "max_buffers":
-			app.MaxBuffers = args.size("<size>", maxProcessSize)
-		default:
-			return nil, d.Errf("unrecognized subdirective %q", name)
-		}
-		if err := args.done(); err != nil {
-			return nil, d.WrapErr(err)
-		}
+	if err := parseBlock(d, app, globalOptions, map[string]bool{}); err != nil {
+		return nil, err
 	}
 	return httpcaddyfile.App{Name: appName, Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// globalOptions parse the arguments of each line of the global option.
+var globalOptions = map[string]func(app *App, args *arguments){
+	"max_history": func(app *App, args *arguments) {
+		app.MaxHistory = args.size("<size>", maxProcessSize)
+	},
+	"max_buffers": func(app *App, args *arguments) {
+		app.MaxBuffers = args.size("<size>", maxProcessSize)
+	},
 }
 
 // Interface guards

@@ -83,11 +83,17 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.WrapErr(err)
 		}
 	}
+	return parseBlock(d, h, subdirectives, seen)
+}
+
+// parseBlock parses the block of d, each line of which has a parser in known, into target. seen are the lines that were
+// given before the block.
+func parseBlock[T any](d *caddyfile.Dispenser, target T, known map[string]func(T, *arguments), seen map[string]bool) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
-		parse, known := subdirectives[name]
-		if !known {
-			if near := nearestSubdirective(name); near != "" {
+		parse := known[name]
+		if parse == nil {
+			if near := nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
 				return d.Errf("unrecognized subdirective %q: did you mean %s?", name, near)
 			}
 			return d.Errf("unrecognized subdirective %q", name)
@@ -97,7 +103,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		seen[name] = true
 		args := &arguments{name: name, values: d.RemainingArgs()}
-		parse(h, args)
+		parse(target, args)
 		if err := args.done(); err != nil {
 			return d.WrapErr(err)
 		}
@@ -200,16 +206,16 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	},
 }
 
-// nearestSubdirective returns the subdirective that name is probably meant to be: the one with the fewest wrong characters,
-// at most a third of name, or "".
-func nearestSubdirective(name string) (nearest string) {
+// nearest returns the word that name is probably meant to be: the one with the fewest wrong characters, at most a third of
+// name, or "".
+func nearest(name string, words []string) (word string) {
 	least := max(1, len(name)/3) + 1
-	for _, known := range slices.Sorted(maps.Keys(subdirectives)) {
-		if d := editDistance(name, known); d < least {
-			nearest, least = known, d
+	for _, w := range words {
+		if d := editDistance(name, w); d < least {
+			word, least = w, d
 		}
 	}
-	return nearest
+	return word
 }
 
 // editDistance returns the Levenshtein distance: how many bytes to insert, delete or replace to make b of a.

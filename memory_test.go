@@ -335,6 +335,7 @@ func TestHandler_AddressCannotTakeAllHubs(t *testing.T) {
 func TestGlobalOption_Errors(t *testing.T) {
 	for _, tc := range []struct{ name, body, want string }{
 		{"unknown", "max_everything 1MiB", `unrecognized subdirective "max_everything"`},
+		{"misspelled", "max_buffer 1MiB", `unrecognized subdirective "max_buffer": did you mean max_buffers?`},
 		{"no size", "max_history", "max_history: missing <size>"},
 		{"no number", "max_buffers lots", `max_buffers: <size> must be a size such as 64KiB, got "lots"`},
 		{"zero", "max_buffers 0", "max_buffers: <size>: must be 1 to 1099511627776, got 0"},
