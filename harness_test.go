@@ -41,6 +41,7 @@ const patience = 20 * time.Second
 // TestMain fails the run when a connection's goroutine outlives the tests.
 func TestMain(m *testing.M) {
 	becomeCaddy()
+	becomeAttacker()
 	var err error
 	storage, err = os.MkdirTemp("", "chat-broadcast")
 	if err != nil {

@@ -23,7 +23,7 @@ func scrape(t *testing.T) map[string]*dto.MetricFamily {
 	return scrapeAt(t, adminAddr)
 }
 
-func scrapeAt(t *testing.T, admin string) map[string]*dto.MetricFamily {
+func scrapeAt(t testing.TB, admin string) map[string]*dto.MetricFamily {
 	t.Helper()
 	var resp *http.Response
 	eventually(t, "the metrics", func() (ok bool) { // the endpoint may just be being replaced

@@ -62,8 +62,14 @@ type process struct {
 // startProcess runs Caddy with the sites of a Caddyfile.
 func startProcess(t testing.TB, options, sites string) *process {
 	t.Helper()
-	p := &process{t: t, dir: t.TempDir(), exited: make(chan struct{})}
-	p.cmd = caddyCommand(t, "run", "--config", p.write(options, sites))
+	return startProcessOf(t, caddyCommand(t, "run"), options, sites)
+}
+
+// startProcessOf is startProcess for a given command "caddy run".
+func startProcessOf(t testing.TB, cmd *exec.Cmd, options, sites string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, dir: t.TempDir(), exited: make(chan struct{})}
+	cmd.Args = append(cmd.Args, "--config", p.write(options, sites))
 	p.cmd.Stderr = &p.stderr
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
