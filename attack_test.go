@@ -76,16 +76,6 @@ func newObservers(t testing.TB, server, room string, clients int, pace time.Dura
 	return o
 }
 
-// joinFrom connects a peer from another address of this machine to path.
-func joinFrom(t testing.TB, from, server, path string) *peer {
-	t.Helper()
-	conn, err := dialFrom(from, server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return joinOn(t, conn, server, path)
-}
-
 // say has one client say something, and the others hear it next. Unlike exchange it answers pings.
 func (o *observers) say() {
 	o.t.Helper()

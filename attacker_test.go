@@ -264,12 +264,6 @@ func (a attack) connect(does behavior, t *counter, number, stopped *atomic.Int64
 	}
 }
 
-// dialFrom connects to a port of localhost from another address of this machine: Linux has all of 127.0.0.0/8.
-func dialFrom(from, server string) (net.Conn, error) {
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
-	return dialer.Dial("tcp4", strings.Replace(server, "localhost", "127.0.0.1", 1))
-}
-
 // attackers are a running attack.
 type attackers struct {
 	t      testing.TB

@@ -314,20 +314,20 @@ func join(t testing.TB, path string, header ...string) *peer {
 	return joinOn(t, conn, httpAddr, path, header...)
 }
 
-// dialFrom connects from the given address, which is another client address for each of 127.0.0.0/8.
-func dialFrom(t testing.TB, ip string) net.Conn {
-	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp4", httpAddr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return conn
+// dialFrom connects to server from the given address, which is another client address for each of 127.0.0.0/8.
+func dialFrom(from, server string) (net.Conn, error) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
+	return dialer.Dial("tcp4", strings.Replace(server, "localhost", "127.0.0.1", 1))
 }
 
 // joinFrom connects a peer to path from the given address.
-func joinFrom(t testing.TB, ip, path string, header ...string) *peer {
+func joinFrom(t testing.TB, from, server, path string) *peer {
 	t.Helper()
-	return joinOn(t, dialFrom(t, ip), httpAddr, path, header...)
+	conn, err := dialFrom(from, server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return joinOn(t, conn, server, path)
 }
 
 // joinTLS connects a peer to path over TLS.

@@ -192,7 +192,7 @@ func TestMemory_ClientsThatHoldBackTheMostAreCutFirst(t *testing.T) {
 	defer func() { hubs.memory.buffers.raise(int(raised / 4)) }()
 
 	// Two messages a write, or the slow client would not have anything held back for it: its socket takes some.
-	slow, sender := joinFrom(t, "127.0.0.1", "/chat/slow"), joinFrom(t, "127.0.0.2", "/chat/slow")
+	slow, sender := joinFrom(t, "127.0.0.1", httpAddr, "/chat/slow"), joinFrom(t, "127.0.0.2", httpAddr, "/chat/slow")
 	const sent = 20
 	payload := strings.Repeat("s", 50_000)
 	for range sent {
@@ -204,7 +204,7 @@ func TestMemory_ClientsThatHoldBackTheMostAreCutFirst(t *testing.T) {
 	var attackers []*peer
 	var highest int64
 	for i := range 40 {
-		p := joinFrom(t, "127.0.0.9", "/chat/"+strconv.Itoa(i))
+		p := joinFrom(t, "127.0.0.9", httpAddr, "/chat/"+strconv.Itoa(i))
 		_ = p.conn.SetWriteDeadline(time.Now().Add(patience))
 		_, _ = p.conn.Write(flood) // fails once it is cut
 		attackers = append(attackers, p)
@@ -248,7 +248,7 @@ func TestMemory_HalfMessagesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	frame := clientFrame(finBit|websocket.TextMessage, bytes.Repeat([]byte("x"), 60_000))
 	var attackers []*peer
 	for range 40 {
-		p := joinFrom(t, "127.0.0.9", "/chat/halves")
+		p := joinFrom(t, "127.0.0.9", httpAddr, "/chat/halves")
 		p.write(frame[:len(frame)-1])
 		attackers = append(attackers, p)
 	}
@@ -277,7 +277,10 @@ func TestMemory_HalfBodiesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	body := strings.Repeat("x", 60_000)
 	var attackers []net.Conn
 	for range 40 {
-		conn := dialFrom(t, "127.0.0.9")
+		conn, err := dialFrom("127.0.0.9", httpAddr)
+		if err != nil {
+			t.Fatal(err)
+		}
 		t.Cleanup(func() { conn.Close() })
 		_ = conn.SetWriteDeadline(time.Now().Add(patience))
 		if _, err := fmt.Fprintf(conn, "POST /feed/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60001\r\n\r\n%s", body); err != nil {
@@ -318,14 +321,18 @@ func usedIncoming() int64 {
 func TestHandler_AddressCannotTakeAllHubs(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\n\tchat_broadcast /chat/* {\n\t\tmax_hubs 6\n\t}\n}")
 	for i := range 3 {
-		joinFrom(t, "127.0.0.9", "/chat/"+strconv.Itoa(i))
+		joinFrom(t, "127.0.0.9", httpAddr, "/chat/"+strconv.Itoa(i))
 	}
-	_, resp := handshakeOn(t, dialFrom(t, "127.0.0.9"), handshakeRequest(httpAddr, "/chat/more", ""))
+	conn, err := dialFrom("127.0.0.9", httpAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, resp := handshakeOn(t, conn, handshakeRequest(httpAddr, "/chat/more", ""))
 	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("the fourth hub: got %s with Retry-After %q, want 429 with one", resp.Status, resp.Header.Get("Retry-After"))
 	}
-	joinFrom(t, "127.0.0.9", "/chat/1") // a hub that it has opened
-	joinFrom(t, "127.0.0.2", "/chat/more")
+	joinFrom(t, "127.0.0.9", httpAddr, "/chat/1") // a hub that it has opened
+	joinFrom(t, "127.0.0.2", httpAddr, "/chat/more")
 	counted := request(t, http.MethodGet, "http://"+adminAddr+"/metrics", nil).body
 	if !strings.Contains(counted, `caddy_chat_broadcast_refusals_total{reason="max_hubs_per_ip"}`) {
 		t.Error("the reason is not among those of the metric")

@@ -136,7 +136,7 @@ func TestHandler_Limits(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var peers []*peer
 			for i, path := range tc.fill { // one address may open only as many hubs as are left for others
-				peers = append(peers, joinFrom(t, tc.from[i], path))
+				peers = append(peers, joinFrom(t, tc.from[i], httpAddr, path))
 			}
 			if got := refused(t, tc.status, tc.over).Header.Get("Retry-After"); got == "" {
 				t.Error("Retry-After is missing")
