@@ -1113,7 +1113,7 @@ func testSendsOnceWhatWaits(t *testing.T, _ *server, l *line, p *tab) {
 	peer.wantText("the end")
 }
 
-// The server knows what was sent by the user, too: who comes back as somebody else would say it twice.
+// The server remembers messages by their user: a client that has become another user must not send them again.
 func testDoesNotDoubleAsAnotherUser(t *testing.T, _ *server, l *line, p *tab) {
 	peer := join(t, "/hub/history/x")
 	p.connect("/hub/history/x?name=Ada", "{}")
@@ -1479,7 +1479,7 @@ func TestExample_ChatModule(t *testing.T) {
 			for (const seq of [9, 10]) hear({ type: "message", seq, user: "", data: String(seq) });
 			WebSocket.last.end(1006);
 			chat.connect();
-			return [chat.all("message", "data"), new URL(WebSocket.last.url).searchParams.get("since")];`,
+			return [chat.all("message", "data"), new URL(WebSocket.last.url).searchParams.get("chat_broadcast_since")];`,
 			`[["3","5","10"],"e:10"]`,
 		},
 		{
@@ -1542,14 +1542,43 @@ func TestExample_ChatModule(t *testing.T) {
 			`[1,1]`,
 		},
 		{
-			"does not send again with another token", `
-			greet({ token: "t" });
+			"sends again with the token of the first time", `
+			greet({ token: "e-t" });
+			chat.send("a");
+			for (const token of ["e-u", "e-v"]) {
+				WebSocket.last.end(1006);
+				chat.connect();
+				greet({ token });
+			}
+			const id = JSON.parse(WebSocket.last.sent[0]).id;
+			hear({ type: "error", code: "unknown", message: "may be there", id });
+			return [WebSocket.last.sent.join().replace(id, "ID"), chat.all("failed", "code")];`,
+			`["{\"type\":\"send\",\"id\":\"ID\",\"token\":\"e-t\",\"data\":\"a\"}",["unknown"]]`,
+		},
+		{
+			"does not send again what was sent without a token", `
+			greet();
 			chat.send("a");
 			WebSocket.last.end(1006);
 			chat.connect();
-			greet({ token: "u" });
+			greet({ token: "e-u" });
 			return [WebSocket.last.sent, chat.all("failed", "code")];`,
 			`[[],["unknown"]]`,
+		},
+		{
+			"leaves the page's query as it is", `
+			greet();
+			hear({ type: "message", seq: 1, user: "", data: "x" });
+			const queries = [];
+			for (const query of ["?since=2026-11-01&token=a.b%20c+d&x", "?token=b&chat_broadcast_since=f:9", ""]) {
+				chat.url.search = query;
+				WebSocket.last.end(1006);
+				chat.connect();
+				queries.push(new URL(WebSocket.last.url).search, chat.url.search);
+			}
+			return queries;`,
+			`["?since=2026-11-01&token=a.b%20c+d&x&chat_broadcast_since=e:1","?since=2026-11-01&token=a.b%20c+d&x",` +
+				`"?token=b&chat_broadcast_since=e:1","?token=b&chat_broadcast_since=f:9","?chat_broadcast_since=e:1",""]`,
 		},
 		{
 			"starts its waits over when it was closed", `

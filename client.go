@@ -44,7 +44,7 @@ type client struct {
 	joined       time.Time
 	expiry       *time.Timer // of max_age, or nil
 	speaksEvents bool
-	token        string      // with events: what its sends go by
+	token        string      // with events: whose its sends are, unless they name another
 	since        *resumption // with events: or nil
 
 	state atomic.Int32

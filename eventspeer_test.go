@@ -342,6 +342,28 @@ func (p *eventsPeer) sendText(id, data string) incoming {
 	return sent
 }
 
+// sendAgain sends a text that was first sent on the connection of that token, and returns the answer: sent or error.
+func (p *eventsPeer) sendAgain(token, id, data string) incoming {
+	p.t.Helper()
+	p.say(map[string]string{"type": "send", "id": id, "token": token, "data": data})
+	answer := p.told(func(e incoming) bool { return e.Type == "sent" || e.Type == "error" })
+	if answer.ID == nil || *answer.ID != id {
+		p.t.Fatalf("got %s, want it for %q", answer.raw, id)
+	}
+	return answer
+}
+
+// joinEventsFrom is joinEvents for a peer at another address of this machine.
+func joinEventsFrom(t testing.TB, ip, path string) *eventsPeer {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	conn, err := dialer.DialContext(t.Context(), "tcp", "127.0.0.1:9080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return joinEventsOn(t, conn, httpAddr, path)
+}
+
 // leave closes the connection politely and waits until the server has done so, too.
 func (p *peer) leave() {
 	p.t.Helper()
@@ -351,7 +373,9 @@ func (p *peer) leave() {
 }
 
 // sinceQuery is the query of a client that has got everything up to seq.
-func sinceQuery(epoch string, seq int) string { return fmt.Sprintf("since=%s:%d", epoch, seq) }
+func sinceQuery(epoch string, seq int) string {
+	return fmt.Sprintf("chat_broadcast_since=%s:%d", epoch, seq)
+}
 
 func jsonOf(v any) string {
 	var b bytes.Buffer

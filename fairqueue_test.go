@@ -7,6 +7,11 @@ import (
 	"testing"
 )
 
+// numberedPrefix returns one of many addresses.
+func numberedPrefix(i int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+}
+
 // testPrefix returns one of 256 addresses.
 func testPrefix(i int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(i)}), 32)

@@ -16,10 +16,7 @@ type history struct {
 	firstRecord uint64   // the number of the first of records
 	users       int      // the bytes of the users in records
 
-	// What was sent with a key, oldest first: at most maxReceipts, for age at most.
-	receipts map[sendKey]receipt
-	keys     []sendKey
-	keyBytes int
+	receipts receipts // of what was sent with an id
 
 	sweep *time.Timer // while there is something that will be too old
 }
@@ -41,28 +38,8 @@ type record struct {
 	user   string
 }
 
-// A sendKey tells a message from all others that were sent: the id that its sender gave it, and whose that is.
-type sendKey struct{ user, token, id string }
-
-// A receipt is what a sender is told of a message that was published.
-type receipt struct {
-	seq      uint64 // counted from 1
-	at       time.Time
-	members  int  // of the hub at that time
-	repeated bool // it had been published before
-}
-
-// size returns about how much it takes to remember k.
-func (k sendKey) size() int { return receiptSize + len(k.user) + len(k.token) + len(k.id) }
-
-// maxReceipts is for how many messages a hub remembers their keys: some minutes of a busy chat, in about a megabyte.
-const maxReceipts = 4096
-
-// recordSize and receiptSize are about what a record and a receipt take, besides their strings.
-const (
-	recordSize  = 64
-	receiptSize = 256
-)
+// recordSize is about what a record takes, besides its strings.
+const recordSize = 64
 
 // growHistoryLocked raises the hub's bounds; they are never lowered while the hub lives. The log keeps the history and,
 // beyond it, as many messages as a client may be behind: who joins starts with the oldest of the history.
@@ -96,16 +73,8 @@ func (b *hub) rememberLocked(m *message, r receipt) {
 	b.records = append(b.records, record{r.at, m.sender, m.user})
 	b.users += len(m.user)
 	b.forgetRecordsLocked()
-	if m.key != (sendKey{}) {
-		if b.receipts == nil {
-			b.receipts = map[sendKey]receipt{}
-		}
-		b.receipts[m.key] = r
-		b.keys = append(b.keys, m.key)
-		b.keyBytes += m.key.size()
-		for len(b.keys) > maxReceipts {
-			b.forgetReceiptLocked()
-		}
+	if m.key.id != "" {
+		b.receipts.add(m, r)
 	}
 	if b.sweep == nil {
 		b.sweep = time.AfterFunc(b.age, b.sweepHistory)
@@ -120,14 +89,6 @@ func (b *hub) forgetRecordsLocked() {
 		b.records = b.records[1:]
 		b.firstRecord++
 	}
-}
-
-func (b *hub) forgetReceiptLocked() {
-	key := b.keys[0]
-	b.keys[0] = sendKey{}
-	b.keys = b.keys[1:]
-	delete(b.receipts, key)
-	b.keyBytes -= key.size()
 }
 
 // floorLocked returns the oldest message that who joins now may be sent, the head if there is none.
@@ -201,9 +162,7 @@ func (b *hub) sweepHistory() {
 		return
 	}
 	now := time.Now()
-	for len(b.keys) > 0 && now.Sub(b.receipts[b.keys[0]].at) >= b.age {
-		b.forgetReceiptLocked()
-	}
+	oldest, some := b.receipts.forgetUntil(now.Add(-b.age))
 	if b.idle == len(b.clients) && len(b.records) > 0 {
 		b.retainLocked(now)
 	}
@@ -212,25 +171,20 @@ func (b *hub) sweepHistory() {
 		b.endEventsLocked()
 	}
 	b.chargeLocked()
-	next := now
-	switch {
-	case len(b.records) > 0:
-		next = b.records[0].at
-	case len(b.keys) == 0:
+	if len(b.records) > 0 && (!some || b.records[0].at.Before(oldest)) {
+		oldest, some = b.records[0].at, true
+	}
+	if !some {
 		return
 	}
-	if len(b.keys) > 0 && b.receipts[b.keys[0]].at.Before(next) {
-		next = b.receipts[b.keys[0]].at
-	}
 	// Not for each message on its own, and not at once where clients are still busy with what is too old.
-	wait := max(next.Add(b.age).Sub(now), b.age/8, time.Millisecond)
+	wait := max(oldest.Add(b.age).Sub(now), b.age/8, time.Millisecond)
 	b.sweep = time.AfterFunc(wait, b.sweepHistory)
 }
 
-// forgetHistoryLocked forgets everything, as far as no client has yet to be sent it.
+// forgetHistoryLocked forgets all messages, as far as no client has yet to be sent them. It keeps the receipts.
 func (b *hub) forgetHistoryLocked() {
 	b.firstRecord, b.records, b.users = b.log.head, nil, 0
-	b.receipts, b.keys, b.keyBytes = nil, nil, 0
 	if b.idle == len(b.clients) {
 		b.recycleLocked()
 	}
@@ -303,6 +257,7 @@ func (b *hub) close() {
 // closeLocked ends the hub: nothing is published in it any more.
 func (b *hub) closeLocked() {
 	b.closed = true
+	b.receipts = receipts{}
 	b.forgetHistoryLocked()
 	b.endEventsLocked()
 	if b.sweep != nil {

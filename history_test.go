@@ -266,7 +266,7 @@ func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		send := func(id string) receipt {
-			r, _ := s.hub.publish(message{opcode: websocket.TextMessage, key: sendKey{"ada", "token", id}})
+			r, _ := s.hub.publish(message{opcode: websocket.TextMessage, key: sendKey{"ada", "epoch-token", id}})
 			s.serve()
 			return r
 		}
@@ -287,7 +287,11 @@ func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 			t.Errorf("before %d others: got %+v, want it repeated", maxReceipts, r)
 		}
 		send("one more")
-		if r := send("first"); r.repeated {
+		again := message{opcode: websocket.TextMessage, key: sendKey{"ada", "epoch-token", "first"}, again: true}
+		if r, _ := s.hub.publish(again); !r.unknown {
+			t.Errorf("after %d others: got %+v, want it unknown", maxReceipts, r)
+		}
+		if r := send("first"); r.repeated || r.unknown {
 			t.Errorf("after %d others: got %+v, want it published", maxReceipts, r)
 		}
 		s.hub.close()

@@ -52,7 +52,16 @@ type message struct {
 	user    string   // who sent it, "" for anonymous
 	opcode  int
 	payload []byte
-	key     sendKey // if not empty: a message of the same key is not published again
+	key     sendKey // if its id is not empty: a message of the same key is not published again
+	again   bool    // it has a key, and may have been sent before on another connection
+}
+
+// address returns the address that the hub's stores charge m to.
+func (m *message) address() netip.Prefix {
+	if m.from == nil {
+		return netip.Prefix{}
+	}
+	return m.from.prefix
 }
 
 // progress says what a client's writer is to do next.
@@ -96,7 +105,11 @@ func (b *hub) join(c *client) {
 		floor = b.joinEventsLocked(c, floor)
 	}
 	w := welcome{head: b.log.head, clients: b.members, missed: floor, remembers: b.messages > 0}
-	if c.since != nil && c.since.epoch == b.epoch && c.since.seq <= b.log.head {
+	switch {
+	case c.since == nil || c.since.epoch != b.epoch:
+	case c.since.seq > b.log.head:
+		w.missed = 0 // the hub has not come that far: it is sent what a new client is
+	default:
 		w.missed = max(floor, c.since.seq) - c.since.seq
 		w.resumed = w.missed == 0
 		floor = max(floor, c.since.seq)
@@ -106,6 +119,7 @@ func (b *hub) join(c *client) {
 	if c.speaksEvents {
 		c.cursor = b.events.position(floor)
 		c.own = b.events.gaps(c.cursor)
+		b.completeToken(c)
 		c.tell(c.hello(w))
 	}
 	c.index = len(b.clients)
@@ -177,7 +191,8 @@ func (b *hub) drop(c *client) {
 }
 
 // publish appends a message for every member and wakes those that are idle. It reports whether the message was
-// published (not if its sender has left, or the hub is closed). Where the senders are far ahead of those clients that take
+// published (not if its sender has left, or the hub is closed), now or, as its receipt says, before; or whether that is
+// unknown. Where the senders are far ahead of those clients that take
 // what they are sent, publish first waits for these; see awaitTurnsLocked.
 func (b *hub) publish(m message) (r receipt, published bool) {
 	b.mu.Lock()
@@ -186,12 +201,9 @@ func (b *hub) publish(m message) (r receipt, published bool) {
 		b.mu.Unlock()
 		return receipt{}, false
 	}
-	if m.key.id != "" {
-		if before, ok := b.receipts[m.key]; ok {
-			b.mu.Unlock()
-			before.repeated = true
-			return before, true
-		}
+	if before, found := b.receiptLocked(&m); found {
+		b.mu.Unlock()
+		return before, true
 	}
 	at := b.log.append(m.opcode, m.payload)
 	r = receipt{seq: b.log.head, members: b.members}

@@ -88,7 +88,7 @@ func (b *hub) chargeLocked() {
 		buffered += b.events.memory()
 	}
 	if b.messages > 0 && !b.closed {
-		remembered = len(b.records)*recordSize + b.users + b.keyBytes
+		remembered = len(b.records)*recordSize + b.users + b.receipts.size()
 		logs := buffered
 		if b.idle < len(b.clients) {
 			share := b.historyBytesLocked()

@@ -88,7 +88,9 @@ func (m *hubModel) enter(s *settings) {
 			since.epoch = "another"
 		}
 	}
-	if since != nil && since.epoch == "epoch" && int(since.seq) <= head {
+	if since != nil && since.epoch == "epoch" && int(since.seq) > head {
+		missed = 0
+	} else if since != nil && since.epoch == "epoch" {
 		missed = max(floor, int(since.seq)) - int(since.seq)
 		resumed = missed == 0
 		floor = max(floor, int(since.seq))

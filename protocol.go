@@ -107,6 +107,7 @@ const (
 	errorMalformed   = "malformed"
 	errorRateLimited = "rate_limited"
 	errorPresenceOff = "presence_off"
+	errorUnknown     = "unknown"
 )
 
 // timeLayout is how events have times: RFC 3339 in UTC, with milliseconds.
@@ -128,30 +129,60 @@ const (
 	maxSendID = 64
 )
 
-// introduce takes from the query of its handshake who c, which speaks events, has been.
+// sinceParameter is the one part of a query that the server reads. The rest is the application's, so the name is one that
+// no application has.
+const sinceParameter = "chat_broadcast_since"
+
+// introduce prepares c, which speaks events, with the query of its handshake.
 func (c *client) introduce(query url.Values) error {
-	c.token = rand.Text()
-	if query.Has("token") {
-		c.token = query.Get("token")
-		if !validToken(c.token) {
-			return fmt.Errorf("token: must be 1 to %d letters, digits, - and _, got %q", maxToken, c.token)
-		}
-	}
-	if !query.Has("since") {
+	c.token = rand.Text() // join adds the epoch
+	since, ok := query[sinceParameter]
+	if !ok {
 		return nil
 	}
-	epoch, seq, _ := strings.Cut(query.Get("since"), ":")
-	n, err := strconv.ParseUint(seq, 10, 64)
-	if epoch == "" || err != nil {
-		return fmt.Errorf("since: must be <epoch>:<seq> as hello and message gave them, got %q", query.Get("since"))
+	if len(since) > 1 {
+		return fmt.Errorf("%s: must be there once, got it %d times", sinceParameter, len(since))
 	}
-	c.since = &resumption{epoch, n}
+	epoch, number, _ := strings.Cut(since[0], ":")
+	seq, ok := parseSeq(number)
+	if !ok || !validEpoch(epoch) {
+		return fmt.Errorf("%s: must be <epoch>:<seq> as hello and message gave them, got %q", sinceParameter, since[0])
+	}
+	c.since = &resumption{epoch, seq}
 	return nil
 }
 
+// maxSeq is the largest number that JSON has in every language: 2^53 - 1.
+const maxSeq = 1<<53 - 1
+
+// parseSeq parses a plain decimal number up to maxSeq, without a sign and without zeros in front.
+func parseSeq(s string) (seq uint64, ok bool) {
+	seq, err := strconv.ParseUint(s, 10, 64)
+	return seq, err == nil && seq <= maxSeq && (s[0] != '0' || s == "0")
+}
+
+// validEpoch reports whether some hub may have this epoch.
+func validEpoch(epoch string) bool {
+	const most = 16 // a 64-bit number to the base of 36 has 13
+	return consistsOf(epoch, "abcdefghijklmnopqrstuvwxyz0123456789", most)
+}
+
 func validToken(token string) bool {
-	const characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
-	return token != "" && len(token) <= maxToken && strings.Trim(token, characters) == ""
+	return consistsOf(token, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", maxToken)
+}
+
+// consistsOf reports whether s is 1 to most of the given characters.
+func consistsOf(s, characters string, most int) bool {
+	return s != "" && len(s) <= most && strings.Trim(s, characters) == ""
+}
+
+// completeToken makes the random text of c.token the token of a connection to the hub: one that tells which epoch it is of.
+func (b *hub) completeToken(c *client) { c.token = b.epoch + "-" + c.token }
+
+// issued reports whether a token may be of a connection to the hub.
+func (b *hub) issued(token string) bool {
+	rest, ok := strings.CutPrefix(token, b.epoch)
+	return ok && strings.HasPrefix(rest, "-")
 }
 
 // hello returns the first event for c, which has just joined.
@@ -185,6 +216,7 @@ func (c *client) hello(w welcome) helloEvent {
 type clientEvent struct {
 	kind   string
 	id     *string
+	token  *string
 	data   *string
 	data64 *string
 	after  *string
@@ -238,6 +270,7 @@ func (e *clientEvent) decode(frame []byte) error {
 		err = errors.New("type: is missing")
 	case e.kind == "send":
 		field("id", "a string", &e.id)
+		field("token", "a string", &e.token)
 		field("data", "a string", &e.data)
 		field("data64", "a string", &e.data64)
 	case e.kind == "who":
@@ -261,11 +294,17 @@ func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 	if e.id != nil {
 		m.key = sendKey{c.user, c.token, *e.id}
 	}
+	if e.token != nil {
+		m.key.token, m.again = *e.token, true
+	}
 	if !c.allowMessage(m.opcode) {
 		return !c.isClosing() &&
 			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), e)
 	}
 	r, ok := c.publish(m)
+	if r.unknown {
+		return c.refuse(nil, errorUnknown, errors.New("the message may have been published before: it is not published now"), e)
+	}
 	if ok && e.id != nil {
 		return c.answer(sentEvent{Type: "sent", ID: *e.id, Seq: r.seq, Time: eventTime(r.at)})
 	}
@@ -277,6 +316,10 @@ func (e *clientEvent) message() (m message, err error) {
 	switch {
 	case e.id != nil && (*e.id == "" || len(*e.id) > maxSendID):
 		return m, fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
+	case e.token != nil && !validToken(*e.token):
+		return m, fmt.Errorf("token: must be 1 to %d letters, digits, - and _", maxToken)
+	case e.token != nil && e.id == nil:
+		return m, errors.New("id: is missing beside token")
 	case (e.data == nil) == (e.data64 == nil):
 		return m, errors.New("data: there must be either data or data64")
 	case e.data != nil:

@@ -216,7 +216,7 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	s.plays("error", ada.skipTo("error"))
 	eve.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else it may be told with bob's
 	ada.leave()
-	address := "name=ada&token=" + ada.hello.Token + "&"
+	address, token := "name=ada&", ada.hello.Token
 
 	eventually(t, "ada to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 2))
@@ -237,6 +237,13 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 1))
 	s.plays("missed", ada.hello)
+	again := strings.Replace(says["again"][0], "dq3e5qf4t0xs-x7Fq0mJ3vTn1", token, 1)
+	delete(says, "again")
+	ada.text(again)
+	s.plays("again", ada.skipTo("sent"))
+	bob = joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/chat/other?name=bob")
+	bob.text(again)
+	s.plays("unknown", bob.skipTo("error"))
 	s.plays("paced", joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/rate/lobby").hello)
 
 	s.plays("lagged", lagging(t))
@@ -314,6 +321,9 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"no data", client, `{"type":"send","id":"m1"}`, false},
 		{"no Base64", client, `{"type":"send","data64":"AP8"}`, false},
 		{"an empty id", client, `{"type":"send","id":"","data":""}`, false},
+		{"a token", client, `{"type":"send","id":"m1","token":"a-B_9","data":""}`, true},
+		{"a token without an id", client, `{"type":"send","token":"a","data":""}`, false},
+		{"a token that is none", client, `{"type":"send","id":"m1","token":"a b","data":""}`, false},
 		{"a limit of 0", client, `{"type":"who","limit":0}`, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

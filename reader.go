@@ -252,7 +252,7 @@ func (c *client) relay(opcode int, payload []byte) bool {
 // publish publishes a message of the client's. It returns false when the client is closing.
 func (c *client) publish(m message) (receipt, bool) {
 	r, published := c.hub.publish(m)
-	if published && !r.repeated {
+	if published && !r.repeated && !r.unknown {
 		c.hub.metrics.publishedByClient.Inc()
 	}
 	hubs.shed()

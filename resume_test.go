@@ -420,7 +420,6 @@ func (m *mortal) die() {
 type wanderer struct {
 	path  string
 	epoch string
-	token string
 	last  int      // the number of the last message that it has got
 	texts []string // all of them, from the first on, where it could get them
 }
@@ -429,16 +428,16 @@ type wanderer struct {
 func (w *wanderer) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 	path := w.path
 	if w.epoch != "" {
-		path += "&token=" + w.token + "&" + sinceQuery(w.epoch, w.last)
+		path += "&" + sinceQuery(w.epoch, w.last)
 	}
 	p, err := handshakeEvents(t, conn, httpAddr, path)
 	if err != nil {
 		return nil, err
 	}
-	if w.epoch != "" && (p.hello.Epoch != w.epoch || p.hello.Token != w.token || p.hello.Resumed == nil) {
-		return nil, fmt.Errorf("got %s, want it resumed in epoch %s with token %s", p.hello.raw, w.epoch, w.token)
+	if w.epoch != "" && (p.hello.Epoch != w.epoch || p.hello.Resumed == nil) {
+		return nil, fmt.Errorf("got %s, want it resumed in epoch %s", p.hello.raw, w.epoch)
 	}
-	w.epoch, w.token = p.hello.Epoch, p.hello.Token
+	w.epoch = p.hello.Epoch
 	return p, nil
 }
 
@@ -664,9 +663,10 @@ func (w *wanderer) absent(t *testing.T, history int, control *chronicle) (missed
 type persistentSender struct {
 	wanderer
 	name     int
-	numbered int // so far
-	answered int // all up to this one
-	repeated int // answered although published on an earlier connection
+	numbered int            // so far
+	answered int            // all up to this one
+	repeated int            // answered although published on an earlier connection
+	tokens   map[int]string // of the connections on which the others were first sent
 }
 
 // batch is how many messages a persistentSender sends before it waits for the answers.
@@ -694,9 +694,13 @@ func (s *persistentSender) liveUntil(t *testing.T, bytes int, enough func() bool
 			s.numbered += batch
 		}
 		for n := s.answered + 1; n <= s.numbered; n++ {
-			frame := clientFrame(finBit|websocket.TextMessage, []byte(jsonOf(map[string]string{
-				"type": "send", "id": fmt.Sprint(n), "data": fmt.Sprintf("%d-%d", s.name, n),
-			})))
+			send := map[string]string{"type": "send", "id": fmt.Sprint(n), "data": fmt.Sprintf("%d-%d", s.name, n)}
+			if token, again := s.tokens[n]; again {
+				send["token"] = token
+			} else {
+				s.tokens[n] = p.hello.Token
+			}
+			frame := clientFrame(finBit|websocket.TextMessage, []byte(jsonOf(send)))
 			written, err := m.Write(frame[:min(len(frame), m.left)])
 			m.left -= written
 			if err != nil {
@@ -728,6 +732,7 @@ func (s *persistentSender) awaitAnswers(p *eventsPeer) error {
 			}
 		case e.Type == "sent" && *e.ID == fmt.Sprint(s.answered+1):
 			s.answered++
+			delete(s.tokens, s.answered)
 			if e.Seq <= p.hello.Head {
 				s.repeated++
 			}
@@ -752,7 +757,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 			defer control.close()
 			var all [senders]persistentSender
 			for i := range all {
-				all[i].name, all[i].path = i, path+"?name=sender"
+				all[i].name, all[i].path, all[i].tokens = i, path+"?name=sender", map[int]string{}
 			}
 			lives := tc.live(s, history, senders, livesOfEach, func(i int) error { return all[i].live(t, rand.N(6000)) })
 			total, repeated := 0, 0
@@ -885,18 +890,20 @@ func TestResume_NothingMissed(t *testing.T) {
 	p.wantMessages(2, "two")
 }
 
-// TestResume_SinceTheFuture is about a number that the hub has not reached, which an honest client cannot have.
-func TestResume_SinceTheFuture(t *testing.T) {
-	startCaddy(t, resumeSite(10, 0))
+// TestResume_ClientAheadOfTheHubGetsTheHistory is about a number that the hub has not reached, which an honest client
+// cannot have.
+func TestResume_ClientAheadOfTheHubGetsTheHistory(t *testing.T) {
+	startCaddy(t, resumeSite(2, 0))
 	a := joinEvents(t, "/chat/a")
-	a.sendText("m1", "one")
-	p := joinEvents(t, "/chat/a?"+sinceQuery(a.hello.Epoch, 1000))
-	if got := p.hello.Head; got != 1 {
-		t.Errorf("got %s, want the hub as it is", p.hello.raw)
+	for i := range 3 {
+		a.sendText(fmt.Sprint("m", i), fmt.Sprint(i))
 	}
-	a.sendText("m2", "two")
-	if got := p.skipTo("message"); got.Seq != 2 && got.Seq != 1 {
-		t.Errorf("got %s", got.raw)
+	for _, seq := range []int{4, maxSeq} {
+		p := joinEvents(t, "/chat/a?"+sinceQuery(a.hello.Epoch, seq))
+		if h := p.hello; h.Resumed == nil || *h.Resumed || h.Missed != 0 || h.Head != 3 || h.Replay != 2 {
+			t.Errorf("got %s, want the history and nothing missed", h.raw)
+		}
+		p.wantMessages(2, "1", "2")
 	}
 }
 
@@ -921,29 +928,37 @@ func TestResume_WithoutSinceNothingIsSaidOfIt(t *testing.T) {
 	}
 }
 
-func TestResume_MalformedParametersAreRefusedWith400(t *testing.T) {
+func TestResume_MalformedParameterIsRefusedWith400(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
-	for _, query := range []string{
-		"since=", "since=epoch", "since=:1", "since=epoch:", "since=epoch:-1", "since=epoch:x", "since=epoch:1.5",
-		"since=epoch:99999999999999999999", "since=1:2:3", "token=", "token=a%20b", "token=a.b", "token=%C3%A4",
-		"token=" + strings.Repeat("x", 65),
+	for _, value := range []string{
+		"", "epoch", ":1", "epoch:", "epoch:-1", "epoch:%2B1", "epoch:x", "epoch:1.5", "epoch:1e2", "epoch:007", "epoch:00", "epoch:0x1",
+		"epoch:1_0", "epoch:9007199254740992", "epoch:99999999999999999999", "1:2:3", "epoch:%201", "epoch:1%00", "%00:1", "%20:1",
+		"Epoch:1", "ep-och:1", "%C3%A4:1", "abcdefghijklmnopq:1", "epoch:1&chat_broadcast_since=epoch:1",
 	} {
-		t.Run(query, func(t *testing.T) { refused(t, http.StatusBadRequest, "/chat/a?"+query, eventsHeader) })
+		t.Run(value, func(t *testing.T) {
+			refused(t, http.StatusBadRequest, "/chat/a?chat_broadcast_since="+value, eventsHeader)
+		})
 	}
 }
 
-func TestResume_LongestTokenIsKept(t *testing.T) {
+func TestResume_LongestParameterIsTaken(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
-	token := strings.Repeat("aZ0-_", 13)[:64]
-	if got := joinEvents(t, "/chat/a?token="+token).hello.Token; got != token {
-		t.Errorf("got token %q, want %q", got, token)
+	for _, value := range []string{"epoch:0", "0123456789abcdef:9007199254740991"} {
+		if h := joinEvents(t, "/chat/a?chat_broadcast_since="+value).hello; h.Resumed == nil || *h.Resumed {
+			t.Errorf("%s: got %s, want resumed false", value, h.raw)
+		}
 	}
 }
 
-func TestResume_RawClientsParametersAreTheirOwn(t *testing.T) {
+// TestResume_OtherParametersAreTheApplications has those that an earlier server took for its own.
+func TestResume_OtherParametersAreTheApplications(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
 	joinEvents(t, "/chat/a").sendText("m1", "one")
-	join(t, "/chat/a?since=what&token=ever!").wantText("one")
+	p := joinEvents(t, "/chat/a?since=2026-11-01&token=eyJhbGciOiJIUzI1NiJ9.e30.x&token=%00")
+	if h := p.hello; h.Resumed != nil || h.Replay != 1 {
+		t.Errorf("got %s, want what a new client gets", h.raw)
+	}
+	join(t, "/chat/a?chat_broadcast_since=what").wantText("one") // a raw client
 }
 
 // ---- sending once, one thing at a time ----
@@ -955,43 +970,159 @@ func TestSendingOnce_RepeatIsAnsweredWithTheFirst(t *testing.T) {
 	first := a.sendText("m1", "hello")
 	again := a.sendText("m1", "hello")
 	a.leave()
-	back := joinEvents(t, "/chat/a?name=ada&token="+a.hello.Token)
-	later := back.sendText("m1", "hello")
+	back := joinEvents(t, "/chat/a?name=ada")
+	if back.hello.Token == a.hello.Token {
+		t.Errorf("got %s, want a token of its own", back.hello.raw)
+	}
+	later := back.sendAgain(a.hello.Token, "m1", "hello")
 	if again.raw != first.raw || later.raw != first.raw {
 		t.Errorf("got %s and %s, want both %s", again.raw, later.raw, first.raw)
 	}
-	back.sendText("m2", "end")
-	control.wantMessages(1, "hello", "end")
+	if sent := back.sendAgain(a.hello.Token, "m2", "was lost"); sent.Type != "sent" || sent.Seq != 2 {
+		t.Errorf("got %s, want the message published that was not", sent.raw)
+	}
+	last := joinEvents(t, "/chat/a?name=ada")
+	if sent := last.sendAgain(a.hello.Token, "m2", "was lost"); sent.Type != "sent" || sent.Seq != 2 {
+		t.Errorf("got %s, want the same answer on a third connection", sent.raw)
+	}
+	back.sendText("m2", "end") // of another token
+	control.wantMessages(1, "hello", "was lost", "end")
+}
+
+// TestSendingOnce_OneAddressCannotMakeTheHubForgetAnothers sends as many ids as a hub remembers between a message and its
+// repetition.
+func TestSendingOnce_OneAddressCannotMakeTheHubForgetAnothers(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	ada := joinEventsFrom(t, "127.0.0.2", "/chat/a?name=ada")
+	first := ada.sendText("m1", "hello")
+	ada.conn.Close()
+	eve := joinEventsFrom(t, "127.0.0.3", "/chat/a?name=eve")
+	floodIDs(t, eve, maxReceipts+10)
+	back := joinEventsFrom(t, "127.0.0.2", "/chat/a?name=ada")
+	if again := back.sendAgain(ada.hello.Token, "m1", "hello"); again.raw != first.raw {
+		t.Errorf("got %s, want %s", again.raw, first.raw)
+	}
+	if sent := back.sendAgain(ada.hello.Token, "m2", "new"); sent.Type != "sent" {
+		t.Errorf("got %s, want the other message published", sent.raw)
+	}
+	if sent := back.sendText("m3", "fresh"); sent.Seq == 0 {
+		t.Errorf("got %s, want it published", sent.raw)
+	}
+	// The oldest of eve's own are gone, and she learns of it.
+	eve.conn.Close()
+	back = joinEventsFrom(t, "127.0.0.3", "/chat/a?name=eve")
+	if e := back.sendAgain(eve.hello.Token, "0", ""); e.Type != "error" || e.Code != "unknown" {
+		t.Errorf("got %s, want unknown", e.raw)
+	}
+	if e := back.sendAgain(eve.hello.Token, fmt.Sprint(maxReceipts), ""); e.Type != "sent" || e.Seq != 1+maxReceipts+1 {
+		t.Errorf("got %s, want the first answer", e.raw)
+	}
+}
+
+// floodIDs publishes n messages with the ids from 0 on, and reads the answers.
+func floodIDs(t *testing.T, p *eventsPeer, n int) {
+	t.Helper()
+	var frames []byte
+	for i := range n {
+		frames = append(frames, clientFrame(finBit|websocket.TextMessage, fmt.Appendf(nil, `{"type":"send","id":"%d","data":""}`, i))...)
+	}
+	written := make(chan error, 1)
+	go func() { // ends with the frames or the connection
+		_, err := p.conn.Write(frames)
+		written <- err
+	}()
+	for range n {
+		p.skipTo("sent")
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSendingOnce_WhatAnAddressLostItselfIsUnknown has two users at one address.
+func TestSendingOnce_WhatAnAddressLostItselfIsUnknown(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	ada := joinEvents(t, "/chat/a?name=ada")
+	ada.sendText("m1", "hello")
+	ada.conn.Close()
+	floodIDs(t, joinEvents(t, "/chat/a?name=eve"), maxReceipts)
+	back := joinEvents(t, "/chat/a?name=ada")
+	if e := back.sendAgain(ada.hello.Token, "m1", "hello"); e.Type != "error" || e.Code != "unknown" {
+		t.Errorf("got %s, want unknown", e.raw)
+	}
+	if sent := back.sendText("m1", "hello"); sent.Seq != maxReceipts+2 {
+		t.Errorf("got %s, want a new message published", sent.raw)
+	}
+}
+
+func TestSendingOnce_UnknownWhereTheServerCannotKnow(t *testing.T) {
+	s := startCaddy(t, resumeSite(10, 0))
+	b := joinEvents(t, "/chat/b")
+	p := joinEvents(t, "/chat/a")
+	for name, token := range map[string]string{
+		"a token of another hub":  b.hello.Token,
+		"a token of no hub":       "x7Fq0mJ3vTn1",
+		"the epoch alone":         p.hello.Epoch,
+		"an epoch that is longer": p.hello.Epoch + "x-" + "x7Fq0mJ3vTn1",
+	} {
+		if e := p.sendAgain(token, "m1", name); e.Type != "error" || e.Code != "unknown" {
+			t.Errorf("%s: got %s, want unknown", name, e.raw)
+		}
+	}
+	p.leave()
+	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`) // the hub ends
+	awaitNoHubs(t)
+	s.load(resumeSite(10, 1))
+	back := joinEvents(t, "/chat/a")
+	if e := back.sendAgain(p.hello.Token, "m1", "in the new hub"); e.Type != "error" || e.Code != "unknown" {
+		t.Errorf("got %s, want unknown", e.raw)
+	}
+	if got := back.sendText("m2", "the first").Seq; got != 1 {
+		t.Errorf("got number %d, want nothing published before", got)
+	}
+}
+
+func TestSendingOnce_MalformedTokenIsMalformed(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	p := joinEvents(t, "/chat/a")
+	for _, token := range []string{"", "a b", "a.b", "ä", strings.Repeat("x", 65)} {
+		if e := p.sendAgain(token, "m1", "x"); e.Code != "malformed" {
+			t.Errorf("token %q: got %s", token, e.raw)
+		}
+	}
+	p.say(map[string]string{"type": "send", "token": p.hello.Token, "data": "x"})
+	p.wantError("malformed", "")
 }
 
 func TestSendingOnce_AnothersIDsAreTheirOwn(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
 	a := joinEvents(t, "/chat/a?name=ada")
 	a.sendText("m1", "from ada")
-	for _, tc := range []struct{ name, query string }{
-		{"another user with the same token", "name=eve&token=" + a.hello.Token},
-		{"the same user with another token", "name=ada&token=another"},
+	for _, tc := range []struct{ name, query, token string }{
+		{"another user with the same token", "name=eve", a.hello.Token},
+		{"the same user with another token", "name=ada", a.hello.Epoch + "-another"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := joinEvents(t, "/chat/a?"+tc.query)
-			if sent := p.sendText("m1", tc.name); sent.Seq <= p.hello.Head {
+			if sent := p.sendAgain(tc.token, "m1", tc.name); sent.Type != "sent" || sent.Seq <= p.hello.Head {
 				t.Errorf("got %s, want a new number after %d", sent.raw, p.hello.Head)
 			}
 		})
 	}
 }
 
-func TestSendingOnce_WithoutHistoryNothingIsRemembered(t *testing.T) {
+func TestSendingOnce_WithoutHistoryARepetitionIsUnknown(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
 	keeper := joinEvents(t, "/chat/a")
-	a := joinEvents(t, "/chat/a?token=mine")
-	a.sendText("m1", "hello")
-	a.leave()
-	b := joinEvents(t, "/chat/a?token=mine")
-	if a.hello.Token != "" || b.hello.Token != "" {
-		t.Errorf("got %s and %s, want no token that is good for nothing", a.hello.raw, b.hello.raw)
+	a := joinEvents(t, "/chat/a")
+	if a.hello.Token != "" {
+		t.Errorf("got %s, want no token that is good for nothing", a.hello.raw)
 	}
-	b.sendText("m1", "hello")
+	a.sendText("m1", "hello")
+	if e := a.sendAgain(a.hello.Epoch+"-mine", "m1", "hello"); e.Code != "unknown" {
+		t.Errorf("got %s, want unknown", e.raw)
+	}
+	a.sendText("m1", "hello") // nobody says that it is the same
 	keeper.wantMessages(1, "hello", "hello")
 }
 
@@ -1008,7 +1139,7 @@ func TestSendingOnce_OtherHubsIDsAreTheirOwn(t *testing.T) {
 	a := joinEvents(t, "/chat/a")
 	a.sendText("m1", "hello")
 	a.sendText("m2", "hello")
-	b := joinEvents(t, "/chat/b?token="+a.hello.Token)
+	b := joinEvents(t, "/chat/b")
 	if sent := b.sendText("m2", "hello"); sent.Seq != 1 {
 		t.Errorf("got %s, want it published", sent.raw)
 	}

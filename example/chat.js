@@ -63,7 +63,7 @@ export class Chat extends EventTarget {
   // When the bucket of the hub's `rate` is full.
   #full = 0;
   #pacer;
-  // Not answered. `wire`: the socket it went to.
+  // Not answered. `wire`: the socket it went to; `token`, `user`: of the first one.
   #queue = [];
   // Who waits for `who`.
   #asking = [];
@@ -117,9 +117,12 @@ export class Chat extends EventTarget {
     if (this.#socket) return;
     clearTimeout(this.#timer);
     addEventListener('online', this.#online);
-    const url = new URL(this.url), { epoch, token } = this.#hello;
-    if (epoch) url.searchParams.set('since', `${epoch}:${this.#seq}`);
-    if (token) url.searchParams.set('token', token);
+    const url = new URL(this.url), { epoch } = this.#hello;
+    if (epoch) {
+      // Not with searchParams, which would write the page's own query in another way.
+      const own = url.search.slice(1).split('&').filter((pair) => pair && !pair.startsWith('chat_broadcast_since='));
+      url.search = [...own, `chat_broadcast_since=${epoch}:${this.#seq}`].join('&');
+    }
     const socket = new WebSocket(url, this.#options.raw ? [] : 'chat-broadcast.v1');
     socket.binaryType = 'arraybuffer';
     this.#socket = socket;
@@ -165,16 +168,16 @@ export class Chat extends EventTarget {
     clearTimeout(this.#timer);
     // Who accepts and then closes must not be asked at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
-    const { epoch, token, missed: count = 0 } = hello, before = this.#hello, same = epoch === before.epoch;
-    const restarted = !same && !!before.epoch;
+    const { epoch, user, missed: count = 0 } = hello, before = this.#hello.epoch;
+    const restarted = !!before && epoch !== before;
     if (epoch) {
       this.#hello = hello;
-      this.#seq = Math.max(hello.head - hello.replay, same ? this.#seq : 0);
+      this.#seq = hello.head - hello.replay;
       this.#own.add(hello.client);
       this.#full = 0;
     }
-    const known = same && token && token === before.token && hello.user === before.user;
-    const lost = known ? [] : this.#queue.filter((m) => m.wire);
+    // Nobody can know what became of these. The others are sent again, with the token of the first time.
+    const lost = this.#queue.filter((m) => m.wire && !(m.token && m.user === user));
     for (const m of lost) this.#take(m.id);
     this.#become('open');
     if (this.#state === 'open') this.#emit('open', hello);
@@ -216,12 +219,14 @@ export class Chat extends EventTarget {
       const wait = this.#full - now - (messages - 1) * step;
       if (wait > 0) return (this.#pacer = setTimeout(() => this.#flush(), wait));
       this.#full = Math.max(this.#full, now) + step;
+      const again = m.wire && { token: m.token };
+      if (!m.wire) Object.assign(m, { token: this.#hello.token, user: this.#hello.user });
       m.wire = socket;
       if (!socket.protocol) {
         this.#take(id);
         socket.send(data);
-      } else if (typeof data === 'string') this.#write({ type: 'send', id, data });
-      else this.#write({ type: 'send', id, data64: btoa(data.reduce((s, b) => s + String.fromCharCode(b), '')) });
+      } else if (typeof data === 'string') this.#write({ type: 'send', id, ...again, data });
+      else this.#write({ type: 'send', id, ...again, data64: btoa(data.reduce((s, b) => s + String.fromCharCode(b), '')) });
     }
   }
 
