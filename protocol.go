@@ -3,8 +3,6 @@ package chatbroadcast
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -212,17 +210,6 @@ func (c *client) hello(w welcome) helloEvent {
 
 // ---- what clients say ----
 
-// A clientEvent is what a client says, with those of its fields that belong to its type.
-type clientEvent struct {
-	kind   string
-	id     *string
-	token  *string
-	data   *string
-	data64 *string
-	after  *string
-	limit  *int
-}
-
 // errBinary says what is wrong with a binary frame.
 var errBinary = errors.New("binary frames are not used: send binary data as data64, in Base64")
 
@@ -239,45 +226,13 @@ func (c *client) handle(opcode int, frame []byte) bool {
 		return false
 	case err != nil:
 		return c.refuse(frame, errorMalformed, err, &e)
-	case e.kind == "send":
+	case e.kind == kindSend:
 		return c.handleSend(frame, &e)
-	case e.kind == "who":
+	case e.kind == kindWho:
 		return c.handleWho(frame, &e)
 	}
 	c.addOverhead(len(frame))
 	return true
-}
-
-// decode reads e from a frame. Names are compared as they are, with case; what does not belong to the type is ignored.
-func (e *clientEvent) decode(frame []byte) error {
-	var fields map[string]json.RawMessage
-	err := json.Unmarshal(frame, &fields)
-	if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
-		return fmt.Errorf("must be a JSON object, not a JSON %s", wrong.Value)
-	}
-	if err != nil {
-		return fmt.Errorf("must be a JSON object: %w", err)
-	}
-	field := func(name, what string, into any) {
-		if raw, ok := fields[name]; ok && json.Unmarshal(raw, into) != nil && err == nil {
-			err = fmt.Errorf("%s: must be %s", name, what)
-		}
-	}
-	field("type", "a string", &e.kind)
-	switch {
-	case err != nil:
-	case fields["type"] == nil:
-		err = errors.New("type: is missing")
-	case e.kind == "send":
-		field("id", "a string", &e.id)
-		field("token", "a string", &e.token)
-		field("data", "a string", &e.data)
-		field("data64", "a string", &e.data64)
-	case e.kind == "who":
-		field("after", "a string", &e.after)
-		field("limit", "a whole number", &e.limit)
-	}
-	return err
 }
 
 // handleSend publishes a message.
@@ -292,10 +247,10 @@ func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 	}
 	m.from, m.sender, m.user = c, c.id, c.user
 	if e.id != nil {
-		m.key = sendKey{c.user, c.token, *e.id}
+		m.key = sendKey{c.user, c.token, string(e.id)}
 	}
 	if e.token != nil {
-		m.key.token, m.again = *e.token, true
+		m.key.token, m.again = string(e.token), true
 	}
 	if !c.allowMessage(m.opcode) {
 		return !c.isClosing() &&
@@ -306,30 +261,9 @@ func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 		return c.refuse(nil, errorUnknown, errors.New("the message may have been published before: it is not published now"), e)
 	}
 	if ok && e.id != nil {
-		return c.answer(sentEvent{Type: "sent", ID: *e.id, Seq: r.seq, Time: eventTime(r.at)})
+		return c.answer(sentEvent{Type: "sent", ID: m.key.id, Seq: r.seq, Time: eventTime(r.at)})
 	}
 	return ok
-}
-
-// message returns what a send is to publish.
-func (e *clientEvent) message() (m message, err error) {
-	switch {
-	case e.id != nil && (*e.id == "" || len(*e.id) > maxSendID):
-		return m, fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
-	case e.token != nil && !validToken(*e.token):
-		return m, fmt.Errorf("token: must be 1 to %d letters, digits, - and _", maxToken)
-	case e.token != nil && e.id == nil:
-		return m, errors.New("id: is missing beside token")
-	case (e.data == nil) == (e.data64 == nil):
-		return m, errors.New("data: there must be either data or data64")
-	case e.data != nil:
-		return message{opcode: websocket.TextMessage, payload: []byte(*e.data)}, nil
-	}
-	payload, err := base64.StdEncoding.DecodeString(*e.data64)
-	if err != nil {
-		return m, fmt.Errorf("data64: must be Base64: %w", err)
-	}
-	return message{opcode: websocket.BinaryMessage, payload: payload}, nil
 }
 
 // handleWho answers with a page of the hub's roster.
@@ -337,32 +271,22 @@ func (c *client) handleWho(frame []byte, e *clientEvent) bool {
 	if !c.settings.presence {
 		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), e)
 	}
-	limit, err := e.page()
-	if err != nil {
-		return c.refuse(frame, errorMalformed, err, e)
+	var after *string
+	if e.after != nil {
+		name := string(e.after)
+		after = &name
 	}
-	c.addOverhead(len(frame) + pageOverhead*c.hub.who(c, e.after, limit) + requestOverhead)
+	c.addOverhead(len(frame) + pageOverhead*c.hub.who(c, after, e.limit) + requestOverhead)
 	c.awaitAnswers()
 	return !c.isClosing()
-}
-
-// page returns how many users a who asks for.
-func (e *clientEvent) page() (limit int, err error) {
-	switch {
-	case e.limit == nil:
-		return defaultPage, nil
-	case *e.limit < 1 || *e.limit > maxPage:
-		return 0, fmt.Errorf("limit: must be 1 to %d, got %d", maxPage, *e.limit)
-	}
-	return *e.limit, nil
 }
 
 // refuse answers with an error. frame is what was received, if it counts as no message.
 func (c *client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
 	c.addOverhead(len(frame))
 	refusal := errorEvent{Type: "error", Code: code, Message: err.Error()}
-	if e.id != nil && len(*e.id) <= maxSendID {
-		refusal.ID = *e.id
+	if len(e.id) <= maxSendID {
+		refusal.ID = string(e.id)
 	}
 	return c.answer(refusal)
 }

@@ -618,11 +618,34 @@ func TestEvents_MalformedFramesAreAnsweredAndTheConnectionLives(t *testing.T) {
 		{"an id without a type", `{"id":"m7","data":"x"}`, ""},
 		{"an id of another type", `{"type":"who","id":"m8","limit":0}`, ""},
 		{"a limit of 0", `{"type":"who","limit":0}`, ""},
-		{"a limit with a fraction", `{"type":"who","limit":1.0}`, ""},
-		{"a limit with an exponent", `{"type":"who","limit":1e2}`, ""},
 		{"a limit too high", `{"type":"who","limit":1001}`, ""},
 		{"a limit that is not whole", `{"type":"who","limit":1.5}`, ""},
+		{"a limit of null", `{"type":"who","limit":null}`, ""},
+		{"a limit that is a string", `{"type":"who","limit":"1"}`, ""},
+		{"a limit that is huge", `{"type":"who","limit":1e999999999}`, ""},
+		{"a limit that is tiny", `{"type":"who","limit":1e-999999999}`, ""},
 		{"an after that is no string", `{"type":"who","after":1}`, ""},
+		{"an after of null", `{"type":"who","after":null}`, ""},
+		{"an after of half a character", `{"type":"who","after":"\ud800"}`, ""},
+		{"a type of null", `{"type":null,"data":"x"}`, ""},
+		{"a type of half a character", `{"type":"\udfff","data":"x"}`, ""},
+		{"an id of null", `{"type":"send","id":null,"data":"x"}`, ""},
+		{"an id of half a character", `{"type":"send","id":"\ud83d","data":"x"}`, ""},
+		{"an id of the other half", `{"type":"send","id":"\ude00","data":"x"}`, ""},
+		{"an id of two first halves", `{"type":"send","id":"\ud83d\ud83d","data":"x"}`, ""},
+		{"a token of null", `{"type":"send","id":"m9","token":null,"data":"x"}`, "m9"},
+		{"data of null", `{"type":"send","id":"m10","data":null}`, "m10"},
+		{"data of null beside data64", `{"type":"send","id":"m11","data":null,"data64":"AP8="}`, "m11"},
+		{"data64 of null", `{"type":"send","id":"m12","data64":null}`, "m12"},
+		{"data of half a character", `{"type":"send","id":"m13","data":"x\uD83Dy"}`, "m13"},
+		{"Base64 with a line break", `{"type":"send","id":"m14","data64":"AP8=\r\n"}`, "m14"},
+		{"Base64 with a line break within", `{"type":"send","id":"m15","data64":"AA\nAA"}`, "m15"},
+		{"Base64 with bits left over", `{"type":"send","id":"m16","data64":"AP9="}`, "m16"},
+		{"Base64 with a space", `{"type":"send","id":"m17","data64":"AA AA"}`, "m17"},
+		{"an id that is not the last", `{"type":"send","id":"m18","id":5,"data":"x"}`, ""},
+		{"too many levels", `{"type":"typing","x":` + strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000) + `}`, ""},
+		{"a number that JSON does not have", `{"type":"typing","x":01}`, ""},
+		{"an escape that JSON does not have", `{"type":"typing","x":"\x41"}`, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p.t = t
@@ -633,6 +656,73 @@ func TestEvents_MalformedFramesAreAnsweredAndTheConnectionLives(t *testing.T) {
 	p.t = t
 	p.say(map[string]string{"type": "send", "data": "still here"})
 	p.wantMessages(1, "still here")
+}
+
+// TestEvents_ErrorsNameTheField is about the text of errors, which is for people.
+func TestEvents_ErrorsNameTheField(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/who/a")
+	for _, tc := range []struct{ frame, want string }{
+		{"\ufeff" + `{"type":"send","data":"x"}`, "byte order mark"},
+		{`{"type":"send",}`, "must be a JSON object: invalid character '}'"},
+		{`[]`, "must be a JSON object"},
+		{`{"type":null}`, "type: must be a string"},
+		{`{"type":"send","id":"\udead","data":"x"}`, "id: has a \\u escape of half a surrogate pair"},
+		{`{"type":"send","id":"m1","token":"","data":"x"}`, "token: must be"},
+		{`{"type":"send","data":null}`, "data: must be a string"},
+		{`{"type":"send","data64":"AP9="}`, "data64: must be Base64"},
+		{`{"type":"who","after":0}`, "after: must be a string"},
+		{`{"type":"who","limit":0.5}`, "limit: must be a whole number"},
+	} {
+		p.text(tc.frame)
+		if e := p.want("error"); !strings.Contains(e.Message, tc.want) {
+			t.Errorf("%q: got %q, want %q", tc.frame, e.Message, tc.want)
+		}
+	}
+}
+
+func TestEvents_EscapesAreWhatTheyStandFor(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/chat/a")
+	for i, tc := range []struct{ frame, want string }{
+		{`{"type":"send","data":"\ud83d\ude00 \uD83D\uDE00 \u00e9\u00E9 \ufffd \\ \/ \" \b\f\n\r\t \u0000"}`,
+			"😀 😀 éé \ufffd \\ / \" \b\f\n\r\t \x00"},
+		{`{"\u0074ype":"\u0073end","\u0064\u0061\u0074\u0061":"escaped names"}`, "escaped names"},
+		{" \t\r\n{ \"type\" : \"send\" , \"data\" : \"space\" } \n", "space"},
+		{`{"data":"first","type":"send","data":"last"}`, "last"},
+		{`{"x":{"data":"deep","y":["}",{"type":"who"}]},"type":"send","z":"\\","data":"top","w":-1.5e3,"v":null}`, "top"},
+		{`{"type":"send","data":"a name that is no text","\ud800":1}`, "a name that is no text"},
+	} {
+		p.text(tc.frame)
+		p.wantMessages(i+1, tc.want)
+	}
+}
+
+func TestEvents_IDsOfDifferentTextsAreDifferent(t *testing.T) {
+	startCaddy(t, resumeSite(10, 0))
+	p := joinEvents(t, "/chat/a")
+	p.sendText("\ufffd", "one")
+	for _, id := range []string{`\ud83d`, `\ud83e`} {
+		p.text(`{"type":"send","id":"` + id + `","data":"lost"}`)
+		p.skipTo("error")
+	}
+	if got := p.sendText("m1", "two").Seq; got != 2 {
+		t.Errorf("got number %d, want 2", got)
+	}
+}
+
+func TestPresence_LimitIsAnyWholeNumber(t *testing.T) {
+	startCaddy(t, eventsSite)
+	p := joinEvents(t, "/who/a?name=ada")
+	joinEvents(t, "/who/a?name=bob")
+	for limit, want := range map[string]int{
+		"1": 1, "1.0": 1, "10e-1": 1, "0.01e2": 1, "1000e-3": 1, "1e0": 1, "1E+0": 1, "2.00": 2, "1e2": 2, "100.0": 2, "1000": 2,
+	} {
+		p.text(`{"type":"who","limit":` + limit + `}`)
+		if page := p.roster(); len(page.Users) != want {
+			t.Errorf("limit %s: got %s, want %d users", limit, page.raw, want)
+		}
+	}
 }
 
 func TestEvents_BinaryFrameIsMalformed(t *testing.T) {
@@ -698,6 +788,53 @@ func TestEvents_ReadOnlyMayAskButNotSend(t *testing.T) {
 	p.text(`{"type":"typing"}`)
 	p.say(map[string]string{"type": "send", "id": "m1", "data": "me too"})
 	p.wantClose(websocket.ClosePolicyViolation, "read_only")
+}
+
+func TestEvents_ReadOnlyClientIsClosedForAMalformedFrame(t *testing.T) {
+	startCaddy(t, eventsSite)
+	for _, send := range []func(*eventsPeer){
+		func(p *eventsPeer) { p.text(`{"type":"send","data":5}`) },
+		func(p *eventsPeer) { p.text(`{`) },
+		func(p *eventsPeer) { p.send(websocket.BinaryMessage, `{"type":"who"}`) },
+	} {
+		p := joinEvents(t, "/listen/a?name=ada")
+		p.text(`{"type":"typing","data":5}`)
+		p.ask(map[string]any{})
+		send(p)
+		p.wantClose(websocket.ClosePolicyViolation, "read_only")
+	}
+}
+
+// TestEvents_RateCountsEachValidSend has a bucket of two messages that fills in an hour.
+func TestEvents_RateCountsEachValidSend(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /rate/* {
+		rate 2 1h
+		history 10
+		presence
+	}
+}`)
+	p := joinEvents(t, "/rate/a")
+	for _, free := range []string{`{"type":"who"}`, `{"type":"typing"}`, `{"type":"send","data":5}`, `no JSON`} {
+		p.text(free)
+	}
+	p.send(websocket.BinaryMessage, "x")
+	for range 3 {
+		p.skipTo("error")
+	}
+	first := p.sendText("m1", "one")
+	if again := p.sendText("m1", "one"); again.raw != first.raw { // takes the second
+		t.Errorf("got %s, want %s", again.raw, first.raw)
+	}
+	if e := p.sendAgain(p.hello.Token, "m1", "one"); e.Code != "rate_limited" {
+		t.Errorf("got %s, want a repetition over the rate dropped", e.raw)
+	}
+	q := joinEvents(t, "/rate/a")
+	for _, want := range []string{"unknown", "unknown", "rate_limited"} {
+		if e := q.sendAgain("another-token", "m1", "one"); e.Code != want {
+			t.Errorf("got %s, want %s", e.raw, want)
+		}
+	}
 }
 
 func TestEvents_RateDropsWithAnErrorThenCloses(t *testing.T) {
@@ -1166,8 +1303,9 @@ func TestPresence_ChangeLeavesRawClientsWhereTheyAre(t *testing.T) {
 	}
 }
 
-// FuzzClientEvent has what is accepted from a client be what the schema allows. (The schema does not know of bytes, and null is
-// taken for a field that is missing.)
+// FuzzClientEvent has a client's frame accepted exactly when the schema allows it, and compares what is read with what
+// encoding/json reads. The schema counts characters where the server counts bytes, and does not know of doubled names and
+// half surrogate pairs.
 func FuzzClientEvent(f *testing.F) {
 	for _, frame := range []string{
 		`{"type":"send","id":"m1","data":"hello"}`,
@@ -1175,6 +1313,8 @@ func FuzzClientEvent(f *testing.F) {
 		`{"type":"who","after":"ada","limit":10}`,
 		`{"type":"who","limit":1001}`,
 		`{"type":"send","id":"","data":"\ud800"}`,
+		`{"type":"send","id":"m\u0031","token":"a-b","data":"\ud83d\ude00\n"}`,
+		`{"type":"who","limit":0.1e+2,"x":[{"y":"]\\\""},null]}`,
 		`{"type":"send","TYPE":"who","data":""}`,
 		`{"type":"shout"}`,
 		`{}`,
@@ -1183,24 +1323,36 @@ func FuzzClientEvent(f *testing.F) {
 	}
 	schema := protocolSchema(f, "/$defs/fromClient")
 	f.Fuzz(func(t *testing.T, frame string) {
+		if !utf8.ValidString(frame) || utf8.RuneCountInString(frame) > 5000 {
+			return
+		}
 		var e clientEvent
-		if !utf8.ValidString(frame) || strings.Contains(frame, "null") || e.decode([]byte(frame)) != nil {
+		err := e.decode([]byte(frame))
+		var m message
+		if err == nil && e.kind == kindSend {
+			m, err = e.message()
+		}
+		if err == nil && e.kind == "" {
 			return
 		}
-		switch e.kind {
-		case "send":
-			if _, err := e.message(); err != nil {
-				return
+		invalid := validate(schema, frame)
+		if err == nil && invalid != nil {
+			t.Fatal(invalid)
+		}
+		var fields map[string]any
+		if json.Unmarshal([]byte(frame), &fields) != nil || err != nil {
+			if err != nil && invalid == nil && !strings.Contains(frame, `\u`) && !strings.Contains(err.Error(), "bytes") {
+				t.Fatalf("%q: got %v, which the schema allows", frame, err)
 			}
-		case "who":
-			if _, err := e.page(); err != nil {
-				return
-			}
-		default:
 			return
 		}
-		if err := validate(schema, frame); err != nil {
-			t.Error(err)
+		text := func(name string) string { s, _ := fields[name].(string); return s }
+		switch {
+		case e.kind != text("type"), e.kind == kindSend && (string(e.id) != text("id") || string(e.token) != text("token")),
+			e.kind == kindWho && string(e.after) != text("after"),
+			m.opcode == websocket.TextMessage && string(m.payload) != text("data"),
+			m.opcode == websocket.BinaryMessage && base64Of(string(m.payload)) != text("data64"):
+			t.Errorf("%q: got %+v and %+v", frame, e, m)
 		}
 	})
 }
