@@ -235,6 +235,10 @@ func (c *client) handle(opcode int, frame []byte) bool {
 	return true
 }
 
+// sendAllowance is how many bytes of a send may be something else than the text of its payload, before they count as no part
+// of a message: enough for the longest id and token, and for the escapes of a short text.
+const sendAllowance = 256
+
 // handleSend publishes a message.
 func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 	if c.settings.readOnly {
@@ -252,6 +256,7 @@ func (c *client) handleSend(frame []byte, e *clientEvent) bool {
 	if e.token != nil {
 		m.key.token, m.again = string(e.token), true
 	}
+	c.addOverhead(max(0, len(frame)-e.payloadText()-sendAllowance))
 	if !c.allowMessage(m.opcode) {
 		return !c.isClosing() &&
 			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), e)

@@ -643,7 +643,7 @@ func TestEvents_MalformedFramesAreAnsweredAndTheConnectionLives(t *testing.T) {
 		{"Base64 with bits left over", `{"type":"send","id":"m16","data64":"AP9="}`, "m16"},
 		{"Base64 with a space", `{"type":"send","id":"m17","data64":"AA AA"}`, "m17"},
 		{"an id that is not the last", `{"type":"send","id":"m18","id":5,"data":"x"}`, ""},
-		{"too many levels", `{"type":"typing","x":` + strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000) + `}`, ""},
+		{"too many levels", `{"type":"typing","x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, ""},
 		{"a number that JSON does not have", `{"type":"typing","x":01}`, ""},
 		{"an escape that JSON does not have", `{"type":"typing","x":"\x41"}`, ""},
 	} {
@@ -738,6 +738,7 @@ func TestEvents_UnknownTypesAreIgnored(t *testing.T) {
 	startCaddy(t, eventsSite)
 	p := joinEvents(t, "/chat/a")
 	for i, unknown := range []string{
+		`{"type":"typing","x":` + strings.Repeat("[", 99) + `"` + strings.Repeat("[", 2000) + `"` + strings.Repeat("]", 99) + `}`,
 		`{"type":"typing"}`, `{"type":"typing","id":"m1","data":5,"limit":"many"}`, `{"type":""}`, `{"type":"Send","data":"x"}`,
 		`{"type":"hello"}`, `{"type":"message","data":"x"}`,
 	} {
@@ -853,6 +854,31 @@ func TestEvents_RateDropsWithAnErrorThenCloses(t *testing.T) {
 	other.sendText("m1", "the next")
 	if e := joinEvents(t, "/rate/a").hello; e.Head != 3 {
 		t.Errorf("got %s, want the dropped ones not published", e.raw)
+	}
+}
+
+// TestEvents_LargeFrameThatIsNoMessageIsPacedByItsSize sends a mebibyte that is no payload in one frame. At 2 MiB a second
+// it takes half a second until the server reads the next frame.
+func TestEvents_LargeFrameThatIsNoMessageIsPacedByItsSize(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nmax_message_size 2MiB\n}\n}")
+	large := strings.Repeat("x", 1<<20)
+	for name, frame := range map[string]string{
+		"an unknown type": `{"type":"typing","x":"` + large + `"}`,
+		"malformed":       `{"type":"send","data":5,"x":"` + large + `"}`,
+		"padding":         `{"type":"send","data":"x","x":"` + large + `"}`,
+		"a long name":     `{"type":"send","data":"x","` + large + `":0}`,
+		"space":           `{"type":"send","data":"x"` + strings.Repeat(" ", 1<<20) + `}`,
+		"escapes":         `{"type":"send","data":"` + strings.Repeat(`\u0041`, 1<<20/5) + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := joinEvents(t, "/chat/a")
+			began := time.Now()
+			p.text(frame)
+			p.sendText("m1", "hello")
+			if took := time.Since(began); took < 450*time.Millisecond {
+				t.Errorf("the next message was published after %v", took)
+			}
+		})
 	}
 }
 

@@ -372,10 +372,11 @@ func (c *client) onSilence() error {
 	return nil
 }
 
-// pace lets a client wait that sends much and says nothing.
+// pace lets a client wait that sends much and says nothing, the longer the more that is: one large frame may be worth many
+// pauses.
 func (c *client) pace() {
-	if c.overhead >= maxOverhead && !c.isEnding() {
-		c.overhead = 0
+	for c.overhead >= maxOverhead && !c.isEnding() {
+		c.overhead -= maxOverhead
 		time.Sleep(overheadPause)
 	}
 }
