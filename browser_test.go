@@ -1,6 +1,8 @@
 package chatbroadcast
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -289,6 +292,7 @@ func TestExample_Page(t *testing.T) {
 		{"switches rooms", testSwitchesRooms},
 		{"shows whatever comes as text", testShowsWhateverComesAsText},
 		{"shows whatever name as one", testShowsWhateverNameAsOne},
+		{"shows a name like no other", testShowsANameLikeNoOther},
 		{"reconnects by itself", testReconnectsByItself},
 		{"says why it does not reconnect", testSaysWhyItDoesNotReconnect},
 		{"shows the history", testShowsTheHistory},
@@ -385,7 +389,7 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 		{"", `{"name":"Ada","text":"no more than text"}`, "Somebody"},
 		{"<b>Eve</b>", markup, "<b>Eve</b>"},
 		{"You", "not me", "You"},
-		{"\u202eevE\n\n", "odd name", "evE"},
+		{"\u202eevE\n\n", "odd name", "U+202EevEU+000AU+000A"},
 		{"Ada", "see https://example.com/a?b=<i>.", "Ada"}, // of that name, but not the one in this window
 	} {
 		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
@@ -426,15 +430,50 @@ func testShowsWhateverNameAsOne(t *testing.T, browser context.Context) {
 			emulation.SetDeviceMetricsOverrideParams{Width: 360, Height: 640, DeviceScaleFactor: 1, Mobile: true})
 		return err
 	}))
-	long := strings.Repeat("W", 32)
+	long := strings.Repeat("W", 31) + "…"
 	join(t, "/chat/lobby?name=\u202eevE")
-	p.waitPeople("evE")
+	p.waitPeople("U+202EevE")
 	join(t, "/chat/lobby?name="+strings.Repeat("W", 1000))
 	p.waitPeople(long)
-	p.waitFor(`document.querySelector("#messages").innerText.includes(` + jsString("evE and "+long+" joined") + `)`)
+	p.waitFor(`document.querySelector("#messages").innerText.includes(` + jsString(long+" joined") + `)`)
 	if got := evaluate[[]int](p, `[log.scrollWidth - log.clientWidth, people.scrollWidth - people.clientWidth]`); got[0] > 0 || got[1] > 0 {
 		t.Errorf("got messages and people %v pixels wider than their place", got)
 	}
+}
+
+// testShowsANameLikeNoOther has names with characters that show nothing, or that cover what stands beside them.
+func testShowsANameLikeNoOther(t *testing.T, browser context.Context) {
+	startCaddy(t, exampleSite(t))
+	p := openTabs(t, browser, "")[0]
+	for _, row := range []struct{ user, name string }{
+		{"Ada", "Ada"},
+		{"A\u200bda", "AU+200Bda"},
+		{"Ada\ufe0f", "AdaU+FE0F"},
+		{"Ada\u034f", "AdaU+034F"},
+		{"Ada\u00a0", "AdaU+00A0"},
+		{"Ada ", "AdaU+0020"},
+		{" Ada", "U+0020Ada"},
+		{"Ada  L", "Ada U+0020L"},
+		{"Ada\x00", "AdaU+0000"},
+		{"\u3164", "U+3164"},
+		{"\u2800", "U+2800"},
+		{"\U000e0041", "U+E0041"},
+		{"\u0301a", "U+0301a"},
+		{"a\u0301", "á"},
+		{"q" + strings.Repeat("\u0301", 6), "q\u0301\u0301\u0301\u0301U+0301U+0301"},
+		{"👩\u200d💻❤\ufe0f1\ufe0f\u20e3", "👩\u200d💻❤\ufe0f1\ufe0f\u20e3"},
+		{"👩\ufe0f", "👩U+FE0F"},
+		{"Zoë & Дмитрий, 李 (2)", "Zoë & Дмитрий, 李 (2)"},
+		{"นี้ हिन्दी", "นี้ हिन्दी"},
+	} {
+		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
+		peer.text("hello")
+		p.waitMessage(row.name, "hello")
+		p.waitPeople(row.name)
+	}
+	peer := join(t, "/chat/lobby?name=Eve")
+	peer.text("q" + strings.Repeat("\u0301", 50) + " end")
+	p.waitMessage("Eve", "q"+strings.Repeat("\u0301", 4)+" end")
 }
 
 func testReconnectsByItself(t *testing.T, browser context.Context) {
@@ -786,8 +825,16 @@ func TestExample_Sizes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, limit := len(module), 10_000; got >= limit {
-		t.Errorf("got chat.js of %d bytes, want less than %d", got, limit)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(module); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, limit := packed.Len(), 6<<10; got >= limit {
+		t.Errorf("got chat.js of %d bytes with gzip, want less than %d", got, limit)
 	}
 	canvas, err := os.ReadFile("example/canvas.html")
 	if err != nil {
@@ -981,6 +1028,8 @@ func openModule(t *testing.T, browser context.Context, url string) *tab {
 			chat.all = (type, field) => chat.events.filter((e) => e.type === type).map((e) => field ? e[field] : e);
 			return window.chat = chat;
 		};
+		// The number of a message's id, which begins with text that nobody can guess.
+		window.short = (id) => id?.replace(/^([0-9]+-){4}/, "m");
 		return true;
 	})`)
 	return p
@@ -1087,7 +1136,7 @@ func testSendsOnceWhatWasOnItsWay(t *testing.T, _ *server, l *line, p *tab) {
 		peer.wantText("then " + text) // and not the other again
 		p.waitFor(fmt.Sprintf(`chat.all("sent").length === %d && chat.all("message").length === %[1]d`, 2*(i+1)))
 	}
-	if got := evaluate[bool](p, `String(chat.all("sent", "id")) === String([...Array(20).keys()].map((i) => "m" + (i + 1)))
+	if got := evaluate[bool](p, `String(chat.all("sent", "id").map(short)) === String([...Array(20).keys()].map((i) => "m" + (i + 1)))
 		&& String(chat.all("sent", "seq")) === String(chat.all("message", "seq")) && chat.all("message", "own").every((own) => own)
 		&& chat.all("failed").length === 0`); !got {
 		t.Errorf("got %v, want each sent once", evaluate[[]any](p, `chat.events`))
@@ -1126,7 +1175,7 @@ func testDoesNotDoubleAsAnotherUser(t *testing.T, _ *server, l *line, p *tab) {
 	l.restore()
 	peer.wantText("not yet sent")
 	p.waitFor(`chat.all("sent").length === 1`)
-	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => e.id + e.data + e.code), ...chat.all("sent", "id")]`)
+	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => short(e.id) + e.data + e.code), ...chat.all("sent", "id").map(short)]`)
 	if want := []string{"m1on its wayunknown", "m2"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -1144,7 +1193,7 @@ func testDoesNotDoubleInANewHub(t *testing.T, s *server, l *line, p *tab) {
 	l.restore()
 	peer.wantText("not yet sent")
 	p.waitFor(`chat.all("sent").length === 1`)
-	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => e.id + e.data + e.code), ...chat.all("sent", "id"),
+	got := evaluate[[]string](p, `[...chat.all("failed").map((e) => short(e.id) + e.data + e.code), ...chat.all("sent", "id").map(short),
 		...chat.all("missed", "restarted").map(String)]`)
 	if want := []string{"m1on its wayunknown", "m2", "true"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
@@ -1187,6 +1236,38 @@ func testStarved(path string) func(*testing.T, *server, *line, *tab) {
 			t.Errorf("got %v, want %d messages in all, some of them missed", got, all+1)
 		}
 	}
+}
+
+// TestExample_ChatInNode runs chat.js where there is no page.
+func TestExample_ChatInNode(t *testing.T) {
+	node := findProgram(t, "node")
+	startCaddy(t, moduleSite(t))
+	peer := join(t, "/hub/history/x")
+	module, err := os.ReadFile("example/chat.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	// Node 20 has WebSocket with this flag only; later ones take it, too.
+	cmd := exec.CommandContext(ctx, node, "--experimental-websocket", "--input-type=module")
+	cmd.Stdin = strings.NewReader(string(module) + `
+		let chat;
+		try { new Chat("/hub/history/x"); } catch ({ name }) { console.log(name); }
+		chat = new Chat("ws://` + httpAddr + `/hub/history/x?name=node");
+		chat.addEventListener("message", ({ data, user, own }) => console.log(data, user, own));
+		chat.addEventListener("sent", ({ seq }) => { console.log(seq); chat.close(); });
+		chat.addEventListener("state", ({ state }) => console.log(state));
+		chat.send("from node");
+	`)
+	got, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, got)
+	}
+	if want := "TypeError\nopen\n1\nclosed\n"; strings.Replace(string(got), "from node node true\n", "", 1) != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	peer.wantText("from node")
 }
 
 // TestExample_ChatRaw runs chat.js against a server that knows nothing of the protocol.
@@ -1254,10 +1335,10 @@ func TestExample_ChatModule(t *testing.T) {
 		got := evaluate[map[string]any](p, `(async () => {
 			const chat = new Chat("hub/plain/x#y");
 			const next = (type) => new Promise((resolve) => chat.addEventListener(type, resolve, { once: true }));
-			const sent = new Promise((resolve) => chat.addEventListener("sent", ({ id }) => id === "m2" && resolve()));
-			const got = { connecting: chat.send("a") };
+			const sent = new Promise((resolve) => chat.addEventListener("sent", ({ id }) => short(id) === "m2" && resolve()));
+			const got = { connecting: short(chat.send("a")) };
 			got.first = (await next("message")).data;
-			got.open = chat.send("b");
+			got.open = short(chat.send("b"));
 			got.second = (await next("message")).data;
 			await sent;
 			const closed = next("close");
@@ -1266,7 +1347,7 @@ func TestExample_ChatModule(t *testing.T) {
 			got.closed = chat.send("c");
 			chat.connect();
 			await next("open");
-			got.again = chat.send("d");
+			got.again = short(chat.send("d"));
 			got.third = (await next("message")).data;
 			const failed = next("failed");
 			chat.send("e");
@@ -1335,7 +1416,7 @@ func TestExample_ChatModule(t *testing.T) {
 		p.connect("/hub/rate/x", "{}")
 		got := evaluate[string](p, `new Promise((resolve) => {
 			performance.now = () => Infinity; // for which every bucket is full
-			chat.addEventListener("failed", ({ id, data, code }) => resolve(id + data + code));
+			chat.addEventListener("failed", ({ id, data, code }) => resolve(short(id) + data + code));
 			chat.send("a");
 			chat.send("b");
 			chat.send("c");
@@ -1404,7 +1485,12 @@ func TestExample_ChatModule(t *testing.T) {
 		static last;
 		readyState = 0;
 		protocol = "";
-		constructor(url) { WebSocket.last = this; this.url = url; }
+		static refuses = false;
+		constructor(url) {
+			if (WebSocket.refuses) throw new SyntaxError("refused");
+			WebSocket.last = this;
+			this.url = url;
+		}
 		open() { this.readyState = 1; this.onopen?.({}); }
 		hear(data) { this.onmessage?.({ data }); }
 		end(code) { this.readyState = 3; this.onclose?.({ code, reason: "" }); }
@@ -1485,11 +1571,42 @@ func TestExample_ChatModule(t *testing.T) {
 		{
 			"sends what it was given", `
 			const data = new Uint8Array([0, 1, 2, 3]);
-			chat.send(data.subarray(1, 3));
+			const wide = new Uint16Array([300, 2, 3]);
+			const given = [data.subarray(1, 3), data.buffer, wide, wide.subarray(1, 2), new DataView(wide.buffer, 1, 2), "a\ud800z"];
+			for (const message of given) chat.send(message);
 			data.fill(9);
+			wide.fill(9);
 			greet();
-			return WebSocket.last.sent;`,
-			`["{\"type\":\"send\",\"id\":\"m1\",\"data64\":\"AQI=\"}"]`,
+			return WebSocket.last.sent.map((frame) => JSON.parse(frame)).map(({ data, data64 }) => data ?? data64);`,
+			`["AQI=","AAECAw==","LAECAAMA","AgA=","AQI=","a�z"]`,
+		},
+		{
+			"throws what is no message back", `
+			greet();
+			return [42, {}, null, undefined, [1], new Blob(["x"]), new String("x")].map((message) => {
+				try { return chat.send(message); } catch ({ name }) { return name; }
+			}).concat(WebSocket.last.sent.length);`,
+			`["TypeError","TypeError","TypeError","TypeError","TypeError","TypeError","TypeError",0]`,
+		},
+		{
+			"has ids that nobody can guess", `
+			const ids = [chat.send("a"), chat.send("b")], other = open("/chat/y"), id = other.send("a");
+			other.close();
+			return [ids.map(short), /^[0-9-]{8,58}$/.test(ids[0]), ids[0] !== id, short(id)];`,
+			`[["m1","m2"],true,true,"m1"]`,
+		},
+		{
+			"is closed where WebSocket does not take the URL", `
+			chat.url = "http+x://y/";
+			window.WebSocket.refuses = true;
+			WebSocket.last.end(1006);
+			timers.forEach(([f, due]) => due > 0 && due < 15_000 && f());
+			window.WebSocket.refuses = false;
+			const { state, code, reason } = chat.events.at(-1);
+			chat.url = new URL("/chat/x", location);
+			chat.connect();
+			return [state, code, reason, chat.state];`,
+			`["closed",1006,"refused","connecting"]`,
 		},
 		{
 			"gives up who does not say hello", `
@@ -1504,7 +1621,7 @@ func TestExample_ChatModule(t *testing.T) {
 			greet();
 			chat.send("a");
 			hear({ type: "join", user: "Ada", clients: 2 });
-			hear({ type: "sent", id: "m1", seq: 1 });
+			hear({ type: "sent", id: JSON.parse(WebSocket.last.sent[0]).id, seq: 1 });
 			expire(15_000);
 			return chat.state;`,
 			`"open"`,
@@ -1533,7 +1650,7 @@ func TestExample_ChatModule(t *testing.T) {
 			greet({ rate });
 			chat.send("a");
 			chat.send("b");
-			hear({ type: "sent", id: "m1", seq: 1 });
+			hear({ type: "sent", id: JSON.parse(WebSocket.last.sent[0]).id, seq: 1 });
 			const sent = [WebSocket.last.sent.length];
 			WebSocket.last.end(1006);
 			chat.connect();

@@ -22,7 +22,16 @@
  * @property {boolean} [raw=false] the server does not speak PROTOCOL.md
  */
 
-const copy = (data) => (typeof data === 'string' ? data : new Uint8Array(data));
+/** The codes of connections that must not be opened again. */
+const FINAL = [1000, 1002, 1007, 1008, 1009];
+
+/** The message as it stays, whatever becomes of the caller's: as WebSocket would send it. */
+function copy(data) {
+  if (typeof data === 'string') return data.toWellFormed?.() ?? data;
+  if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));
+  if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
+  throw new TypeError('a message is a string, an ArrayBuffer, a typed array or a DataView');
+}
 
 /**
  * Messages come in order and once. The events and their fields:
@@ -36,7 +45,8 @@ const copy = (data) => (typeof data === 'string' ? data : new Uint8Array(data));
  * - `join`, `leave`, `presence`, `error`: from the server, but not answers
  * - `open`: what is in `hello`
  * - `close`: `code`, `reason`: a connection has ended
- * - `state`: `state`; if `waiting`, `retryIn`; then or if `closed`, `code` and `reason`
+ * - `state`: `state`; if `waiting`, `retryIn`; then or if `closed`, `code` and `reason`. With 1006 it is `closed` because
+ *   `WebSocket` did not take the `url`, and the reason is the error's.
  *
  * With `raw` there are the last three, `failed`, and `message` with `data`.
  */
@@ -54,11 +64,13 @@ export class Chat extends EventTarget {
   // For an answer.
   #watchdog;
   // Finds a connection that died with its network.
-  #online = () => (this.#state === 'waiting' ? this.connect() : this.who({ limit: 1 }));
+  #online = () => (this.#state === 'waiting' ? this.#retry() : this.who({ limit: 1 }));
   #hello = {};
   #seq = 0;
   // The client ids so far.
   #own = new Set();
+  // Nobody else can guess the ids of messages.
+  #prefix = crypto.getRandomValues(new Uint32Array(4)).join('-');
   #lastId = 0;
   // When the bucket of the hub's `rate` is full.
   #full = 0;
@@ -69,13 +81,13 @@ export class Chat extends EventTarget {
   #asking = [];
 
   /**
-   * @param {string | URL} url may be relative, http or https
+   * @param {string | URL} url may be relative (in a page), http or https
    * @param {Options} [options]
    */
   constructor(url, options = {}) {
     super();
     this.#options = { base: 1000, cap: 30000, stable: 10000, timeout: 15000, queue: 100, ...options };
-    this.url = new URL(url, globalThis.document?.baseURI ?? location.href);
+    this.url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
     this.url.protocol = this.url.protocol.replace('http', 'ws');
     this.url.hash = ''; // WebSocket refuses one
     this.connect();
@@ -89,13 +101,15 @@ export class Chat extends EventTarget {
   /**
    * Sends a message as soon as connection and `rate` allow. What was on its way when a connection broke is sent again
    * where `history` makes that once, else it has `failed`; with `raw` it may be lost.
-   * @param {string | Uint8Array} data
+   * @param {string | ArrayBuffer | ArrayBufferView} data
    * @returns {?string} the id of `sent` or `failed`; null: the queue is full
+   * @throws {TypeError} for anything else
    */
   send(data) {
+    data = copy(data);
     if (this.#state === 'closed' || this.#queue.length >= this.#options.queue) return null;
-    const id = `m${++this.#lastId}`;
-    this.#queue.push({ id, data: copy(data) });
+    const id = `${this.#prefix}-${++this.#lastId}`;
+    this.#queue.push({ id, data });
     this.#flush();
     return id;
   }
@@ -112,11 +126,12 @@ export class Chat extends EventTarget {
     return answer;
   }
 
-  /** Now instead of later, or again after `closed`. */
+  /**
+   * Now instead of later, or again after `closed`.
+   * @throws where `WebSocket` does: for a `url` that it does not take
+   */
   connect() {
     if (this.#socket) return;
-    clearTimeout(this.#timer);
-    addEventListener('online', this.#online);
     const url = new URL(this.url), { epoch } = this.#hello;
     if (epoch) {
       // Not with searchParams, which would write the page's own query in another way.
@@ -126,6 +141,7 @@ export class Chat extends EventTarget {
     const socket = new WebSocket(url, this.#options.raw ? [] : 'chat-broadcast.v1');
     socket.binaryType = 'arraybuffer';
     this.#socket = socket;
+    globalThis.addEventListener?.('online', this.#online);
     socket.onopen = () => socket.protocol || this.#opened({});
     socket.onmessage = ({ data }) => {
       if (socket.protocol) this.#received(JSON.parse(data));
@@ -133,6 +149,7 @@ export class Chat extends EventTarget {
     };
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
     // Browsers may try for minutes.
+    clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
     this.#become('connecting');
   }
@@ -140,6 +157,14 @@ export class Chat extends EventTarget {
   /** Until `connect` is called. What waits has `failed`. */
   close() {
     if (this.#state !== 'closed') this.#ended(1000, '');
+  }
+
+  #retry() {
+    try {
+      this.connect();
+    } catch (error) {
+      this.#ended(1006, error.message, true);
+    }
   }
 
   #received({ type, ...frame }) {
@@ -185,15 +210,15 @@ export class Chat extends EventTarget {
     for (const m of lost) this.#fail(m, 'unknown');
   }
 
-  #ended(code, reason) {
+  #ended(code, reason, final = FINAL.includes(code)) {
     clearTimeout(this.#timer);
     this.#watchdog = clearTimeout(this.#watchdog);
     const socket = this.#socket ?? {};
     socket.onopen = socket.onmessage = socket.onclose = this.#socket = null;
     socket.close?.(1000);
     for (const resolve of this.#asking.splice(0)) resolve(null);
-    if ([1000, 1002, 1007, 1008, 1009].includes(code)) {
-      removeEventListener('online', this.#online);
+    if (final) {
+      globalThis.removeEventListener?.('online', this.#online);
       this.#failures = 0;
       const given = this.#queue.splice(0);
       this.#become('closed', { code, reason });
@@ -202,7 +227,7 @@ export class Chat extends EventTarget {
       // Full jitter: a restart loses all clients at once.
       const { base, cap } = this.#options;
       const retryIn = Math.random() * Math.min(cap, base * 2 ** this.#failures++);
-      this.#timer = setTimeout(() => this.connect(), retryIn);
+      this.#timer = setTimeout(() => this.#retry(), retryIn);
       this.#become('waiting', { retryIn, code, reason });
     }
     if (socket.close) this.#emit('close', { code, reason });

@@ -36,6 +36,22 @@ const guest = () => [
 const clean = (s, max) => [...s.normalize().replace(/\p{Bidi_C}/gu, '').replace(/[\p{Cc}\p{Cs}\s]+/gu, ' ').trim()]
   .slice(0, max).join('').trim();
 
+const codePoint = (c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
+
+/**
+ * The name of another, as one line that nobody else's name looks like because of characters that show nothing or cover others.
+ * These stand there by their numbers: everything but letters, marks, numbers, punctuation, symbols and emoji, spaces that one
+ * does not see, and marks without a letter or beyond four on one.
+ */
+function legible(user) {
+  const s = user.normalize().replace(
+    /(\p{RGI_Emoji})|[[^\p{L}\p{M}\p{N}\p{P}\p{S} ]\p{Default_Ignorable_Code_Point}\u2800]|^[ \p{M}]|(?<= )[ \p{M}]| $|(?<=\p{M}{4})\p{M}/gv,
+    (c, emoji) => emoji ?? codePoint(c),
+  );
+  const characters = [...s];
+  return characters.length > MAX_NAME ? `${characters.slice(0, MAX_NAME - 1).join('')}…` : s;
+}
+
 const name = $('name');
 name.maxLength = MAX_NAME;
 name.value = clean(memory.get('chat.name'), MAX_NAME) || guest();
@@ -327,7 +343,7 @@ function change(joined, left) {
   for (const user of others(joined)) if (!changes.left.delete(user)) changes.joined.add(user);
   for (const user of others(left)) if (!changes.joined.delete(user)) changes.left.add(user);
   const news = [[changes.joined, 'joined'], [changes.left, 'left']].filter(([users]) => users.size)
-    .map(([users, what]) => `${list([...users].map((user) => clean(user, MAX_NAME) || 'Somebody'))} ${what}`).join(', ');
+    .map(([users, what]) => `${list([...users].map((user) => legible(user) || 'Somebody'))} ${what}`).join(', ');
   if (item && news) item.firstElementChild.textContent = news;
   else if (item) item.remove();
   else if (news) notice(news).changes = changes;
@@ -344,7 +360,7 @@ function showPeople() {
   $('present').textContent = `${people.size}${more ? '+' : ''}`;
   $('people').querySelector('ul').replaceChildren(...users.map((user) => {
     const item = copy('person');
-    const me = user === name.value, shownAs = clean(user, MAX_NAME) || 'Anonymous';
+    const me = user === name.value, shownAs = legible(user) || 'Anonymous';
     dress(item, shownAs);
     item.querySelector('.name').textContent = shownAs;
     item.querySelector('.windows').textContent = [me && 'you', people.get(user) > 1 && `${people.get(user)} windows`]
@@ -507,9 +523,9 @@ function receive({ data, seq, time, client, user, own, replayed }) {
   const waiting = own && [...pending.values(), ...messages.querySelectorAll('.gone')]
     .find((item) => item.said === data.trim() && (item.code ?? 'unknown') === 'unknown');
   if (waiting) return confirm(waiting, order, time);
-  const body = cut(data.replace(/\n{3,}/g, '\n\n').trim());
+  const body = cut(data.replace(/\n{3,}/g, '\n\n').replace(/(\p{M}{4})\p{M}+/gu, '$1').trim());
   if (!body) return;
-  const item = bubble(body, clean(user, MAX_NAME) || (client ? 'Somebody' : 'Announcement'), ours, time);
+  const item = bubble(body, legible(user) || (client ? 'Somebody' : 'Announcement'), ours, time);
   item.order = order;
   newest = Math.max(newest, order);
   shown.set(order, item);
