@@ -76,6 +76,27 @@ func TestPresence_NotToldBesideABrokenListener(t *testing.T) {
 	})
 }
 
+// TestPresence_NotToldOfAUserWhoCameAndLeftBetween has a visitor whose coming the server has not told of yet, because it tells
+// of changes once a second.
+func TestPresence_NotToldOfAUserWhoCameAndLeftBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		ada := s.join("ada", presenceOf(true), true, nil)
+		s.serve()
+		ada.events() // hello and her own join
+		visitor := s.join("visitor", presenceOf(false), false, nil)
+		s.serve()
+		s.leave(visitor)
+		time.Sleep(time.Minute)
+		s.serve()
+		for _, e := range ada.events() {
+			if strings.Contains(e.raw, "visitor") {
+				t.Errorf("got %s, want nothing of the visitor", e.raw)
+			}
+		}
+	})
+}
+
 // TestPresence_OfAQuietHubTakesNoMemory is about a hub with history whose messages are all too old.
 func TestPresence_OfAQuietHubTakesNoMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

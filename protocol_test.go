@@ -1122,6 +1122,24 @@ func TestPresence_LongNamesMakeShorterPages(t *testing.T) {
 	}
 }
 
+// TestPresence_PageIsBoundedByItsBytes asks for more users than fit in a page.
+func TestPresence_PageIsBoundedByItsBytes(t *testing.T) {
+	startCaddy(t, eventsSite)
+	const users = 700
+	var p *eventsPeer
+	for i := range users {
+		p = joinEvents(t, fmt.Sprintf("/who/a?name=user%05d", i))
+	}
+	page := p.ask(map[string]any{"limit": 1000})
+	if n := len(page.Users); n < 400 || n > 600 || len(page.raw) > 17<<10 || page.After == nil || *page.After != page.Users[n-1].User {
+		t.Fatalf("got %d users in %d bytes, want about 510 in 16 KiB and a next", n, len(page.raw))
+	}
+	rest := p.ask(map[string]any{"limit": 1000, "after": *page.After})
+	if got := len(page.Users) + len(rest.Users); got != users || rest.After != nil {
+		t.Errorf("got %d users in two pages, want %d", got, users)
+	}
+}
+
 // watchedSite tells of joins and leaves.
 const watchedSite = `http://localhost:9080 {
 	chat_broadcast /chat/* {path} {
