@@ -1660,12 +1660,13 @@ func TestExample_ChatModule(t *testing.T) {
 		},
 		{
 			"sends again with the token of the first time", `
-			greet({ token: "e-t" });
+			greet({ token: "e-t", age: 1000 });
 			chat.send("a");
 			for (const token of ["e-u", "e-v"]) {
 				WebSocket.last.end(1006);
 				chat.connect();
-				greet({ token });
+				Date.now = () => now + 800;
+				greet({ token, age: 1000 });
 			}
 			const id = JSON.parse(WebSocket.last.sent[0]).id;
 			hear({ type: "error", code: "unknown", message: "may be there", id });
@@ -1678,7 +1679,18 @@ func TestExample_ChatModule(t *testing.T) {
 			chat.send("a");
 			WebSocket.last.end(1006);
 			chat.connect();
-			greet({ token: "e-u" });
+			greet({ token: "e-u", age: 1000 });
+			return [WebSocket.last.sent, chat.all("failed", "code")];`,
+			`[[],["unknown"]]`,
+		},
+		{
+			"does not send again what the server has forgotten", `
+			greet({ token: "e-t", age: 1000 });
+			chat.send("a");
+			WebSocket.last.end(1006);
+			chat.connect();
+			Date.now = () => now + 950;
+			greet({ token: "e-u", age: 1000 });
 			return [WebSocket.last.sent, chat.all("failed", "code")];`,
 			`[[],["unknown"]]`,
 		},
@@ -1717,7 +1729,8 @@ func TestExample_ChatModule(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			got := evaluate[string](&tab{t, p.ctx}, `(async () => {
-				const { setTimeout, clearTimeout } = window;
+				const { setTimeout, clearTimeout } = window, dateNow = Date.now, now = dateNow();
+				Date.now = () => now;
 				const timers = new Map();
 				window.setTimeout = (f, ms) => timers.set(timers.size + 1, [f, ms]).size;
 				window.clearTimeout = (id) => { if (timers.has(id)) timers.set(id, []); };
@@ -1734,6 +1747,7 @@ func TestExample_ChatModule(t *testing.T) {
 				} finally {
 					chat.close();
 					Object.assign(window, { setTimeout, clearTimeout });
+					Date.now = dateNow;
 				}
 			})()`)
 			if got != row.want {

@@ -98,6 +98,7 @@ type incoming struct {
 	Resumed *bool   `json:"resumed"`
 	Missed  int     `json:"missed"`
 	Token   string  `json:"token"`
+	Age     int     `json:"age"`
 	Seq     int     `json:"seq"`
 	Time    string  `json:"time"`
 	Data    *string `json:"data"`

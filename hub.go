@@ -84,7 +84,7 @@ type welcome struct {
 	missed  uint64 // after the client's since: how many it is not sent
 	resumed bool   // none
 
-	remembers bool // that is, what is sent again with the same id
+	remembers time.Duration // for how long the hub remembers the ids of messages
 }
 
 // join makes c a member: it will get every message published from now on, and before those what the hub's history has,
@@ -104,7 +104,10 @@ func (b *hub) join(c *client) {
 	if c.speaksEvents {
 		floor = b.joinEventsLocked(c, floor)
 	}
-	w := welcome{head: b.log.head, clients: b.members, missed: floor, remembers: b.messages > 0}
+	w := welcome{head: b.log.head, clients: b.members, missed: floor}
+	if b.messages > 0 {
+		w.remembers = b.age
+	}
 	switch {
 	case c.since == nil || c.since.epoch != b.epoch:
 	case c.since.seq > b.log.head:

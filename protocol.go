@@ -30,6 +30,7 @@ type helloEvent struct {
 	Resumed *bool      `json:"resumed,omitempty"`
 	Missed  *uint64    `json:"missed,omitempty"`
 	Token   string     `json:"token,omitempty"`
+	Age     int64      `json:"age,omitempty"`
 	Rate    *allowance `json:"rate,omitempty"`
 }
 
@@ -196,8 +197,8 @@ func (c *client) hello(w welcome) helloEvent {
 		Replay:  w.replay,
 		Rate:    c.settings.allowance,
 	}
-	if w.remembers {
-		e.Token = c.token
+	if w.remembers > 0 {
+		e.Token, e.Age = c.token, max(w.remembers.Milliseconds(), 1)
 	}
 	if c.since != nil {
 		e.Resumed = &w.resumed

@@ -1082,6 +1082,16 @@ func TestSendingOnce_UnknownWhereTheServerCannotKnow(t *testing.T) {
 	}
 }
 
+func TestSendingOnce_HelloSaysForHowLong(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nhistory 10 90s\n}\nchat_broadcast /none/*\n}")
+	if h := joinEvents(t, "/chat/a").hello; h.Age != 90_000 {
+		t.Errorf("got %s, want an age of 90 seconds", h.raw)
+	}
+	if h := joinEvents(t, "/none/a").hello; h.Age != 0 {
+		t.Errorf("got %s, want no age without history", h.raw)
+	}
+}
+
 func TestSendingOnce_MalformedTokenIsMalformed(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
 	p := joinEvents(t, "/chat/a")

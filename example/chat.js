@@ -75,7 +75,7 @@ export class Chat extends EventTarget {
   // When the bucket of the hub's `rate` is full.
   #full = 0;
   #pacer;
-  // Not answered. `wire`: the socket it went to; `token`, `user`: of the first one.
+  // Not answered. `wire`: the socket it went to; `token`, `user`, `at` (the time): of the first one.
   #queue = [];
   // Who waits for `who`.
   #asking = [];
@@ -193,7 +193,7 @@ export class Chat extends EventTarget {
     clearTimeout(this.#timer);
     // Who accepts and then closes must not be asked at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
-    const { epoch, user, missed: count = 0 } = hello, before = this.#hello.epoch;
+    const { epoch, user, age, missed: count = 0 } = hello, before = this.#hello.epoch;
     const restarted = !!before && epoch !== before;
     if (epoch) {
       this.#hello = hello;
@@ -202,7 +202,8 @@ export class Chat extends EventTarget {
       this.#full = 0;
     }
     // Nobody can know what became of these. The others are sent again, with the token of the first time.
-    const lost = this.#queue.filter((m) => m.wire && !(m.token && m.user === user));
+    const known = (m) => m.token && m.user === user && Date.now() - m.at < 0.9 * age; // the way takes time, too
+    const lost = this.#queue.filter((m) => m.wire && !known(m));
     for (const m of lost) this.#take(m.id);
     this.#become('open');
     if (this.#state === 'open') this.#emit('open', hello);
@@ -245,7 +246,7 @@ export class Chat extends EventTarget {
       if (wait > 0) return (this.#pacer = setTimeout(() => this.#flush(), wait));
       this.#full = Math.max(this.#full, now) + step;
       const again = m.wire && { token: m.token };
-      if (!m.wire) Object.assign(m, { token: this.#hello.token, user: this.#hello.user });
+      if (!m.wire) Object.assign(m, { token: this.#hello.token, user: this.#hello.user, at: Date.now() });
       m.wire = socket;
       if (!socket.protocol) {
         this.#take(id);
