@@ -1055,6 +1055,34 @@ func TestSendingOnce_WhatAnAddressLostItselfIsUnknown(t *testing.T) {
 	}
 }
 
+// TestSendingOnce_ForgottenMessagesKeepTheirIDs fills the memory for histories in other hubs, between a message and its
+// repetition.
+func TestSendingOnce_ForgottenMessagesKeepTheirIDs(t *testing.T) {
+	startCaddy(t, resumeSite(1000, 0))
+	joinEvents(t, "/chat/victim") // the hub stays open
+	ada := joinEvents(t, "/chat/victim?name=ada")
+	first := ada.sendText("m1", "hello")
+	ada.conn.Close()
+	large := clientFrame(finBit|websocket.BinaryMessage, make([]byte, 60_000))
+	for hub := 0; ; hub++ { // each keeps 8 MiB
+		if joined := joinEvents(t, "/chat/victim"); joined.hello.Replay == 0 {
+			break
+		}
+		if hub == 30 {
+			t.Fatal("the history of the first hub is still there")
+		}
+		p := join(t, fmt.Sprint("/chat/", hub))
+		for range 150 {
+			p.write(large)
+			p.next()
+		}
+	}
+	back := joinEvents(t, "/chat/victim?name=ada")
+	if again := back.sendAgain(ada.hello.Token, "m1", "hello"); again.raw != first.raw {
+		t.Errorf("got %s, want %s", again.raw, first.raw)
+	}
+}
+
 func TestSendingOnce_UnknownWhereTheServerCannotKnow(t *testing.T) {
 	s := startCaddy(t, resumeSite(10, 0))
 	b := joinEvents(t, "/chat/b")
