@@ -80,11 +80,32 @@ func TestClientEvent_WholeNumbers(t *testing.T) {
 		want  int
 		ok    bool
 	}{
-		{"0", 0, true}, {"-0", 0, true}, {"0.0", 0, true}, {"0e99999999999999999999", 0, true}, {"0.000e-5", 0, true},
-		{"7", 7, true}, {"-7", -7, true}, {"70e-1", 7, true}, {"0.07E+2", 7, true}, {"7.000", 7, true}, {"700.0e-2", 7, true},
-		{"123456789", 123456789, true}, {"1e8", 100_000_000, true}, {"12.5e1", 125, true}, {"-12.5e1", -125, true},
-		{"0.5", 0, false}, {"70e-2", 0, false}, {"7.0000000000000000000000000001", 0, false}, {"1e-99999999999999999999", 0, false},
-		{"-1.5", 0, false}, {"0.07e1", 0, false}, {`"7"`, 0, false}, {"null", 0, false}, {"true", 0, false}, {"[7]", 0, false}, {"{}", 0, false},
+		{"0", 0, true},
+		{"-0", 0, true},
+		{"0.0", 0, true},
+		{"0e99999999999999999999", 0, true},
+		{"0.000e-5", 0, true},
+		{"7", 7, true},
+		{"-7", -7, true},
+		{"70e-1", 7, true},
+		{"0.07E+2", 7, true},
+		{"7.000", 7, true},
+		{"700.0e-2", 7, true},
+		{"123456789", 123456789, true},
+		{"1e8", 100_000_000, true},
+		{"12.5e1", 125, true},
+		{"-12.5e1", -125, true},
+		{"0.5", 0, false},
+		{"70e-2", 0, false},
+		{"7.0000000000000000000000000001", 0, false},
+		{"1e-99999999999999999999", 0, false},
+		{"-1.5", 0, false},
+		{"0.07e1", 0, false},
+		{`"7"`, 0, false},
+		{"null", 0, false},
+		{"true", 0, false},
+		{"[7]", 0, false},
+		{"{}", 0, false},
 	} {
 		if got, ok := wholeNumber([]byte(tc.value)); got != tc.want || ok != tc.ok {
 			t.Errorf("%s: got %d, %v, want %d, %v", tc.value, got, ok, tc.want, tc.ok)

@@ -685,8 +685,10 @@ func TestEvents_EscapesAreWhatTheyStandFor(t *testing.T) {
 	startCaddy(t, eventsSite)
 	p := joinEvents(t, "/chat/a")
 	for i, tc := range []struct{ frame, want string }{
-		{`{"type":"send","data":"\ud83d\ude00 \uD83D\uDE00 \u00e9\u00E9 \ufffd \\ \/ \" \b\f\n\r\t \u0000"}`,
-			"😀 😀 éé \ufffd \\ / \" \b\f\n\r\t \x00"},
+		{
+			`{"type":"send","data":"\ud83d\ude00 \uD83D\uDE00 \u00e9\u00E9 \ufffd \\ \/ \" \b\f\n\r\t \u0000"}`,
+			"😀 😀 éé \ufffd \\ / \" \b\f\n\r\t \x00",
+		},
 		{`{"\u0074ype":"\u0073end","\u0064\u0061\u0074\u0061":"escaped names"}`, "escaped names"},
 		{" \t\r\n{ \"type\" : \"send\" , \"data\" : \"space\" } \n", "space"},
 		{`{"data":"first","type":"send","data":"last"}`, "last"},

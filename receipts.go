@@ -22,7 +22,7 @@ type tokenKey struct{ user, token string }
 
 func (k sendKey) tokenKey() tokenKey { return tokenKey{k.user, k.token} }
 
-// A receipt is what a sender is told of a message that was published.
+// A receipt tells the sender of a message under which number and when it was published.
 type receipt struct {
 	seq      uint64 // counted from 1
 	at       time.Time
