@@ -506,7 +506,8 @@ func kickHub(w http.ResponseWriter, r adminRequest) error {
 	if err != nil {
 		return err
 	}
-	history := b.forget()
+	history := b.hasHistory()
+	b.forget()
 	kicked := kick(b.snapshot())
 	hubs.closeIfKept(b)
 	if kicked == 0 && !history {

@@ -51,15 +51,25 @@ func (b *hub) growHistoryLocked(s *settings) {
 	b.age = max(b.age, s.historyAge)
 	b.bufferMessages = max(b.bufferMessages, s.bufferMessages)
 	b.log.grow(b.bufferMessages+b.messages, s.bufferBytes)
+	if b.messages > 0 {
+		b.log.history = b.historyBytesLocked()
+	}
 	if b.memory != nil {
+		b.log.spare = &b.memory.buffers
+		b.memory.buffers.raise(b.log.maxBytes)
 		if b.messages > 0 {
 			b.memory.histories.raise(b.log.maxBytes)
 		}
-		b.memory.buffers.raise(b.log.maxBytes)
 	}
 	if b.events != nil {
-		b.events.grow(b.log.maxMessages, b.log.maxBytes)
+		b.growEventsLocked()
 	}
+}
+
+// growEventsLocked raises the bounds of the event log to those of the log.
+func (b *hub) growEventsLocked() {
+	b.events.grow(b.log.maxMessages, b.log.maxBytes)
+	b.events.history, b.events.spare = b.log.history, b.log.spare
 }
 
 // historyBytesLocked is how much of the log history may take. The other half is for falling behind.
@@ -198,14 +208,28 @@ func (b *hub) historyAge() time.Duration {
 	return b.age
 }
 
-// forget forgets the history. It reports whether the hub has one.
+// forget forgets the messages of the history. It reports whether that has given memory back.
 func (b *hub) forget() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.messages == 0 || b.closed {
 		return false
 	}
+	before := b.remembered
 	b.forgetHistoryLocked()
+	return b.remembered < before
+}
+
+// forgetReceipts forgets which messages were sent with an id, so that a sender who repeats one learns that the hub cannot
+// know. It reports whether there were any.
+func (b *hub) forgetReceipts() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || b.receipts.size() == 0 {
+		return false
+	}
+	b.receipts.forgetEarly()
+	b.chargeLocked()
 	return true
 }
 

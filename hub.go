@@ -136,7 +136,7 @@ func (b *hub) join(c *client) {
 func (b *hub) joinEventsLocked(c *client, floor uint64) uint64 {
 	if b.events == nil {
 		b.events = &eventLog{base: floor}
-		b.events.grow(b.log.maxMessages, b.log.maxBytes)
+		b.growEventsLocked()
 		b.event = noEvent
 		for seq := floor; seq < b.log.head; seq++ {
 			r := b.records[seq-b.firstRecord]

@@ -25,6 +25,8 @@ import (
 type log struct {
 	maxMessages int
 	maxBytes    int
+	spare       *budget // what all logs together may keep beyond histories, or nil
+	history     int     // of maxBytes, for history
 
 	tail, head uint64
 	bytes      int        // of the frames from tail to head, and their indexes
@@ -89,7 +91,7 @@ func (l *log) append(opcode int, payload []byte) uint64 {
 	l.appended = min(l.appended+size, maxWrite)
 	l.aheadMessages++
 	l.aheadBytes += size
-	for l.head-l.tail > 1 && (l.head-l.tail > uint64(l.maxMessages) || l.bytes > l.maxBytes) {
+	for bound := l.bound(); l.head-l.tail > 1 && (l.head-l.tail > uint64(l.maxMessages) || l.bytes > bound); {
 		l.evict()
 	}
 	return seq
@@ -101,6 +103,18 @@ func checkFrame(size uint64) {
 	if size > maxFrame {
 		panic(fmt.Sprintf("chat_broadcast: a frame of %d bytes is longer than the %d bytes that a log can index", size, uint64(maxFrame)))
 	}
+}
+
+// minBuffer is how many bytes each hub may keep for clients that are behind, however little is left for all.
+const minBuffer = 2 * maxWrite
+
+// bound returns how many bytes of frames the log may keep now. Each log may have as much for clients that are behind as is
+// left for all, so that what it may have shrinks while others take much.
+func (l *log) bound() int {
+	if l.spare == nil {
+		return l.maxBytes
+	}
+	return min(l.maxBytes, l.history+max(l.spare.left(), minBuffer))
 }
 
 // room returns the newest segment if it has size bytes left, or a new one.
@@ -185,7 +199,7 @@ func (l *log) payload(seq uint64) (opcode int, payload []byte) {
 
 // ahead reports whether a quarter of the buffer or more has been appended since caughtUp.
 func (l *log) ahead() bool {
-	return l.aheadMessages > l.maxMessages/4 || l.aheadBytes > l.maxBytes/4
+	return l.aheadMessages > l.maxMessages/4 || l.aheadBytes > l.maxBytes/4 || l.spare != nil && l.aheadBytes > l.bound()/4
 }
 
 // caughtUp notes that the clients have taken what they can.

@@ -1,6 +1,7 @@
 package chatbroadcast
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -47,6 +48,9 @@ func (b *budget) bound() int64 { return max(b.most.Load(), b.raised.Load()) }
 
 // goal returns how much may be left after a search, in bytes: less than bound, so that the next search is not due at once.
 func (b *budget) goal() int64 { return b.bound() / 8 * 7 }
+
+// left returns how much may be used besides what is, in bytes.
+func (b *budget) left() int { return int(min(max(b.bound()-b.used.Load(), 0), math.MaxInt32)) }
 
 // raise makes room for a hub of the given buffer.
 func (b *budget) raise(bufferBytes int) {
@@ -182,13 +186,19 @@ const minHolding = 4 << 10
 // shed forgets histories when all of them together take too much. It goes by the address that opened a hub: again and
 // again the address whose hubs take the most loses a history, at first those of hubs without clients, the longest empty one
 // first, then those of the hubs in which nothing was published for the longest time, as far as their clients have
-// everything.
+// everything. Only if that is not enough, receipts go, too.
 func (r *registry) shed() {
 	if !r.memory.histories.exceeded() {
 		return
 	}
 	r.mu.Lock()
-	n := r.shedLocked()
+	n := r.shedLocked((*hub).forget)
+	if budget := &r.memory.histories; budget.used.Load() > budget.goal() {
+		n += r.shedLocked((*hub).forgetReceipts)
+		if budget.used.Load() > budget.goal() {
+			budget.rest(budgetPause)
+		}
+	}
 	r.mu.Unlock()
 	r.shedWarning.warn(n, func(n int) {
 		processLogger().Warn("histories forgotten: all of them together took too much memory",
@@ -215,8 +225,9 @@ func (a sheddable) compare(b sheddable) int {
 	return a.since.Compare(b.since)
 }
 
-// shedLocked returns how many histories it has forgotten.
-func (r *registry) shedLocked() (n int) {
+// shedLocked closes hubs that are only kept, and has others forget what the given function forgets, until histories take
+// no more than they may, or nothing is left to forget. It returns how many have forgotten something.
+func (r *registry) shedLocked(forget func(*hub) bool) (n int) {
 	byOwner := map[netip.Prefix][]sheddable{}
 	total := map[netip.Prefix]int{}
 	for _, b := range r.hubs {
@@ -234,11 +245,9 @@ func (r *registry) shedLocked() (n int) {
 	for _, histories := range byOwner {
 		slices.SortFunc(histories, sheddable.compare)
 	}
-	budget := &r.memory.histories
-	for budget.used.Load() > budget.goal() {
+	for budget := &r.memory.histories; budget.used.Load() > budget.goal(); {
 		owner := largest(total)
 		if total[owner] == 0 {
-			budget.rest(budgetPause)
 			break
 		}
 		s := byOwner[owner][0]
@@ -247,7 +256,7 @@ func (r *registry) shedLocked() (n int) {
 		if s.kept {
 			r.closeKeptLocked(s.hub)
 			n++
-		} else if s.hub.forget() {
+		} else if forget(s.hub) {
 			n++
 		}
 	}
