@@ -60,9 +60,12 @@ type client struct {
 	heard    time.Time     // when the last bytes came
 	pinged   bool          // a ping is out, and nothing has come since
 	limiter  *rate.Limiter
-	dropped  int // messages over the rate since the bucket was last full
-	incoming int // bytes taken from the memory that all messages which are being received share
-	overhead int // bytes received since the last pause that are no part of a message
+	dropped  int           // messages over the rate since the bucket was last full
+	load     *workload     // of the client's address, or nil
+	working  time.Time     // since when it works, or zero
+	worked   time.Duration // what it has yet to charge
+	incoming int           // bytes taken from the memory that all messages which are being received share
+	overhead int           // bytes received since the last pause that are no part of a message
 
 	// Guarded by hub.mu.
 	index    int  // in hub.clients; negative when dropped

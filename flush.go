@@ -95,14 +95,17 @@ func (b *hub) endTurnLocked(c *client) {
 
 // awaitTurnsLocked keeps senders from running away from clients that do take what they are sent, and only had no
 // turn yet: it waits until no turn is open when a quarter of the buffer was appended meanwhile. It gives up the lock
-// to wait. A client that is blocked has no turn, so that it delays nobody.
-func (b *hub) awaitTurnsLocked() {
+// to wait. A client that is blocked has no turn, so that it delays nobody. from is the sender, or nil.
+func (b *hub) awaitTurnsLocked(from *client) {
 	for looks := 1; b.open > 0 && b.aheadLocked(); {
 		if b.allEnded == nil {
 			b.allEnded = make(chan struct{})
 		}
 		allEnded := b.allEnded
 		b.mu.Unlock()
+		if from != nil {
+			from.endWork()
+		}
 		patience := time.NewTimer(writerPatience)
 		select {
 		case <-allEnded:

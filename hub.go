@@ -199,7 +199,7 @@ func (b *hub) drop(c *client) {
 // what they are sent, publish first waits for these; see awaitTurnsLocked.
 func (b *hub) publish(m message) (r receipt, published bool) {
 	b.mu.Lock()
-	b.awaitTurnsLocked()
+	b.awaitTurnsLocked(m.from)
 	if b.closed || m.from != nil && m.from.left {
 		b.mu.Unlock()
 		return receipt{}, false

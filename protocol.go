@@ -355,6 +355,7 @@ func (c *client) awaitAnswers() {
 		}
 		answered := c.answered
 		c.mu.Unlock()
+		c.endWork()
 		<-answered
 	}
 }

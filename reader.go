@@ -225,6 +225,7 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 // awaitIncoming takes n more bytes for the message that c receives from what there is for all. While its address has its
 // share, c is not read. It returns false when the client is closing.
 func (c *client) awaitIncoming(n int) bool {
+	c.endWork()
 	if !hubs.memory.incoming.await(c.prefix, n, c.isEnding) {
 		return false
 	}
@@ -252,6 +253,7 @@ func (c *client) relay(opcode int, payload []byte) bool {
 // publish publishes a message of the client's. It returns false when the client is closing.
 func (c *client) publish(m message) (receipt, bool) {
 	r, published := c.hub.publish(m)
+	c.workDelivered(r.members)
 	if published && !r.repeated && !r.unknown {
 		c.hub.metrics.publishedByClient.Inc()
 	}
@@ -376,6 +378,7 @@ func (c *client) onSilence() error {
 // pauses.
 func (c *client) pace() {
 	for c.overhead >= maxOverhead && !c.isEnding() {
+		c.endWork()
 		c.overhead -= maxOverhead
 		time.Sleep(overheadPause)
 	}

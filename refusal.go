@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -81,8 +82,10 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	}
 	line.hub, _ = repl.GetString(placeholderHub)
 	line.user, _ = h.userOf(repl) // none if that is what was refused
-	line.clientIP, _ = clientIP(r)
+	var address netip.Prefix
+	line.clientIP, address = clientIP(r)
 	hubs.refusals.add(line)
+	hubs.work.payRequest(r.Context(), address)
 	if status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
 		return err
 	}

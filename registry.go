@@ -27,6 +27,7 @@ type registry struct {
 	metrics *metrics
 	events  events
 	memory  *memory
+	work    workloads
 
 	refusals refusalLog
 
@@ -219,6 +220,7 @@ func (r *registry) awaitExit() {
 func (r *registry) finished(c *client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c.load.leave()
 	r.leaveLocked(c)
 	s := c.scope
 	last := len(s.clients) - 1
@@ -340,6 +342,7 @@ func (r *registry) joinLocked(c *client, name string, limits limits) error {
 		b = r.openHubLocked(name, c.prefix)
 	}
 	r.live++
+	c.load = r.work.enter(c.prefix)
 	c.id = r.nextIDLocked()
 	c.hub, c.scope = b, s
 	if b.keeper != nil {

@@ -123,6 +123,7 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := hubs.join(c, name, h.limits); err != nil {
 		return refuseJoin(w.Header(), err)
 	}
+	c.worked = requestWork
 	repl.Set(placeholderClientID, c.id.String())
 	if err := c.switchProtocols(w, header); err != nil {
 		c.abandon()

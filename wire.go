@@ -83,7 +83,10 @@ func (w *wire) wait() error {
 		return nil
 	}
 	w.looked = false
-	return w.socket.Read(w.canRead)
+	w.client.payWork()
+	err := w.socket.Read(w.canRead)
+	w.client.beginWork()
+	return err
 }
 
 // canRead is asked before the wait, and again when the runtime's poller has seen something.
@@ -107,9 +110,11 @@ func (w *wire) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	w.client.pace()
+	w.client.payWork()
 	for {
 		n, err := w.conn.Read(p)
 		if n > 0 {
+			w.client.beginWork()
 			w.client.onHeard(n)
 			return n, err
 		}
