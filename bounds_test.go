@@ -18,7 +18,6 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 		perClient = 16 << 10 // a client that talks, with its reader and its buffer
 		perHub    = 4 << 10  // one that holds no messages
 		inProcess = 64 << 20 // for each kind of thing that is bounded for the process
-		half      = 64_000   // bytes of an unfinished message
 		noise     = 1 << 20  // by which the heap of an idle Caddy varies
 	)
 	for _, tc := range []struct {
@@ -37,7 +36,7 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 		{"answers", "", "deaf", 20, 20 * 140_000, 20 * (perClient + 64<<10)},
 		{"messages for clients that do not read", "", "stuck", 400, 400 * 26 * 65_000 / 2, inProcess + 400*perClient},
 		{"events for clients that do not read", "", "stuck events", 60, 60 * 26 * 60_000 / 2, inProcess + 60*perClient},
-		{"unfinished messages", "", "slow half", 2000, 2000 * half, inProcess + 2000*perClient},
+		{"unfinished messages", "", "slow half", 2000, inProcess / 3, inProcess/2 + 2000*perClient}, // the address gets half of it
 		{"histories", "history 1000", "publish", 50, 150 << 20, inProcess + 50*perClient},
 		{"receipts", "history 10000\nuser {header.X-User}", "receipts", 20, 20 * maxReceipts * 90, inProcess + 20*perClient},
 	} {
