@@ -42,6 +42,17 @@ var causes = []cause{
 // or 1005, which stands for a close frame without one.
 func echoed(code int) cause { return cause{code: code} }
 
+// legalCloseCode reports whether an endpoint may send a close frame with this code: those that IANA has registered, and
+// those that libraries and applications may use (RFC 6455 §7.4).
+func legalCloseCode(code int) bool {
+	switch code {
+	case 1004, websocket.CloseNoStatusReceived, websocket.CloseAbnormalClosure: // reserved
+		return false
+	}
+	const badGateway = 1014 // the last one that is registered, but for 1015, which is reserved
+	return code >= websocket.CloseNormalClosure && code <= badGateway || code >= 3000 && code <= 4999
+}
+
 // frame returns the close frame that tells the peer, or nil where none can.
 func (w cause) frame() []byte {
 	if w.code == websocket.CloseAbnormalClosure {

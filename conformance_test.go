@@ -346,9 +346,8 @@ func conformFraming(t *testing.T) {
 		exchange{
 			name: "1 the top bit of a 64-bit length",
 			send: before.raw(finBit|opBinary, 0x80|127, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 'a'),
-			want: echo,
-			// It is a protocol error and too big a message.
-			codes: []int{websocket.CloseProtocolError, websocket.CloseMessageTooBig},
+			ways: []int{atOnce, byOctet},
+			want: echo, codes: protocolError,
 		},
 		exchange{
 			name:  "1 the largest 64-bit length",
@@ -875,10 +874,9 @@ func conformClosing(t *testing.T) {
 		{name: "7.1 garbage after close", send: bye.raw(0xff, 0xff, 0xff, 0xff), codes: normal},
 
 		{name: "7.3.1 no payload", send: script{}.message(opClose, ""), codes: []int{websocket.CloseNoStatusReceived}},
-		// A protocol error, but gorilla/websocket takes it for no payload.
 		{
-			name: "7.3.2 one byte", send: script{}.message(opClose, "a"),
-			codes: []int{websocket.CloseProtocolError, websocket.CloseNoStatusReceived},
+			name: "7.3.2 one byte", ways: []int{atOnce, byOctet}, send: script{}.message(opClose, "a"),
+			codes: protocolError,
 		},
 		{name: "7.3.3 code alone", ways: []int{atOnce, byOctet}, send: bye, codes: normal},
 		{
@@ -895,14 +893,21 @@ func conformClosing(t *testing.T) {
 		},
 
 		{
-			name: "7.5.1 reason that is not UTF-8", send: script{}.close(websocket.CloseNormalClosure, kosme+"\xce"),
-			codes: []int{websocket.CloseProtocolError, websocket.CloseInvalidFramePayloadData},
+			name: "7.5.1 reason that is not UTF-8", ways: []int{atOnce, byOctet},
+			send:  script{}.close(websocket.CloseNormalClosure, kosme+"\xce"),
+			codes: []int{websocket.CloseInvalidFramePayloadData},
 		},
-
-		// Registered with IANA, but gorilla/websocket does not know it.
-		{name: "7.7 code 1014", send: script{}.close(1014, ""), codes: []int{1014, websocket.CloseProtocolError}},
+		{
+			name:  "7.5 close between two fragments, reason that is not UTF-8",
+			send:  script{}.begin(opText, "fragment1").close(websocket.CloseNormalClosure, "\xff").finish("fragment2"),
+			codes: []int{websocket.CloseInvalidFramePayloadData},
+		},
+		{
+			name: "7.5 protocol error before a close whose reason is not UTF-8",
+			send: script{}.more("of nothing").close(websocket.CloseNormalClosure, "\xff"), codes: protocolError,
+		},
 	})
-	for i, code := range []int{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999, 1012, 1013} {
+	for i, code := range []int{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999, 1012, 1013, 1014} {
 		exchange{
 			name:  fmt.Sprintf("7.7.%d code %d", i+1, code),
 			send:  script{}.text("before").close(code, "reason"),

@@ -292,13 +292,14 @@ func (c *client) allow() bool {
 
 // readFailed closes the client for the reason that ended its reading.
 func (c *client) readFailed(err error) {
-	var peer *websocket.CloseError
-	switch {
-	case errors.As(err, &peer) && peer.Code != websocket.CloseAbnormalClosure:
+	if why, goodbye, ok := c.wire.frames.verdict(c.in.Buffered()); ok {
 		c.mu.Lock()
-		c.gotGoodbye = true
+		c.gotGoodbye = goodbye
 		c.mu.Unlock()
-		c.close(echoed(peer.Code))
+		c.close(why)
+		return
+	}
+	switch {
 	case errors.Is(err, errPingTimeout):
 		c.cut(causePingTimeout)
 	case errors.Is(err, websocket.ErrReadLimit):

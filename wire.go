@@ -18,6 +18,7 @@ type wire struct {
 	early    []byte // what the HTTP server had read beyond the request
 	response []byte // the 101 that gorilla has written
 	refused  bool   // gorilla has written a close frame: a protocol error
+	frames   frameScan
 
 	// resumable says that a write that timed out may go on where it stopped. On TLS it may not: the record
 	// is broken. There a write is one record, so that each gets the full timeout.
@@ -106,6 +107,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		if len(w.early) == 0 {
 			w.early = nil
 		}
+		w.frames.scan(p[:n])
 		w.client.onHeard(n)
 		return n, nil
 	}
@@ -115,6 +117,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		n, err := w.conn.Read(p)
 		if n > 0 {
 			w.client.beginWork()
+			w.frames.scan(p[:n])
 			w.client.onHeard(n)
 			return n, err
 		}
