@@ -59,6 +59,7 @@ type client struct {
 	borrowed *bufio.Reader // whose buffer in has, to be returned
 	heard    time.Time     // when the last bytes came
 	pinged   bool          // a ping is out, and nothing has come since
+	spared   bool          // the last deadline passed without a ping, because something had come
 	limiter  *rate.Limiter
 	dropped  int           // messages over the rate since the bucket was last full
 	load     *workload     // of the client's address, or nil

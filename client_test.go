@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -279,6 +280,52 @@ func TestClient_AnythingReceivedCountsAsLife(t *testing.T) {
 		}
 		a.conn.Close()
 	})
+}
+
+func TestClient_IsPingedWhileItSends(t *testing.T) {
+	for _, every := range []time.Duration{time.Second, 8 * time.Second, 24 * time.Second} {
+		for _, answers := range []bool{true, false} {
+			if every > time.Duration(defaultPingTimeout) && !answers {
+				continue // it may be cut
+			}
+			t.Run(fmt.Sprintf("every %v, answers pings %v", every, answers), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c, a := connect(t, defaults())
+					interval := c.settings.pingInterval
+					_ = a.conn.SetReadDeadline(time.Time{})
+					gaps, pings, last := []time.Duration{}, make(chan time.Time, 1000), time.Now()
+					go func() { // ends with the connection
+						defer close(pings)
+						for {
+							f, err := a.readFrame()
+							if err != nil {
+								return
+							}
+							if f.opcode != websocket.PingMessage {
+								continue
+							}
+							pings <- time.Now()
+							if answers {
+								a.send(websocket.PongMessage, "")
+							}
+						}
+					}()
+					for began := time.Now(); time.Since(began) < 40*interval; {
+						time.Sleep(every)
+						a.text("still here")
+					}
+					a.conn.Close()
+					for at := range pings {
+						gaps = append(gaps, at.Sub(last))
+						last = at
+					}
+					if slices.Max(gaps) > 2*interval || slices.Min(gaps[1:]) < interval {
+						t.Errorf("got pings after %v, want %v to %v between them", gaps, interval, 2*interval)
+					}
+				})
+			})
+		}
+	}
 }
 
 func TestClient_PingOffLeavesTheSilentAlone(t *testing.T) {

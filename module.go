@@ -208,7 +208,8 @@ type Buffer struct {
 // Ping is how a dead client is found. Anything received counts as life.
 type Ping struct {
 	// How long a client may be silent before it is pinged; more than 0, at most a year. The first ping comes after half of that
-	// at the earliest, so that clients that joined together are pinged apart. Default: 25s.
+	// at the earliest, so that clients that joined together are pinged apart. A client that keeps sending gets a ping at
+	// least every other interval. Default: 25s.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
 	// How long after the ping something must be heard, else the connection is cut; more than 0, at most a year. Default: 10s.

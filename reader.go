@@ -351,7 +351,7 @@ func (c *client) armRead(t time.Time) {
 var errPingTimeout = errors.New("nothing heard since the ping")
 
 // onSilence handles an expired read deadline: time to ping, time to give up or, where something was heard
-// since it was set, nothing yet. With a nil error the read goes on.
+// since it was set, another deadline. With a nil error the read goes on.
 func (c *client) onSilence() error {
 	if c.settings.pingInterval == 0 || c.isEnding() {
 		return os.ErrDeadlineExceeded
@@ -367,9 +367,15 @@ func (c *client) onSilence() error {
 	}
 	if due := c.heard.Add(c.settings.pingInterval); due.After(now) {
 		c.armRead(due)
+		// A client that keeps sending may rely on pings, too: it gets one at every other of these deadlines, which are at
+		// most an interval apart. Nothing hangs on its pong.
+		if c.spared && !c.due.Load() {
+			c.push(websocket.PingMessage, nil)
+		}
+		c.spared = !c.spared
 		return nil
 	}
-	c.pinged = true
+	c.pinged, c.spared = true, true // the next deadline is an interval after the answer
 	c.armRead(now.Add(c.settings.pingTimeout))
 	c.push(websocket.PingMessage, nil)
 	return nil
