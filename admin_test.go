@@ -165,7 +165,7 @@ func TestAdmin_LagCountsMessagesOnly(t *testing.T) {
 func TestAdmin_HubNames(t *testing.T) {
 	s := startCaddy(t, anyHub)
 	for _, name := range []string{
-		"lobby", "example.com/chat/lobby", "example.com/chat//x", "/", "//", "a/", "/a", ".", "..", "../..", "a/../b", "a/./b",
+		"lobby", "example.com/chat/lobby", "example.com/chat//x", "/", "//", "a/", "/a", "../..", "a/../b", "a/./b",
 		"50%", "%2F", "%252F", "a b", "a+b", "a?b=c&d#e", "räume/☃/🙂", "messages", "x/messages", "{hub}", "a|b^c\"d<e>`\\",
 		strings.Repeat("é/", 85),
 	} {

@@ -127,8 +127,8 @@ func TestCommand_Send(t *testing.T) {
 
 func TestCommand_Kick(t *testing.T) {
 	startCaddy(t, anyHub)
-	ada, bob, eve, eve2 := joinAs(t, "..", "ada"), joinAs(t, "..", "bob/1"), joinAs(t, "..", "eve"), joinAs(t, "..", "eve")
-	id := columns(chat(t, "", "clients", ".."))[1][0]
+	ada, bob, eve, eve2 := joinAs(t, "../x", "ada"), joinAs(t, "../x", "bob/1"), joinAs(t, "../x", "eve"), joinAs(t, "../x", "eve")
+	id := columns(chat(t, "", "clients", "../x"))[1][0]
 	for _, tc := range []struct {
 		args   []string
 		want   string
@@ -136,7 +136,7 @@ func TestCommand_Kick(t *testing.T) {
 	}{
 		{[]string{"--client", id}, "kicked 1 clients\n", []*peer{ada}},
 		{[]string{"--user", "bob/1"}, "kicked 1 clients\n", []*peer{bob}},
-		{[]string{"--hub", "..", "--json"}, "{\"kicked\":2}\n", []*peer{eve, eve2}},
+		{[]string{"--hub", "../x", "--json"}, "{\"kicked\":2}\n", []*peer{eve, eve2}},
 	} {
 		if got := chat(t, "", append([]string{"kick"}, tc.args...)...); got != tc.want {
 			t.Errorf("%q: got %q, want %q", tc.args, got, tc.want)

@@ -62,7 +62,7 @@ const (
 // The zero value of every field is the safe default. A reload never drops a client whose `hub` value is still
 // configured; it keeps the settings it joined with unless a field says otherwise.
 type Handler struct {
-	// The name of the hub that a client joins: 1 to 255 bytes of valid UTF-8 without control characters, else
+	// The name of the hub that a client joins: 1 to 255 bytes of valid UTF-8 without control characters, not "." or "..", else
 	// the client is refused with 400. Placeholders are allowed, an unset one is empty; they are resolved once,
 	// at the handshake. Handlers whose hub resolves to the same name share that hub, so that routes give
 	// rights. Default: a hub for each path of each site, such as `https://example.com/chat/lobby`, which only requests

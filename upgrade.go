@@ -243,6 +243,8 @@ func checkHubName(name string) error {
 		return errors.New("the hub's name is not valid UTF-8")
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return errors.New("the hub's name contains a control character")
+	case name == "." || name == "..": // as a segment of a path it would lead elsewhere
+		return fmt.Errorf("the hub's name must not be %q", name)
 	}
 	return nil
 }

@@ -218,6 +218,7 @@ func TestUpgrade_Refusals(t *testing.T) {
 		{"a hub's name with a control character", handshakeRequest(httpAddr, "/chat/%07", ""), 400, nil},
 		{"a hub's name with a C1 control character", handshakeRequest(httpAddr, "/chat/%C2%85", ""), 400, nil},
 		{"a hub's name that is not UTF-8", handshakeRequest(httpAddr, "/chat/%FF", ""), 400, nil},
+		{"a hub named as the parent directory", handshakeRequest(httpAddr, "/named", "X-Hub: ..\r\n"), 400, nil},
 		{"a user too long", handshakeRequest(httpAddr, "/user", "X-User: "+strings.Repeat("x", 1025)+"\r\n"), 400, nil},
 		{"a user that is not UTF-8", handshakeRequest(httpAddr, "/user", "X-User: \xff\r\n"), 400, nil},
 	} {
