@@ -3,7 +3,6 @@ package chatbroadcast
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -95,7 +94,7 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	res, name := a.resource(pathSegments(r.URL))
 	if res == nil {
 		return adminError(http.StatusNotFound, fmt.Errorf("unknown path %s; a hub's name is one segment of the path: "+
-			"slashes in it are written %%2F", r.URL.Path))
+			"slashes in it are written %%2F", printable(r.URL.Path)))
 	}
 	action, ok := res[r.Method]
 	if !ok {
@@ -109,7 +108,7 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	for name, values := range query {
 		if !slices.Contains(action.params, name) {
-			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is no parameter here; there are: %q", name, action.params))
+			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is no parameter here; there are: %q", printable(name), action.params))
 		}
 		if len(values) > 1 {
 			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is given more than once", name))
@@ -132,12 +131,15 @@ func pathSegments(u *url.URL) []string {
 	return segments
 }
 
+// hubsPath is the path below which the hubs are.
+const hubsPath = adminPath + "hubs/"
+
 // hubPath returns the path of a hub.
-func hubPath(name string) string { return adminPath + "hubs/" + escaped(name) }
+func hubPath(name string) string { return hubsPath + escaped(name) }
 
 // escaped returns name as one segment of a path.
 func escaped(name string) string {
-	if name == "." || name == ".." { // which lead elsewhere, unless encoded
+	if name == "." || name == ".." { // users, which lead elsewhere unless encoded
 		return strings.ReplaceAll(name, ".", "%2E")
 	}
 	return url.PathEscape(name)
@@ -150,7 +152,7 @@ func adminError(status int, err error) error {
 
 // noHub says what 404 means for a hub: it is there as long as it has clients or, with history, for some time after that.
 func noHub(name string) error {
-	return adminError(http.StatusNotFound, fmt.Errorf("hub %s is not open", name))
+	return adminError(http.StatusNotFound, fmt.Errorf("hub %s is not open", escapedName(name)))
 }
 
 // ---- what there is ----
@@ -221,8 +223,8 @@ func listClients(w http.ResponseWriter, r adminRequest) error {
 		return err
 	}
 	var after clientID
-	if r.query.Has("after") {
-		if after, err = parseClientID("after", r.query.Get("after")); err != nil {
+	if s := r.query.Get("after"); s != "" {
+		if after, err = parseClientID("after", s); err != nil {
 			return err
 		}
 	}
@@ -255,7 +257,7 @@ func pageLimit(query url.Values) (int, error) {
 		return defaultPage, nil
 	}
 	limit, err := strconv.Atoi(query.Get("limit"))
-	if err != nil || limit < 1 || limit > maxPage {
+	if err != nil || limit < 1 || limit > maxPage || strconv.Itoa(limit) != query.Get("limit") {
 		return 0, adminError(http.StatusBadRequest, fmt.Errorf("limit: must be 1 to %d, got %q", maxPage, query.Get("limit")))
 	}
 	return limit, nil
@@ -454,7 +456,6 @@ func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 	defer remove()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
-	lines := json.NewEncoder(w)
 	for conn.Flush() == nil { // at first the header: who has seen it misses nothing from then on
 		select {
 		case <-t.news:
@@ -465,11 +466,11 @@ func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 		}
 		messages, missed := t.take()
 		for _, m := range messages {
-			if lines.Encode(m.line()) != nil {
+			if encodeJSON(w, m.line()) != nil {
 				return nil
 			}
 		}
-		if missed > 0 && lines.Encode(tailLine{Lagged: missed}) != nil {
+		if missed > 0 && encodeJSON(w, tailLine{Lagged: missed}) != nil {
 			return nil
 		}
 	}
@@ -496,7 +497,7 @@ func kickClient(w http.ResponseWriter, r adminRequest) error {
 // kickUser closes the clients of a user, in all hubs.
 func kickUser(w http.ResponseWriter, r adminRequest) error {
 	clients := slices.DeleteFunc(hubs.allMembers(), func(c *client) bool { return c.user != r.name })
-	return answerKicked(w, kick(clients), fmt.Errorf("user %s has no clients", r.name))
+	return answerKicked(w, kick(clients), fmt.Errorf("user %s has no clients", escapedName(r.name)))
 }
 
 // kickHub closes the clients of a hub and forgets its history. Unless somebody joins meanwhile the hub closes: the next

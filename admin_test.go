@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -267,12 +268,19 @@ func TestAdmin_Refuses(t *testing.T) {
 		{"DELETE", "/hubs/lobby/messages", "", 405, "method: ", "GET, POST"},
 		{"GET", "/clients/1", "", 405, "method: ", "DELETE"},
 		{"GET", "/users/ada", "", 405, "method: ", "DELETE"},
+		{"HEAD", "/hubs", "", 405, "", "GET"},
+		{"HEAD", "/hubs/lobby/messages", "", 405, "", "GET, POST"},
 
 		{"GET", "/hubs/nowhere", "", 404, "hub nowhere is not open", ""},
 		{"DELETE", "/hubs/nowhere", "", 404, "hub nowhere is not open", ""},
 		{"POST", "/hubs/nowhere/messages", "hello", 404, "hub nowhere is not open", ""},
 		{"DELETE", "/clients/1", "", 404, "client 1 is not connected", ""},
 		{"DELETE", "/users/nobody", "", 404, "user nobody has no clients", ""},
+		{"DELETE", "/users/no%E2%80%AEbody%5C", "", 404, `user no\u202ebody\\ has no clients`, ""},
+		{"GET", "/hubs/no%E2%80%AEwhere", "", 404, `hub no\u202ewhere is not open`, ""},
+		{"GET", "/hub\u0085s", "", 404, `unknown path /chat_broadcast/hub\u0085s;`, ""},
+		{"GET", "/hubs?%C2%9Bx=1", "", 400, `\u009bx: is no parameter here`, ""},
+		{"POST", "/hubs/nowhere/messages", strings.Repeat("x", defaultMaxMessageSize+1), 404, "hub nowhere is not open", ""},
 
 		{"GET", "/hubs?limit=0", "", 400, `limit: must be 1 to 1000, got "0"`, ""},
 		{"GET", "/hubs?limit=1001", "", 400, `limit: must be 1 to 1000, got "1001"`, ""},
@@ -284,11 +292,14 @@ func TestAdmin_Refuses(t *testing.T) {
 		{"GET", "/hubs/lobby?limit=-1", "", 400, "limit: must be", ""},
 		{"GET", "/hubs/lobby?prefix=a", "", 400, "prefix: is no parameter here", ""},
 		{"GET", "/hubs/lobby?after=lobby%20", "", 400, `after: "lobby " is not the id of a client`, ""},
-		{"GET", "/hubs/lobby?after=", "", 400, "after: ", ""},
+		{"GET", "/hubs?limit=+5", "", 400, `limit: must be 1 to 1000, got " 5"`, ""},
+		{"GET", "/hubs?limit=%2B5", "", 400, `limit: must be 1 to 1000, got "+5"`, ""},
+		{"GET", "/hubs?limit=05", "", 400, `limit: must be 1 to 1000, got "05"`, ""},
 		{"DELETE", "/hubs/lobby?user=ada", "", 400, "user: is no parameter here", ""},
 		{"DELETE", "/clients/A1", "", 400, `id: "A1" is not the id of a client`, ""},
 		{"DELETE", "/clients/-1", "", 400, "id: ", ""},
 		{"GET", "/hubs/a%00b", "", 400, "hub: the hub's name contains a control character", ""},
+		{"GET", "/hubs/%2E%2E", "", 400, `hub: the hub's name must not be ".."`, ""},
 		{"GET", "/hubs/a%FFb", "", 400, "hub: the hub's name is not valid UTF-8", ""},
 		{"DELETE", "/hubs/" + strings.Repeat("a", 256), "", 400, "hub: the hub's name is longer than 255 bytes", ""},
 		{"GET", "/hubs/a%00b/messages", "", 400, "hub: the hub's name contains a control character", ""},
@@ -297,7 +308,7 @@ func TestAdmin_Refuses(t *testing.T) {
 	} {
 		resp, data := s.admin(tc.method, tc.path, "", tc.body, nil)
 		var message struct{ Error string }
-		if err := json.Unmarshal([]byte(data), &message); err != nil {
+		if err := json.Unmarshal([]byte(data), &message); err != nil && tc.method != http.MethodHead {
 			t.Errorf("%s %s: %v: %s", tc.method, tc.path, err, data)
 		}
 		if resp.StatusCode != tc.status || !strings.Contains(message.Error, tc.want) {
@@ -473,6 +484,74 @@ func TestAdmin_PagesThroughHubs(t *testing.T) {
 			t.Errorf("limit %d, prefix %q: got %q in %d pages, want %q in %d", tc.limit, tc.prefix, got, pages, tc.want, tc.pages)
 		}
 	}
+}
+
+func TestAdmin_PagesBeginAfterWhatIsGiven(t *testing.T) {
+	s := startCaddy(t, anyHub)
+	for i := range 3 {
+		joinAs(t, "lobby", fmt.Sprint(i))
+	}
+	var all clientsPage
+	s.ask("GET", "/hubs/lobby", "", "", &all)
+	s.ask("DELETE", "/clients/"+all.Clients[1].ID, "", "", nil)
+	for _, tc := range []struct {
+		path string
+		want []string
+	}{
+		{"/hubs/lobby?after=", []string{"0", "2"}},
+		{"/hubs/lobby?after=" + all.Clients[1].ID, []string{"2"}}, // which is gone
+		{"/hubs/lobby?after=0", []string{"0", "2"}},               // which never was
+	} {
+		var page clientsPage
+		var got []string
+		s.ask("GET", tc.path, "", "", &page)
+		for _, c := range page.Clients {
+			got = append(got, c.User)
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: got users %q, want %q", tc.path, got, tc.want)
+		}
+	}
+	var page hubsPage
+	if s.ask("GET", "/hubs?after=", "", "", &page); len(page.Hubs) != 1 {
+		t.Errorf("an empty after: got %+v, want the lobby", page)
+	}
+}
+
+// oddUser has characters that are not printable, and the escape character itself.
+const oddUser = "\u202e\u0085\u2066\U000e0001 \\ \"ada\" 🙂"
+
+// oddUserJSON is oddUser as the server encodes it.
+const oddUserJSON = `"\u202e\u0085\u2066\udb40\udc01 \\ \"ada\" 🙂"`
+
+func TestAdmin_EscapesWhatIsNotPrintable(t *testing.T) {
+	s := startCaddy(t, anyHub)
+	p := joinAs(t, "lob\u202eby", oddUser)
+	_, data := s.admin("GET", "/hubs/lob%E2%80%AEby", "", "", nil)
+	for _, want := range []string{`"name":"lob\u202eby"`, `"user":` + oddUserJSON} {
+		if !strings.Contains(data, want) {
+			t.Errorf("got %q, want %s in it", data, want)
+		}
+	}
+	p.conn.Close()
+	eventually(t, "the line in the log", func() bool {
+		log, err := os.ReadFile(s.logFile)
+		return err == nil && strings.Contains(string(log), `"hub":"lob\u202eby"`) && strings.Contains(string(log), `"user":`+oddUserJSON)
+	})
+	closed := s.logged(moduleID, 1)[0]
+	if closed["hub"] != "lob\u202eby" || closed["user"] != oddUser {
+		t.Errorf("got %v, want the names themselves", closed)
+	}
+}
+
+func TestLog_ConsoleEscapesWhatIsNotPrintable(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith("log {\n\tformat console\n}", anyHub)
+	joinAs(t, "lobby", oddUser).conn.Close()
+	eventually(t, "the line in the log", func() bool {
+		log, err := os.ReadFile(s.logFile)
+		return err == nil && strings.Contains(string(log), `"user": `+oddUserJSON)
+	})
 }
 
 // TestAdmin_With2000Clients lists, reaches and kicks them.

@@ -171,9 +171,9 @@ func (c *client) finish() {
 	c.mu.Unlock()
 	c.hub.metrics.closed(why)
 	c.scope.logger().Info("client closed",
-		zap.String("hub", c.hub.name),
+		logName("hub", c.hub.name),
 		zap.Stringer("client_id", c.id),
-		zap.String("user", c.user),
+		logName("user", c.user),
 		zap.String("client_ip", c.ip),
 		zap.Int("code", why.code),
 		zap.String("reason", why.reason),

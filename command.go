@@ -31,6 +31,9 @@ and closes clients, by way of Caddy's admin endpoint.
 The endpoint is the one given with --address, or that of the configuration
 given with --config, or else Caddy's default.
 
+Names of hubs and users are shown, and are to be given, with \\ for a backslash
+and \u202e, for instance, for a character that cannot be shown.
+
 With --json each line of the output is one object, the same as in the admin API.`,
 		CobraFunc: chatCommands,
 	})
@@ -67,15 +70,16 @@ func chatCommands(cmd *cobra.Command) {
 		Use:     "send <hub> [<text>|-]",
 		Short:   "Publishes a message; without a text, or with -, what is read from the standard input",
 		Example: `  caddy chat send https://example.com/chat/lobby "Maintenance at noon"`,
-		Args:    hubArgs(1, 2),
+		Args:    sendArgs,
 		RunE:    runSend,
 	}
 	send.Flags().Bool("binary", false, "Publish a binary message")
+	send.Flags().Bool("allow-empty", false, "Publish an empty message, too")
 	cmd.AddCommand(list, kick, send,
 		&cobra.Command{
 			Use:   "clients <hub>",
 			Short: "Lists the clients of a hub, in the order in which they joined",
-			Args:  hubArgs(1, 1),
+			Args:  hubArgs,
 			RunE:  runClients,
 		},
 		&cobra.Command{
@@ -86,26 +90,66 @@ Shows each message of a hub from now on: its number, the client that sent it
 (- for none) and its text. The hub need not exist yet. Where messages came faster than they
 could be shown, a line says how many were left out. A reload of Caddy is
 survived; the command ends when Caddy does.`,
-			Args: hubArgs(1, 1),
+			Args: hubArgs,
 			RunE: runTail,
 		},
 	)
+	escapeErrors(cmd)
 }
 
-// hubArgs accepts a hub's name and further arguments, from least to most of all. The empty name would lead to another
-// path.
-func hubArgs(least, most int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := cobra.RangeArgs(least, most)(cmd, args); err != nil {
-			return err
-		}
-		return named("hub", checkHubName(args[0]))
+// hubArgs accepts the name of a hub alone.
+func hubArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return errors.New("name the hub: caddy chat hubs lists them")
 	}
+	if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {
+		return err
+	}
+	_, err := hubArg(args)
+	return err
+}
+
+// sendArgs accepts the name of a hub and a text.
+func sendArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 2 {
+		return fmt.Errorf("quote the message: it is one argument, and there are %d after the hub", len(args)-1)
+	}
+	return hubArgs(cmd, args[:min(len(args), 1)])
+}
+
+// hubArg returns the name of the hub that the first of args names. The empty name would lead to another path.
+func hubArg(args []string) (string, error) {
+	name, err := unescapedName(args[0])
+	if err == nil {
+		err = checkHubName(name)
+	}
+	return name, named("hub", err)
+}
+
+// escapeErrors has cmd and the commands below it escape what their errors repeat.
+func escapeErrors(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return printableError(err) })
+	for _, c := range append(cmd.Commands(), cmd) {
+		args, run := c.Args, c.RunE
+		c.Args = func(cmd *cobra.Command, a []string) error { return printableError(args(cmd, a)) }
+		c.RunE = func(cmd *cobra.Command, a []string) error { return printableError(run(cmd, a)) }
+	}
+}
+
+func printableError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(printable(err.Error()))
 }
 
 // runHubs is `caddy chat hubs`.
 func runHubs(cmd *cobra.Command, _ []string) error {
-	prefix, _ := cmd.Flags().GetString("prefix") // fails only for a flag that is not defined
+	escaped, _ := cmd.Flags().GetString("prefix") // fails only for a flag that is not defined
+	prefix, err := unescapedName(escaped)
+	if err != nil {
+		return named("--prefix", err)
+	}
 	t := newTable(cmd, "HUB", "CLIENTS", "MESSAGES", "RETAINED", "SINCE")
 	query := url.Values{"prefix": {prefix}, "limit": {strconv.Itoa(maxPage)}}
 	for {
@@ -125,11 +169,15 @@ func runHubs(cmd *cobra.Command, _ []string) error {
 
 // runClients is `caddy chat clients`.
 func runClients(cmd *cobra.Command, args []string) error {
+	hub, err := hubArg(args)
+	if err != nil {
+		return err
+	}
 	t := newTable(cmd, "CLIENT", "USER", "ADDRESS", "SINCE", "LAG", "MESSAGES IN", "OUT", "BYTES IN", "OUT")
 	query := url.Values{"limit": {strconv.Itoa(maxPage)}}
 	for {
 		var page clientsPage
-		if err := call(cmd, http.MethodGet, hubPath(args[0])+"?"+query.Encode(), "", nil, &page); err != nil {
+		if err := call(cmd, http.MethodGet, hubPath(hub)+"?"+query.Encode(), "", nil, &page); err != nil {
 			return err
 		}
 		for _, c := range page.Clients {
@@ -144,6 +192,10 @@ func runClients(cmd *cobra.Command, args []string) error {
 
 // runSend is `caddy chat send`.
 func runSend(cmd *cobra.Command, args []string) error {
+	hub, err := hubArg(args)
+	if err != nil {
+		return err
+	}
 	body := cmd.InOrStdin()
 	if len(args) == 2 && args[1] != "-" {
 		body = strings.NewReader(args[1])
@@ -152,6 +204,10 @@ func runSend(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return fmt.Errorf("reading the message: %w", err)
 	}
+	// A pipe from a command that failed, or a variable that is not set.
+	if allowed, _ := cmd.Flags().GetBool("allow-empty"); len(message) == 0 && !allowed {
+		return errors.New("the message is empty: publish it with --allow-empty")
+	}
 	contentType := "text/plain; charset=utf-8"
 	if binary, _ := cmd.Flags().GetBool("binary"); binary {
 		contentType = "application/octet-stream"
@@ -159,7 +215,7 @@ func runSend(cmd *cobra.Command, args []string) error {
 		return errors.New("the message is not valid UTF-8: publish it with --binary")
 	}
 	var done publication
-	err = call(cmd, http.MethodPost, hubPath(args[0])+"/messages", contentType, bytes.NewReader(message), &done)
+	err = call(cmd, http.MethodPost, hubPath(hub)+"/messages", contentType, bytes.NewReader(message), &done)
 	if err != nil {
 		return err
 	}
@@ -170,7 +226,7 @@ func runSend(cmd *cobra.Command, args []string) error {
 var kickable = []struct{ flag, usage, path string }{
 	{"client", "The id of a client, as shown by caddy chat clients", "/chat_broadcast/clients/"},
 	{"user", "A user, in all hubs", "/chat_broadcast/users/"},
-	{"hub", "A hub", "/chat_broadcast/hubs/"},
+	{"hub", "A hub", hubsPath},
 }
 
 // runKick is `caddy chat kick`.
@@ -183,6 +239,10 @@ func runKick(cmd *cobra.Command, _ []string) error {
 		name, _ := cmd.Flags().GetString(k.flag) // fails only for a flag that is not defined
 		if name == "" {
 			return fmt.Errorf("--%s must not be empty", k.flag) // a variable that is not set, and more kicked than was meant
+		}
+		name, err := unescapedName(name)
+		if err != nil {
+			return named("--"+k.flag, err)
 		}
 		paths = append(paths, k.path+escaped(name))
 	}
@@ -201,10 +261,14 @@ const tailPause = time.Second
 
 // runTail is `caddy chat tail`. A reload ends what the endpoint answers: it asks again, until there is no endpoint.
 func runTail(cmd *cobra.Command, args []string) error {
+	hub, err := hubArg(args)
+	if err != nil {
+		return err
+	}
 	last := uint64(0)
 	for again := false; ; again = true {
 		began := time.Now()
-		resp, err := ask(cmd, http.MethodGet, hubPath(args[0])+"/messages", "", nil)
+		resp, err := ask(cmd, http.MethodGet, hubPath(hub)+"/messages", "", nil)
 		if err != nil {
 			return err
 		}
@@ -277,7 +341,11 @@ func ask(cmd *cobra.Command, method, uri, contentType string, body io.Reader) (*
 	}
 	resp, err := caddycmd.AdminAPIRequest(endpoint, method, uri, header, body)
 	if err != nil {
-		if answer, ok := apiError(err); ok {
+		if status, answer, ok := apiError(err); ok {
+			if status == http.StatusNotFound && strings.HasPrefix(uri, hubsPath) {
+				return nil, fmt.Errorf("%w; caddy chat hubs lists those that are. Unless the configuration names a hub, its name "+
+					"begins with the site", answer)
+			}
 			return nil, answer
 		}
 		return nil, fmt.Errorf("asking Caddy's admin endpoint at %s (--address or --config choose another): %w", endpoint, err)
@@ -285,20 +353,22 @@ func ask(cmd *cobra.Command, method, uri, contentType string, body io.Reader) (*
 	return resp, nil
 }
 
-// apiError returns what the admin API says is wrong, if err is an answer of it. Caddy keeps that as text only.
-func apiError(err error) (error, bool) {
-	_, body, found := strings.Cut(err.Error(), "caddy responded with error: HTTP ")
+// apiError returns the status and what the admin API says is wrong, if err is an answer of it. Caddy keeps that as text
+// only.
+func apiError(err error) (status int, reason error, ok bool) {
+	_, answer, found := strings.Cut(err.Error(), "caddy responded with error: HTTP ")
 	if !found {
-		return nil, false
+		return 0, nil, false
 	}
-	var answer struct {
+	code, body, _ := strings.Cut(answer, ": ")
+	status, _ = strconv.Atoi(code)
+	var said struct {
 		Error string `json:"error"`
 	}
-	_, body, _ = strings.Cut(body, ": ")
-	if json.Unmarshal([]byte(body), &answer) != nil || answer.Error == "" {
-		return nil, false
+	if json.Unmarshal([]byte(body), &said) != nil || said.Error == "" {
+		return 0, nil, false
 	}
-	return errors.New(answer.Error), true
+	return status, errors.New(said.Error), true
 }
 
 // call sends a request and reads the answer, which is JSON.
@@ -317,7 +387,7 @@ func call(cmd *cobra.Command, method, uri, contentType string, body io.Reader, a
 // report prints v as JSON, or else the text.
 func report(cmd *cobra.Command, v any, format string, args ...any) error {
 	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-		return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
+		return encodeJSON(cmd.OutOrStdout(), v)
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), format, args...)
 	return err
@@ -344,28 +414,14 @@ func newTable(cmd *cobra.Command, header ...string) table {
 // row adds v, of which people see the given columns.
 func (t table) row(v any, columns ...any) {
 	if t.asJSON {
-		_ = json.NewEncoder(t.out).Encode(v)
+		_ = encodeJSON(t.out, v)
 		return
 	}
 	cells := make([]string, len(columns))
 	for i, column := range columns {
-		cells[i] = printable(fmt.Sprint(column))
+		cells[i] = escapedName(fmt.Sprint(column))
 	}
 	fmt.Fprintln(t.out, strings.Join(cells, "\t"))
 }
 
 func since(t time.Time) string { return t.Local().Format(time.DateTime) }
-
-// printable returns s with everything escaped that is no visible character or space: users and messages are strangers'
-// words, which must not steer an operator's terminal.
-func printable(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if strconv.IsPrint(r) {
-			b.WriteRune(r)
-		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
-	return b.String()
-}

@@ -109,7 +109,7 @@ func TestCommand_Send(t *testing.T) {
 		{"", []string{"a/b", "hello, world"}, frame{websocket.TextMessage, "hello, world"}},
 		{"from a pipe\n", []string{"a/b"}, frame{websocket.TextMessage, "from a pipe\n"}},
 		{"from a pipe", []string{"a/b", "-"}, frame{websocket.TextMessage, "from a pipe"}},
-		{"", []string{"a/b", ""}, frame{websocket.TextMessage, ""}},
+		{"", []string{"a/b", "", "--allow-empty"}, frame{websocket.TextMessage, ""}},
 		{"\x00\xff", []string{"--binary", "a/b"}, frame{websocket.BinaryMessage, "\x00\xff"}},
 	} {
 		want := fmt.Sprintf("published message %d for 1 clients\n", i+1)
@@ -157,9 +157,20 @@ func TestCommand_FailsWithAReason(t *testing.T) {
 	}{
 		{[]string{"rooms"}, `unknown command "rooms" for "caddy chat"`},
 		{[]string{"hubs", "lobby"}, `unknown command "lobby"`},
-		{[]string{"clients"}, "accepts between 1 and 1 arg(s), received 0"},
-		{[]string{"clients", "nowhere"}, "hub nowhere is not open"},
-		{[]string{"send", "nowhere", "hello"}, "hub nowhere is not open"},
+		{[]string{"clients"}, "name the hub: caddy chat hubs lists them"},
+		{[]string{"clients", "lobby", "lobby"}, "accepts at most 1 arg(s), received 2"},
+		{[]string{"clients", "nowhere"}, "hub nowhere is not open; caddy chat hubs lists those that are. Unless the " +
+			"configuration names a hub, its name begins with the site"},
+		{[]string{"kick", "--hub", "nowhere"}, "hub nowhere is not open; caddy chat hubs lists"},
+		{[]string{"send", "nowhere", "hello"}, "hub nowhere is not open; caddy chat hubs lists"},
+		{[]string{"send"}, "name the hub"},
+		{[]string{"send", "lobby", "hello,", "world"}, "quote the message: it is one argument, and there are 2 after the hub"},
+		{[]string{"send", "lobby", ""}, "the message is empty: publish it with --allow-empty"},
+		{[]string{"send", "lobby"}, "the message is empty"},
+		{[]string{"clients", ".."}, `hub: the hub's name must not be ".."`},
+		{[]string{"clients", `a\u202`}, `hub: a backslash must begin \\, \u and four hexadecimal digits`},
+		{[]string{"kick", "--user", `CORP\bob`}, `--user: a backslash must begin \\`},
+		{[]string{"hubs", "--prefix", `a\`}, `--prefix: a backslash must begin`},
 		{[]string{"send", "lobby", "bad \xff"}, "the message is not valid UTF-8: publish it with --binary"},
 		{[]string{"kick"}, "say whom to kick, with one of --client, --user and --hub"},
 		{[]string{"kick", "--user", "a", "--hub", "b"}, "say whom to kick"},
@@ -172,13 +183,118 @@ func TestCommand_FailsWithAReason(t *testing.T) {
 		{[]string{"hubs", "--config", s.logFile + ".json"}, "finding Caddy's admin endpoint in --config"},
 	} {
 		cmd := command(t, append([]string{"chat"}, tc.args...)...)
-		out, err := cmd.CombinedOutput()
+		out, err := cmd.CombinedOutput() // the standard input is empty
 		if err == nil || cmd.ProcessState.ExitCode() != 1 {
 			t.Errorf("%q: got %v, want exit status 1", tc.args, err)
 		}
 		if !strings.Contains(string(out), tc.want) {
 			t.Errorf("%q: got %s, want %s", tc.args, out, tc.want)
 		}
+	}
+}
+
+func TestCommand_TakesNamesAsItShowsThem(t *testing.T) {
+	startCaddy(t, anyHub)
+	const hub, user = "a\\b\u202ec\U000e0001", "\\\u0085 DOMAIN\\bob\u2066"
+	p := joinAs(t, hub, user)
+	shown := columns(chat(t, "", "hubs"))[1][0]
+	if want := `a\\b\u202ec\U000e0001`; shown != want {
+		t.Fatalf("got hub %s, want %s", shown, want)
+	}
+	if got := columns(chat(t, "", "hubs", "--prefix", shown)); len(got) != 2 {
+		t.Errorf("got %q, want the hub", got)
+	}
+	tail := startTail(t, shown)
+	chat(t, "", "send", shown, `as it is: \u202e`)
+	p.wantText(`as it is: \u202e`)
+	eventually(t, "the message to be shown", func() bool { return strings.Contains(tail.String(), "1\t-\tas it is") })
+	row := chat(t, "", "clients", shown)
+	shownUser := `\\\u0085 DOMAIN\\bob\u2066`
+	if !strings.Contains(row, "  "+shownUser+"  ") {
+		t.Fatalf("got %s, want user %s", row, shownUser)
+	}
+	chat(t, "", "kick", "--user", shownUser)
+	p.wantClose(1008, "kicked")
+	p.conn.Close()
+	p = joinAs(t, hub, user)
+	chat(t, "", "kick", "--hub", shown)
+	p.wantClose(1008, "kicked")
+}
+
+func TestEscapedName_IsReversible(t *testing.T) {
+	for _, name := range []string{"", "lobby", `\`, `\\`, `\u202e`, "\u202e", "\x00\t\x7f\u0085", "\U000e0001", "🙂\u200d", `a\`, "\ufffd"} {
+		shown := escapedName(name)
+		if got, err := unescapedName(shown); err != nil || got != name || strings.ContainsFunc(shown, unprintable) {
+			t.Errorf("%q: shown as %q, which is %q, %v", name, shown, got, err)
+		}
+	}
+	for _, bad := range []string{`\`, `a\n`, `\x41`, `\u12`, `\ud83d`, `\U00110000`, `\'`} {
+		if got, err := unescapedName(bad); err == nil {
+			t.Errorf("%q: got %q, want an error", bad, got)
+		}
+	}
+}
+
+func TestCommand_OutputIsPrintable(t *testing.T) {
+	startCaddy(t, anyHub)
+	const odd = "\u009b2J\u202e\x1b[2J"
+	joinAs(t, "lobby\u202e", "\u0085")
+	tail := startTail(t, "--json", `lobby\u202e`)
+	chat(t, "", "send", `lobby\u202e`, odd)
+	eventually(t, "the message to be shown", func() bool { return strings.Contains(tail.String(), "\n") })
+	outputs := []string{tail.String(), chat(t, "", "hubs", "--json"), chat(t, "", "clients", "--json", `lobby\u202e`)}
+	for _, args := range [][]string{
+		{odd},
+		{"hubs", odd},
+		{"hubs", "--address", "localhost:1" + odd},
+		{"hubs", "--config", odd},
+		{"hubs", "--" + odd},
+		{"hubs", "--json=" + odd},
+		{"clients", odd},
+		{"clients", "nowhere\u202e"},
+		{"send", "lobby", "a", odd},
+		{"kick", "--user", odd},
+		{"kick", "--client", odd},
+		{"kick", "--hub", odd},
+		{"tail", odd},
+	} {
+		out, err := command(t, append([]string{"chat"}, args...)...).CombinedOutput()
+		if err == nil {
+			t.Errorf("%q: want it to fail", args)
+		}
+		outputs = append(outputs, string(out))
+	}
+	for _, out := range outputs {
+		if bad := strings.IndexFunc(out, func(r rune) bool { return r != '\n' && unprintable(r) }); bad >= 0 {
+			t.Errorf("got %q, which is not all printable", out)
+		}
+	}
+	var line tailLine
+	if err := json.Unmarshal([]byte(tail.String()), &line); err != nil || *line.Data != odd {
+		t.Errorf("got %q, %v, want %q", *line.Data, err, odd)
+	}
+}
+
+func TestCommand_ListsNoHubsWithoutTheDirective(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\n}")
+	if got := columns(chat(t, "", "hubs")); len(got) != 1 || got[0][0] != "HUB" {
+		t.Errorf("got %q, want the header alone", got)
+	}
+}
+
+func TestCommand_TailEndsWithCaddy(t *testing.T) {
+	p := startProcess(t, "", "http://localhost:9081 {\n\tchat_broadcast lobby\n}")
+	cmd := command(t, "chat", "tail", "--address", processAdmin, "lobby")
+	var stderr output
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // fails if it is gone
+	eventually(t, "the tail to begin", func() bool { return strings.Contains(stderr.String(), "waiting for messages") })
+	p.terminate()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(stderr.String(), "asking Caddy's admin endpoint") {
+		t.Errorf("got %v, %s, want exit status 1 and the reason", err, stderr.String())
 	}
 }
 

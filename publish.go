@@ -2,7 +2,6 @@ package chatbroadcast
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -81,7 +80,7 @@ type publication struct {
 func answerJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // fails only when nobody reads the answer any more
+	_ = encodeJSON(w, v) // fails only when nobody reads the answer any more
 	return nil
 }
 
