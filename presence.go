@@ -2,6 +2,8 @@ package chatbroadcast
 
 import (
 	"bytes"
+	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -17,11 +19,17 @@ type presence struct {
 	roster []*rosterUser // in the order of their names, by bytes
 
 	// What the listeners do not know yet.
-	changed   []*rosterUser // users that have come or gone, oldest first
-	announced int           // how many clients the listeners were last told of; negative: not all of the same number
-	told      time.Time     // when they were told anything
-	timer     *time.Timer   // runs announce when they are due
-	due       time.Time     // zero: never
+	changed   []rosterChange // users that have come or gone: those that did not fit into a frame, then the oldest first
+	announced int            // how many clients the listeners were last told of; negative: not all of the same number
+	told      time.Time      // when they were told anything
+	timer     *time.Timer    // runs announce when they are due
+	due       time.Time      // zero: never
+}
+
+// A rosterChange is a user that has come or gone, and the address of the client with which it did.
+type rosterChange struct {
+	*rosterUser
+	from netip.Prefix
 }
 
 // A rosterUser is a user with a client in the hub, or one that listeners take for that.
@@ -98,7 +106,7 @@ func (b *hub) countLocked(c *client) {
 	}
 	u := b.roster[i]
 	u.clients++
-	b.changeLocked(u)
+	b.changeLocked(u, c.prefix)
 }
 
 func (b *hub) findUserLocked(name string) (i int, known bool) {
@@ -107,15 +115,15 @@ func (b *hub) findUserLocked(name string) (i int, known bool) {
 	})
 }
 
-// changeLocked sees to it that the listeners are told of what has changed about u.
-func (b *hub) changeLocked(u *rosterUser) {
+// changeLocked sees to it that the listeners are told of what a client from the given address has changed about u.
+func (b *hub) changeLocked(u *rosterUser, from netip.Prefix) {
 	if b.listeners == 0 {
 		u.shown = u.clients > 0
 		return
 	}
 	if u.shown != (u.clients > 0) && !u.queued {
 		u.queued = true
-		b.changed = append(b.changed, u)
+		b.changed = append(b.changed, rosterChange{u, from})
 	}
 }
 
@@ -150,7 +158,7 @@ func (b *hub) departLocked(c *client) {
 		u := b.roster[i]
 		u.clients--
 		u.left = now
-		b.changeLocked(u)
+		b.changeLocked(u, c.prefix)
 		if u.clients == 0 && !u.shown && !u.queued {
 			b.roster = slices.Delete(b.roster, i, i+1)
 		}
@@ -215,34 +223,41 @@ func (b *hub) announce() {
 
 // changesLocked returns what the listeners are to be told, nil for nothing, and when there is more, if there is.
 func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
-	var joined, left []string
-	size, full := 0, false
-	b.changed = slices.DeleteFunc(b.changed, func(u *rosterUser) bool {
+	ready := make([]rosterChange, 0, len(b.changed))
+	size := 0
+	b.changed = slices.DeleteFunc(b.changed, func(u rosterChange) bool {
 		here := u.clients > 0
 		if here == u.shown && (here || !u.listed) { // it came and went, or the other way round
 			u.queued = false
 			return true
 		}
-		if ready := u.left.Add(presenceGrace); !here && ready.After(now) {
-			if again.IsZero() || ready.Before(again) {
-				again = ready
+		if t := u.left.Add(presenceGrace); !here && t.After(now) {
+			if again.IsZero() || t.Before(again) {
+				again = t
 			}
 			return false
 		}
-		full = full || len(joined)+len(left) == maxChanges || size > 0 && size+jsonSize(u.name) > maxNamesSize
-		if full {
-			again = now
-			return false
+		ready = append(ready, u)
+		if size <= maxNamesSize {
+			size += jsonSize(u.name)
 		}
-		size += jsonSize(u.name)
-		if here {
+		return true
+	})
+	if len(ready) > maxChanges || size > maxNamesSize {
+		var rest []rosterChange
+		ready, rest = fairShare(ready)
+		b.changed = append(rest, b.changed...)
+		again = now
+	}
+	var joined, left []string
+	for _, u := range ready {
+		u.shown, u.listed, u.queued = u.clients > 0, false, false
+		if u.shown {
 			joined = append(joined, u.name)
 		} else {
 			left = append(left, u.name)
 		}
-		u.shown, u.listed, u.queued = here, false, false
-		return true
-	})
+	}
 	b.strikeLocked()
 	counted := b.announced == b.members
 	b.announced = b.members
@@ -255,6 +270,53 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 		return changesEvent{"presence", b.members, joined, left}, again
 	}
 	return nil, again
+}
+
+// fairShare divides changes that one frame cannot hold into those of the next frame and the rest. The frame gets one
+// change of each address in turn, and of an address the user with the shortest name first. So an address that brings many
+// users, or users with long names, holds up itself, and of its own users hardly those with short names. The rest begins
+// with the address whose turn is next, and reuses changes.
+func fairShare(changes []rosterChange) (frame, rest []rosterChange) {
+	addresses := make(map[netip.Prefix]int) // in the order of their first changes
+	var counts []int
+	address := make([]int, len(changes))
+	for i, c := range changes {
+		a, known := addresses[c.from]
+		if !known {
+			a = len(counts)
+			addresses[c.from] = a
+			counts = append(counts, 0)
+		}
+		address[i] = a
+		counts[a]++
+	}
+	turns, room := make([][]rosterChange, len(counts)), make([]rosterChange, len(changes))
+	for a, n := range counts {
+		turns[a], room = room[:0:n], room[n:]
+	}
+	for i, c := range changes {
+		turns[address[i]] = append(turns[address[i]], c)
+	}
+	for _, turn := range turns {
+		slices.SortStableFunc(turn, func(a, b rosterChange) int { return cmp.Compare(len(a.name), len(b.name)) })
+	}
+	size, next := 0, 0
+	for len(frame) < min(maxChanges, len(changes)) {
+		if len(turns[next]) > 0 {
+			size += jsonSize(turns[next][0].name)
+			if size > maxNamesSize && len(frame) > 0 {
+				break
+			}
+			frame = append(frame, turns[next][0])
+			turns[next] = turns[next][1:]
+		}
+		next = (next + 1) % len(turns)
+	}
+	rest = changes[:0]
+	for i := range turns {
+		rest = append(rest, turns[(next+i)%len(turns)]...)
+	}
+	return frame, rest
 }
 
 // who tells c a page of the roster: at most limit users, those after the given one if it is not nil. It returns the

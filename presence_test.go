@@ -2,6 +2,9 @@ package chatbroadcast
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -278,4 +281,211 @@ func TestPresence_CountIsToldToWhoKnowsAnother(t *testing.T) {
 			}
 		}
 	})
+}
+
+// tellingFrames returns how many frames of changes ada gets, one a second, until one of them has the user. It returns at
+// most so many.
+func tellingFrames(s *stage, ada *actor, user string, most int) int {
+	for n := 1; n <= most; n++ {
+		time.Sleep(presenceInterval)
+		s.serve()
+		for _, e := range ada.events() {
+			if e.User != nil && *e.User == user || slices.Contains(e.Joined, user) || slices.Contains(e.Left, user) {
+				return n
+			}
+		}
+	}
+	return most
+}
+
+// TestPresence_ManyLongNamesHoldUpNoOthers has somebody bring hundreds of users with long names, then an honest user come.
+func TestPresence_ManyLongNamesHoldUpNoOthers(t *testing.T) {
+	const elsewhere = "2001:db8::/64"
+	for _, tc := range []struct {
+		name string
+		from []string // addresses of the many
+	}{
+		{"from another address", []string{"192.0.2.1/32"}},
+		{"from the same address", []string{elsewhere}},
+		{"from ten addresses", []string{
+			"192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32", "192.0.2.4/32", "192.0.2.5/32",
+			"192.0.2.6/32", "192.0.2.7/32", "192.0.2.8/32", "192.0.2.9/32", "192.0.2.10/32",
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.from = "198.51.100.7/32"
+				ada := s.join("ada", presenceOf(true), true, nil)
+				time.Sleep(time.Minute)
+				s.serve()
+				ada.events()
+				var many []*actor
+				for i := range 500 {
+					s.from = tc.from[i%len(tc.from)]
+					many = append(many, s.join(fmt.Sprintf("%03d%s", i, strings.Repeat("x", 900)), defaults(), false, nil))
+				}
+				time.Sleep(presenceInterval)
+				s.from = elsewhere
+				bob := s.join("bob", defaults(), false, nil)
+				if n := tellingFrames(s, ada, "bob", 100); n > 2 {
+					t.Errorf("got the coming told in frame %d, want one of the first 2", n)
+				}
+				for _, a := range many {
+					s.leave(a)
+				}
+				s.leave(bob)
+				time.Sleep(presenceGrace - presenceInterval)
+				s.serve()
+				if n := tellingFrames(s, ada, "bob", 100); n > 3 {
+					t.Errorf("got the going told %d s after the grace, want 2 at most", n-1)
+				}
+			})
+		})
+	}
+}
+
+func TestPresence_StrangersLongNamesHoldUpNoOthers(t *testing.T) {
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast {
+		hub hub
+		user {header.X-User}
+		presence join_leave
+	}
+}`)
+	ada := joinEvents(t, "/", "X-User: ada\r\n")
+	stranger := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for i := range 500 {
+		conn, err := stranger.Dial("tcp", "127.0.0.1:9080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		joinOn(t, conn, httpAddr, "/", fmt.Sprintf("X-User: %03d%s\r\n", i, strings.Repeat("x", 900)))
+	}
+	bob := join(t, "/", "X-User: bob\r\n")
+	bob.text("here")
+	frames := 0 // told after bob came: one a second
+	for came := false; ; {
+		e, err := ada.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		came = came || e.Type == "message"
+		if e.Type != "presence" {
+			continue
+		}
+		if came {
+			frames++
+		}
+		if slices.Contains(e.Joined, "bob") {
+			break
+		}
+	}
+	if frames > 2 {
+		t.Errorf("got bob's coming told in frame %d, want one of the first 2", frames)
+	}
+}
+
+// TestPresence_AllAreToldInTheEnd has many users come and go, from many addresses, and compares what a listener knows then
+// with who is there.
+func TestPresence_AllAreToldInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		ada := s.join("ada", presenceOf(true), true, nil)
+		random := rand.New(rand.NewPCG(1, 2))
+		there := map[string]*actor{}
+		known := map[string]bool{}
+		listen := func() {
+			time.Sleep(presenceInterval)
+			s.serve()
+			for _, e := range ada.events() {
+				switch {
+				case e.Type == "join":
+					known[*e.User] = true
+				case e.Type == "leave":
+					delete(known, *e.User)
+				}
+				if n := len(e.Joined) + len(e.Left); n > maxChanges {
+					t.Errorf("got %d names in a frame", n)
+				}
+				for _, name := range e.Joined {
+					known[name] = true
+				}
+				for _, name := range e.Left {
+					delete(known, name)
+				}
+			}
+		}
+		for range 10 {
+			for range 1000 {
+				name := fmt.Sprint(strings.Repeat("x", random.IntN(900)), random.IntN(2000))
+				s.from = fmt.Sprintf("192.0.2.%d/32", random.IntN(1+random.IntN(255)))
+				if a := there[name]; a != nil {
+					s.leave(a)
+					delete(there, name)
+				} else {
+					there[name] = s.join(name, defaults(), false, nil)
+				}
+			}
+			listen()
+		}
+		for range 1000 { // 16 KiB of names each
+			listen()
+		}
+		there["ada"] = ada
+		for name := range there {
+			if !known[name] {
+				t.Errorf("not told of %.20q", name)
+			}
+		}
+		if len(known) != len(there) {
+			t.Errorf("told of %d users, want %d", len(known), len(there))
+		}
+	})
+}
+
+// TestPresence_ManyAddressesTakeTurns has more addresses than fit into a frame bring several users each.
+func TestPresence_ManyAddressesTakeTurns(t *testing.T) {
+	var changes []rosterChange
+	const addresses, each = maxChanges + 50, 4
+	for i := range addresses * each {
+		from := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i / each / 256), byte(i / each)}), 32)
+		changes = append(changes, rosterChange{&rosterUser{name: fmt.Sprint(i)}, from})
+	}
+	told := map[netip.Prefix]int{}
+	for frame := 1; len(changes) > 0; frame++ {
+		var now []rosterChange
+		if now, changes = changes, nil; len(now) > maxChanges {
+			now, changes = fairShare(now)
+		}
+		for _, c := range now {
+			told[c.from]++
+		}
+		least, most := each, 0
+		for _, n := range told {
+			least, most = min(least, n), max(most, n)
+		}
+		if frame > 1 && most > least+1 {
+			t.Errorf("after frame %d: got %d to %d users of an address told", frame, least, most)
+		}
+	}
+}
+
+// BenchmarkPresence_Changes measures one frame of changes while many more wait.
+func BenchmarkPresence_Changes(b *testing.B) {
+	for _, addresses := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprintf("users=10000/addresses=%d", addresses), func(b *testing.B) {
+			changes := make([]rosterChange, 10_000)
+			for i := range changes {
+				from := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i % addresses / 256), byte(i % addresses)}), 32)
+				changes[i] = rosterChange{&rosterUser{name: fmt.Sprint("user", i*7919%10_000)}, from}
+			}
+			some := make([]rosterChange, len(changes))
+			b.ReportAllocs()
+			for b.Loop() {
+				copy(some, changes)
+				fairShare(some)
+			}
+		})
+	}
 }

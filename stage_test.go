@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"runtime"
 	"slices"
 	"syscall"
@@ -22,6 +23,7 @@ type stage struct {
 	lastID clientID
 	sent   uint64   // messages
 	actors []*actor // that have not left
+	from   string   // the address from which clients join
 }
 
 // An actor is a client on the stage, and what it has got.
@@ -44,6 +46,9 @@ func (s *stage) join(user string, settings *settings, speaksEvents bool, since *
 	s.t.Helper()
 	s.lastID++
 	c := &client{id: s.lastID, user: user, settings: settings, hub: s.hub, speaksEvents: speaksEvents, since: since}
+	if s.from != "" {
+		c.prefix = netip.MustParsePrefix(s.from)
+	}
 	c.state.Store(stateWriting)
 	c.wire.raw = struct{ syscall.RawConn }{} // not nil, so that flushers serve it; nobody writes
 	a := &actor{client: c, stage: s, writing: true}
