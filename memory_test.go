@@ -203,7 +203,7 @@ func TestMemory_ClientsThatHoldBackTheMostAreCutFirst(t *testing.T) {
 	flood := bytes.Repeat(clientFrame(finBit|websocket.BinaryMessage, make([]byte, 65_000)), 26)
 	var attackers []*peer
 	var highest int64
-	for i := range 40 {
+	for i := range 100 { // 128 KiB each are too much, too
 		p := joinFrom(t, "127.0.0.9", httpAddr, "/chat/"+strconv.Itoa(i))
 		_ = p.conn.SetWriteDeadline(time.Now().Add(patience))
 		_, _ = p.conn.Write(flood) // fails once it is cut
