@@ -2,9 +2,12 @@ package chatbroadcast
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 )
 
 // dearFrames are frames of about 60 KB, each the dearest of its kind that we know of.
@@ -51,6 +54,61 @@ func BenchmarkClientEvent(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(frame)), "ns/byte")
 		})
 	}
+}
+
+// TestClientEvent_SearchFindsNoDearFrame puts frames together by chance and keeps the dearest to change it further. No frame
+// may cost more a byte than a fixed multiple of checking plain JSON: what it costs is charged by bytes.
+func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
+	const most, size, rounds = 50, 8 << 10, 400
+	pieces := []string{
+		`{"type":"send"`, `{"type":"who"`, `{"type":"x"`, `{`, `}`, `[`, `]`, `,`, `:`, `"`, `\`, `\"`, `\u0000`, `\ud83d`, `\ude00`,
+		`,"data":"`, `,"data64":"AAAA"`, `,"id":"m"`, `,"after":"`, `,"limit":1e9`, `,"0":0`, `,"\u0064ata":""`, `0`, `1e1`, `-`, `0.0`, `true`,
+		`null`, ` `, "\n", `é`, `🙂`, `x`, strings.Repeat("[", 50), strings.Repeat(`{"":`, 30), strings.Repeat("]", 50), strings.Repeat("x", 50),
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	some := func() string {
+		var b strings.Builder
+		for range 1 + random.IntN(6) {
+			b.WriteString(pieces[random.IntN(len(pieces))])
+		}
+		return b.String()
+	}
+	cost := func(frame string, check func(frame []byte)) time.Duration {
+		least := time.Hour
+		for range 3 { // what else the machine does only makes it dearer
+			buffer := []byte(frame)
+			began := time.Now()
+			check(buffer)
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	plain := `{"type":"send","data":"` + strings.Repeat("x", size) + `"}`
+	allowed := most * cost(plain, func(frame []byte) { json.Valid(frame) })
+	dearest, head, body := time.Duration(0), `{"type":"x"`, `,"0":0`
+	for range rounds {
+		h, b := head, body
+		switch random.IntN(3) {
+		case 0:
+			h = pieces[random.IntN(4)]
+		case 1:
+			b = some()
+		default:
+			b += pieces[random.IntN(len(pieces))]
+		}
+		frame := h + strings.Repeat(b, size/len(b))
+		if random.IntN(2) == 0 {
+			frame += "}"
+		}
+		took := cost(frame, func(frame []byte) { _ = new(clientEvent).decode(frame) })
+		if took > allowed {
+			t.Errorf("%.100q, of %d bytes: took %v, want at most %v", frame, len(frame), took, allowed)
+		}
+		if took > dearest {
+			dearest, head, body = took, h, b
+		}
+	}
+	t.Logf("the dearest repeats %q after %q: %v for %d bytes, plain JSON takes %v", body, head, dearest, size, allowed/most)
 }
 
 func TestClientEvent_DecodingTakesNoMemory(t *testing.T) {

@@ -264,9 +264,6 @@ func (l *log) overstranded() *segment {
 // memory returns the memory of all segments, in bytes: of the retained ones and of those that writers pin.
 func (l *log) memory() int { return l.capacity + l.strandedBytes }
 
-// retained returns the memory of the frames from tail to head, in bytes.
-func (l *log) retained() int { return l.capacity + indexSize*int(l.head-l.tail) }
-
 // held returns the memory of segments, in bytes.
 func held(segments []*segment) (n int) {
 	for _, s := range segments {
