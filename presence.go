@@ -244,10 +244,8 @@ func (b *hub) changesLocked(now time.Time) (event any, again time.Time) {
 		return true
 	})
 	if len(ready) > maxChanges || size > maxNamesSize {
-		var rest []rosterChange
-		ready, rest = fairShare(ready)
-		b.changed = append(rest, b.changed...)
-		again = now
+		frame, rest := fairShare(ready)
+		ready, b.changed, again = frame, append(rest, b.changed...), now
 	}
 	var joined, left []string
 	for _, u := range ready {

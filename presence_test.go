@@ -399,10 +399,10 @@ func TestPresence_AllAreToldInTheEnd(t *testing.T) {
 			time.Sleep(presenceInterval)
 			s.serve()
 			for _, e := range ada.events() {
-				switch {
-				case e.Type == "join":
+				switch e.Type {
+				case "join":
 					known[*e.User] = true
-				case e.Type == "leave":
+				case "leave":
 					delete(known, *e.User)
 				}
 				if n := len(e.Joined) + len(e.Left); n > maxChanges {
