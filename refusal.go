@@ -187,8 +187,8 @@ func (l refusalLine) log(omitted int) {
 	l.scope.logger().Log(level, "request refused",
 		zap.String("reason", l.reason),
 		zap.Int("status", l.status),
-		zap.String("hub", l.hub),
-		zap.String("user", l.user),
+		logName("hub", l.hub),
+		logName("user", l.user),
 		zap.String("client_ip", l.clientIP),
 		zap.String("error", l.error),
 		zap.Int("omitted", omitted))
