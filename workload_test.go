@@ -72,7 +72,9 @@ func TestWorkload_LeavingDoesNotPay(t *testing.T) {
 func TestWorkload_WaitingIsNoWork(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		other := hubs.work.enter(testPrefix(1))
-		c, p := connect(t, defaults())
+		settings := defaults()
+		settings.pingInterval = 0
+		c, p := connect(t, settings)
 		frame := clientFrame(finBit|websocket.TextMessage, []byte(strings.Repeat("x", 100)))
 		for i := range frame {
 			p.write(frame[i : i+1])
