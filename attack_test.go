@@ -193,12 +193,13 @@ func TestAttack_BareDirective(t *testing.T) {
 // TestAttack_HistoriesOfOthersStay has one address open more rooms than max_hubs and publish more than all histories
 // together may take.
 func TestAttack_HistoriesOfOthersStay(t *testing.T) {
-	const rooms, bytes = 10_050, 100 << 20
+	const rooms, bytes = 3_050, 100 << 20
 	p := startPlainProcess(t, "", `http://localhost:9081 {
 	chat_broadcast /chat/* {
 		history 100
 		presence join_leave
 		http_publish
+		max_hubs 3000
 	}
 }`)
 	talked := joinFrom(t, honestAddr, processHTTP, "/chat/talked")

@@ -5,6 +5,7 @@ package chatbroadcast
 import (
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,15 @@ func readable(fd uintptr) bool { return poll(fd, unix.POLLIN) }
 func poll(fd uintptr, event int16) bool {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, 0)
 	return err == nil && n == 1
+}
+
+// processorTime returns how much processor time the process has used.
+func processorTime() (used time.Duration, known bool) {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0, false
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), true
 }
 
 func writeNonBlocking(fd uintptr, p []byte) int {

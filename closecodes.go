@@ -24,6 +24,7 @@ var (
 	causeMaxAge        = cause{websocket.CloseServiceRestart, "max_age"}
 	causeLagged        = cause{websocket.CloseTryAgainLater, "lagged"}
 	causeWriteTimeout  = cause{websocket.CloseTryAgainLater, "write_timeout"}
+	causeBusy          = cause{websocket.CloseTryAgainLater, "busy"}
 
 	// The two that no frame carries: the peer sees an abnormal closure, 1006 (RFC 6455 §7.1.5).
 	causePingTimeout = cause{websocket.CloseAbnormalClosure, "ping_timeout"}
@@ -33,7 +34,7 @@ var (
 // causes are the closed set of what a metric may be labeled with: those above, and the peer's own goodbye.
 var causes = []cause{
 	causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeKicked, causeTooBig,
-	causeInternal, causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causePingTimeout, causeGone,
+	causeInternal, causeHubRemoved, causeMaxAge, causeLagged, causeWriteTimeout, causeBusy, causePingTimeout, causeGone,
 	{code: websocket.CloseNormalClosure},
 	{code: websocket.CloseGoingAway},
 }

@@ -208,29 +208,30 @@ func (b *hub) historyAge() time.Duration {
 	return b.age
 }
 
-// forget forgets the messages of the history. It reports whether that has given memory back.
-func (b *hub) forget() bool {
+// forget forgets the messages of the history. It returns how many bytes of history that has given back.
+func (b *hub) forget() (freed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.messages == 0 || b.closed {
-		return false
+		return 0
 	}
 	before := b.remembered
 	b.forgetHistoryLocked()
-	return b.remembered < before
+	return before - b.remembered
 }
 
 // forgetReceipts forgets which messages were sent with an id, so that a sender who repeats one learns that the hub cannot
-// know. It reports whether there were any.
-func (b *hub) forgetReceipts() bool {
+// know. It returns how many bytes that has given back.
+func (b *hub) forgetReceipts() (freed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed || b.receipts.size() == 0 {
-		return false
+		return 0
 	}
+	before := b.remembered
 	b.receipts.forgetEarly()
 	b.chargeLocked()
-	return true
+	return before - b.remembered
 }
 
 // growHistory is growHistoryLocked for a hub that is opened without a client.

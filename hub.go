@@ -184,6 +184,24 @@ func (b *hub) anyAddress() (address netip.Prefix, found bool) {
 	return netip.Prefix{}, false
 }
 
+// heir returns the given address if a client that has come in through s still has it, else that of another such client, if
+// there is one.
+func (b *hub) heir(s *scope, address netip.Prefix) netip.Prefix {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	heir, found := address, false
+	for _, c := range b.clients {
+		switch {
+		case c.scope != s || c.left:
+		case c.prefix == address:
+			return address
+		case !found:
+			heir, found = c.prefix, true
+		}
+	}
+	return heir
+}
+
 // drop forgets c, which will write no more frames: it has left, or its connection is broken. It may be called more than
 // once.
 func (b *hub) drop(c *client) {

@@ -1,7 +1,9 @@
 package chatbroadcast
 
 import (
+	"cmp"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -49,8 +51,9 @@ func (b *budget) bound() int64 { return max(b.most.Load(), b.raised.Load()) }
 // goal returns how much may be left after a search, in bytes: less than bound, so that the next search is not due at once.
 func (b *budget) goal() int64 { return b.bound() / 8 * 7 }
 
-// left returns how much may be used besides what is, in bytes.
-func (b *budget) left() int { return int(min(max(b.bound()-b.used.Load(), 0), math.MaxInt32)) }
+// left returns how much may be used besides what is, in bytes, until nothing more may be: a quarter more than bound. Between the
+// two a search takes memory from those who hold the most; only if it comes too late does everybody notice.
+func (b *budget) left() int { return int(min(max(b.bound()/4*5-b.used.Load(), 0), math.MaxInt32)) }
 
 // raise makes room for a hub of the given buffer.
 func (b *budget) raise(bufferBytes int) {
@@ -76,13 +79,14 @@ func (b *budget) rest(d time.Duration) { b.pause.Store(time.Now().Add(d).UnixNan
 const budgetPause = time.Second
 
 // maxFruitless is after how many searches in vain clients are cut that do take something, but not enough.
-const maxFruitless = 10
+const maxFruitless = 100
 
 // minCutPause is how soon the next search for clients to cut follows. Each looks at every hub.
 const minCutPause = 10 * time.Millisecond
 
 // chargeLocked tells the budgets what the hub keeps. When all its clients have everything, all of that is history. Else
-// the history has its share of the logs, and the rest is kept for the clients that are behind.
+// history is the messages that have a record, as far as the history's part of the logs goes, and the rest is kept for the
+// clients that are behind: a history that is forgotten counts no more, whoever still has to be sent its messages.
 func (b *hub) chargeLocked() {
 	if b.memory == nil {
 		return
@@ -92,17 +96,12 @@ func (b *hub) chargeLocked() {
 		buffered += b.events.memory()
 	}
 	if b.messages > 0 && !b.closed {
-		remembered = len(b.records)*recordSize + b.users + b.receipts.size()
 		logs := buffered
 		if b.idle < len(b.clients) {
-			share := b.historyBytesLocked()
-			logs = min(b.log.capacity, share)
-			if b.events != nil {
-				logs += min(b.events.capacity, share)
-			}
+			logs = b.rememberedFramesLocked()
 		}
 		buffered -= logs
-		remembered += logs
+		remembered = logs + len(b.records)*recordSize + b.users + b.receipts.size()
 	}
 	if d := remembered - b.remembered; d != 0 {
 		b.memory.histories.used.Add(int64(d))
@@ -114,32 +113,25 @@ func (b *hub) chargeLocked() {
 	}
 }
 
-// A holding is what clients of one address that are behind make a hub keep, in bytes. It is all that the hub keeps for
-// clients that are behind: one of them is enough for that.
-type holding struct {
-	bytes   int
-	clients []*client
-	stuck   bool // some have not gone on since the last search
-}
-
-// compare orders holdings by how late their clients are cut.
-func (h *holding) compare(other *holding) int {
-	switch {
-	case h.stuck == other.stuck:
-		return h.bytes - other.bytes
-	case h.stuck:
-		return 1
+// rememberedFramesLocked returns about how many bytes of the logs are history while clients are behind.
+func (b *hub) rememberedFramesLocked() int {
+	if len(b.records) == 0 {
+		return 0
 	}
-	return -1
+	share := b.historyBytesLocked()
+	n := min(b.log.capacity, b.log.bytesFrom(max(b.firstRecord, b.log.tail)), share)
+	if b.events != nil {
+		n += min(b.events.capacity, share)
+	}
+	return n
 }
 
-// trim gives back what no client and no history needs any more. It returns how many bytes are left for clients that are
-// behind, and those that hold them back, with whether they have gone on since the last call.
-func (b *hub) trim() (buffered int, holders []holder) {
+// trim gives back what no client and no history needs any more. It returns the clients that hold back the rest.
+func (b *hub) trim() (holders []holder) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.buffered == 0 {
-		return 0, nil
+		return nil
 	}
 	floor, eventFloor := b.floorLocked(time.Now()), uint64(0)
 	if b.events != nil {
@@ -167,34 +159,47 @@ func (b *hub) trim() (buffered int, holders []holder) {
 			n += cap(c.pinned.buf)
 		}
 		if c.turn != turnQueued && n >= minHolding { // else it only waits for its turn, or holds next to nothing
-			holders = append(holders, holder{c, c.searched == c.cursor+1})
+			holders = append(holders, holder{c, n, c.searched == c.cursor+1})
 			c.searched = c.cursor + 1
 		}
 	}
-	return b.buffered, holders
+	return holders
 }
 
 // A holder is a client that is behind.
 type holder struct {
 	client *client
+	bytes  int  // that the hub keeps for it
 	stuck  bool // it has not gone on since the last search
+}
+
+// compare orders holders by how late they are cut: first those that go on, then those that hold back the least.
+func (h holder) compare(other holder) int {
+	switch {
+	case h.stuck == other.stuck:
+		return h.bytes - other.bytes
+	case h.stuck:
+		return 1
+	}
+	return -1
 }
 
 // minHolding is how much a client must hold back, in bytes, to be cut for it.
 const minHolding = 4 << 10
 
 // shed forgets histories when all of them together take too much. It goes by the address that opened a hub: again and
-// again the address whose hubs take the most loses a history, at first those of hubs without clients, the longest empty one
-// first, then those of the hubs in which nothing was published for the longest time, as far as their clients have
-// everything. Only if that is not enough, receipts go, too.
+// again the address whose hubs take the most gives something up. Its hubs without clients close first, the longest empty one
+// first. Then its other hubs forget their messages, the one in which nothing was published for the longest time first, and
+// at last their receipts.
 func (r *registry) shed() {
-	if !r.memory.histories.exceeded() {
+	budget := &r.memory.histories
+	if !budget.exceeded() {
 		return
 	}
 	r.mu.Lock()
-	n := r.shedLocked((*hub).forget)
-	if budget := &r.memory.histories; budget.used.Load() > budget.goal() {
-		n += r.shedLocked((*hub).forgetReceipts)
+	n := 0
+	if budget.exceeded() { // nobody else has made room meanwhile
+		n = r.shedLocked()
 		if budget.used.Load() > budget.goal() {
 			budget.rest(budgetPause)
 		}
@@ -202,72 +207,81 @@ func (r *registry) shed() {
 	r.mu.Unlock()
 	r.shedWarning.warn(n, func(n int) {
 		processLogger().Warn("histories forgotten: all of them together took too much memory",
-			zap.Int("hubs", n), zap.Int64("max_bytes", r.memory.histories.bound()))
+			zap.Int("hubs", n), zap.Int64("max_bytes", budget.bound()))
 	})
 }
 
-// A sheddable is a history that can be forgotten.
+// A sheddable is something that can be given up of a hub's history.
 type sheddable struct {
 	hub   *hub
-	bytes int
-	kept  bool      // the hub has no clients
-	since time.Time // when it lost them, or when something was published last
+	what  int       // shedHub, shedMessages or shedReceipts
+	since time.Time // when the hub lost its last client, or when something was published last
 }
 
-// compare orders histories by how soon they are forgotten.
+// The values of sheddable.what, in the order in which they go.
+const (
+	shedHub = iota
+	shedMessages
+	shedReceipts
+)
+
+// compare orders what can be given up by how soon it goes.
 func (a sheddable) compare(b sheddable) int {
-	if a.kept != b.kept {
-		if a.kept {
-			return -1
-		}
-		return 1
-	}
-	return a.since.Compare(b.since)
+	return cmp.Or(a.what-b.what, a.since.Compare(b.since))
 }
 
-// shedLocked closes hubs that are only kept, and has others forget what the given function forgets, until histories take
-// no more than they may, or nothing is left to forget. It returns how many have forgotten something.
-func (r *registry) shedLocked(forget func(*hub) bool) (n int) {
+// shedLocked gives up histories until they take no more than they may, or nothing is left to give up. It returns of how
+// many hubs it has given up something.
+func (r *registry) shedLocked() (n int) {
 	byOwner := map[netip.Prefix][]sheddable{}
 	total := map[netip.Prefix]int{}
 	for _, b := range r.hubs {
-		s := sheddable{hub: b, kept: b.keeper != nil, since: b.keptSince}
-		var published time.Time
-		s.bytes, published = b.rememberedSince()
-		if !s.kept {
-			s.since = published
+		bytes, published := b.rememberedSince()
+		if bytes == 0 {
+			continue
 		}
-		if s.bytes > 0 {
-			byOwner[b.owner] = append(byOwner[b.owner], s)
-			total[b.owner] += s.bytes
+		total[b.owner] += bytes
+		if b.keeper != nil {
+			byOwner[b.owner] = append(byOwner[b.owner], sheddable{b, shedHub, b.keptSince})
+		} else {
+			byOwner[b.owner] = append(byOwner[b.owner], sheddable{b, shedMessages, published}, sheddable{b, shedReceipts, published})
 		}
 	}
-	for _, histories := range byOwner {
-		slices.SortFunc(histories, sheddable.compare)
+	for _, all := range byOwner {
+		slices.SortFunc(all, sheddable.compare)
 	}
-	for budget := &r.memory.histories; budget.used.Load() > budget.goal(); {
+	for budget := &r.memory.histories; budget.used.Load() > budget.goal() && len(total) > 0; {
 		owner := largest(total)
-		if total[owner] == 0 {
-			break
+		all := byOwner[owner]
+		if len(all) == 0 {
+			delete(total, owner)
+			continue
 		}
-		s := byOwner[owner][0]
-		byOwner[owner] = byOwner[owner][1:]
-		total[owner] -= s.bytes
-		if s.kept {
+		byOwner[owner] = all[1:]
+		freed := 0
+		switch s := all[0]; s.what {
+		case shedHub:
+			freed, _ = s.hub.rememberedSince()
 			r.closeKeptLocked(s.hub)
-			n++
-		} else if forget(s.hub) {
+		case shedMessages:
+			freed = s.hub.forget()
+		case shedReceipts:
+			freed = s.hub.forgetReceipts()
+		}
+		total[owner] -= freed
+		if freed > 0 {
 			n++
 		}
 	}
 	return n
 }
 
-// largest returns the address with the largest number.
+// largest returns the address with the largest number, of at least one.
 func largest(numbers map[netip.Prefix]int) (address netip.Prefix) {
+	most := math.MinInt
 	for a, n := range numbers {
-		if n > numbers[address] {
-			address = a
+		if n > most {
+			address, most = a, n
 		}
 	}
 	return address
@@ -316,64 +330,45 @@ func (r *registry) hubsInMemory() map[*hub]bool {
 	return all
 }
 
-// cutHolders forgets messages that no client needs. If that is not enough it cuts clients: again and again those of the
-// address for which hubs keep the most, in the hub that keeps the most for it. Clients whose sockets have room are not cut,
-// nor, while onlyStuck, those that have taken something since the last search. It returns how many it has cut, and how many
-// bytes clients that were cut before are about to give back.
+// cutHolders forgets messages that no client needs. If that is not enough it cuts clients of the address for which hubs keep
+// the most, those first that hold back the most: nobody else shall go instead, and the next search sees what has become
+// of it. Clients whose sockets have room are not cut, nor, while onlyStuck, those that have taken something since the last
+// search. It returns how many it has cut, and how many bytes clients that were cut before are about to give back.
 func (r *registry) cutHolders(onlyStuck bool) (cut, ending int) {
-	byAddress := map[netip.Prefix][]*holding{}
+	byAddress := map[netip.Prefix][]holder{}
 	total := map[netip.Prefix]int{}
 	for b := range r.hubsInMemory() {
-		buffered, holders := b.trim()
-		inHub, ends := map[netip.Prefix]*holding{}, false
-		for _, h := range holders {
-			in := inHub[h.client.prefix]
-			if in == nil {
-				in = &holding{bytes: buffered}
-				inHub[h.client.prefix] = in
-				total[h.client.prefix] += buffered
-			}
+		for _, h := range b.trim() {
+			total[h.client.prefix] += h.bytes
+			conn := h.client.connection()
 			switch {
 			case h.client.isBroken():
-				ends = true
-			case !writable(h.client.connection()):
-				in.clients = append(in.clients, h.client)
-				in.stuck = in.stuck || h.stuck
+				ending += h.bytes
+			case conn != nil && !writable(conn) && (h.stuck || !onlyStuck):
+				byAddress[h.client.prefix] = append(byAddress[h.client.prefix], h)
 			}
 		}
-		for address, in := range inHub {
-			if len(in.clients) > 0 {
-				byAddress[address] = append(byAddress[address], in)
+	}
+	excess := r.memory.buffers.used.Load() - r.memory.buffers.goal() - int64(ending)
+	if !onlyStuck {
+		for address := range total {
+			if len(byAddress[address]) == 0 {
+				delete(total, address)
 			}
 		}
-		if ends {
-			ending += buffered
-		}
 	}
-	for _, holdings := range byAddress {
-		slices.SortFunc(holdings, (*holding).compare)
+	if excess <= 0 || len(total) == 0 {
+		return 0, ending
 	}
-	for excess := r.memory.buffers.used.Load() - r.memory.buffers.goal() - int64(ending); excess > 0; {
-		worst := largest(total)
-		if total[worst] == 0 {
+	worst := byAddress[largest(total)]
+	slices.SortFunc(worst, holder.compare)
+	for _, h := range slices.Backward(worst) {
+		if excess <= 0 {
 			break
 		}
-		last := len(byAddress[worst]) - 1
-		if last < 0 || onlyStuck && !byAddress[worst][last].stuck {
-			if onlyStuck {
-				break // nobody else shall go instead: the next search may find some
-			}
-			delete(total, worst)
-			continue
-		}
-		h := byAddress[worst][last]
-		byAddress[worst] = byAddress[worst][:last]
-		total[worst] -= h.bytes
+		h.client.cut(causeLagged)
 		excess -= int64(h.bytes)
-		for _, c := range h.clients {
-			c.cut(causeLagged)
-		}
-		cut += len(h.clients)
+		cut++
 	}
 	return cut, ending
 }
@@ -429,16 +424,21 @@ func (p *pool) take(address netip.Prefix, n int) bool {
 	return true
 }
 
-// incomingPatience is how long await waits until it looks again; each time twice that, up to a second.
-const incomingPatience = 32 * time.Millisecond
+// incomingPatience is for how long about await waits, and incomingPause how soon it looks again. Nobody waits for longer,
+// because whoever waits may hold what others wait for. It is spread, so that they do not all give up at once.
+const (
+	incomingPatience = 2 * time.Second
+	incomingPause    = 20 * time.Millisecond
+)
 
-// await takes n bytes for an address as soon as it may have so much. It returns false when ended does.
+// await takes n bytes for an address as soon as it may have so much. It returns false when that takes too long, or when ended
+// returns true.
 func (p *pool) await(address netip.Prefix, n int, ended func() bool) bool {
-	for patience := incomingPatience; !p.take(address, n); patience = min(2*patience, time.Second) {
-		if ended() {
+	for patience := incomingPatience/2 + rand.N(incomingPatience); !p.take(address, n); patience -= incomingPause {
+		if patience <= 0 || ended() {
 			return false
 		}
-		time.Sleep(patience)
+		time.Sleep(incomingPause)
 	}
 	return true
 }

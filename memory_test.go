@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -268,6 +269,114 @@ func TestMemory_HalfMessagesOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	attackers[0].wantText(strings.Repeat("x", 60_000))
 	attackers[0].conn.Close()
 	eventually(t, "all memory to be given back", func() bool { return usedIncoming() == 0 })
+}
+
+// TestMemory_UploadsThatWaitForEachOtherEnd has large messages arrive in step, so that each has a part of the memory and none
+// gets the rest: some give up, and the memory is there again.
+func TestMemory_UploadsThatWaitForEachOtherEnd(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\n\tchat_broadcast /chat/* {\n\t\tmax_message_size 1MiB\n\t}\n}")
+	lowerIncoming(t, 1<<20)
+	const payload, begun = 500_000, 100_000
+	message := clientFrame(finBit|websocket.BinaryMessage, make([]byte, payload))
+	var peers []*peer
+	for i := range 4 {
+		p := joinFrom(t, fmt.Sprintf("127.0.0.%d", 10+i), httpAddr, fmt.Sprintf("/chat/%d", i))
+		p.write(message[:begun])
+		peers = append(peers, p)
+	}
+	eventually(t, "all to have begun", func() bool { return usedIncoming() >= 4*begun })
+	var senders sync.WaitGroup
+	for _, p := range peers {
+		senders.Go(func() { _, _ = p.conn.Write(message[begun:]) }) // fails once the client is closed
+	}
+	closed := 0
+	for _, p := range peers {
+		switch f := p.next(); {
+		case f.opcode == websocket.CloseMessage && f.payload == string(websocket.FormatCloseMessage(1013, "busy")):
+			closed++
+		case f.opcode != websocket.BinaryMessage || len(f.payload) != payload:
+			t.Errorf("got frame %.80v, want the message back, or a close with 1013 busy", f)
+		}
+		p.conn.Close()
+	}
+	senders.Wait()
+	if closed == 0 {
+		t.Error("no client was closed")
+	}
+	eventually(t, "all memory to be given back", func() bool { return usedIncoming() == 0 })
+}
+
+// TestRegistry_HubIsChargedToWhoeverIsLeft has an address join the hubs that others open and leave.
+func TestRegistry_HubIsChargedToWhoeverIsLeft(t *testing.T) {
+	withScope(t, func(t *testing.T, s *scope) {
+		eight := limits{maxHubs: 8}
+		var clients []*client
+		for i := range 3 {
+			name := fmt.Sprint("hub ", i)
+			opener := joinedClient(t, s, name, testPrefix(i+1), eight)
+			clients = append(clients, joinedClient(t, s, name, testPrefix(9), eight))
+			opener.abandon()
+		}
+		if got := s.opened[testPrefix(9)]; got != 3 || len(s.opened) != 1 {
+			t.Errorf("got %d hubs charged to the address that is left, and %d addresses, want 3 and 1", got, len(s.opened))
+		}
+		for _, c := range clients {
+			c.abandon()
+		}
+		if len(s.opened) != 0 {
+			t.Errorf("got %v charged when all have left", s.opened)
+		}
+	})
+}
+
+// TestRegistry_StuckClientsDoNotPushOutTheHistoriesOfOthers fills the memory for histories with messages that clients of one
+// address have yet to read, and with receipts.
+func TestRegistry_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
+	withRegistry(t, func(t *testing.T) {
+		l := hubs.lease("value", testLogger(t), emitter{}, bounds{history: 1, buffers: 1}, time.Duration(defaultDrain))
+		settings := historyOfTen()
+		settings.bufferBytes = 64 << 10 // four of them: 256 KiB for all histories
+		join := func(name string, address int) *client {
+			t.Helper()
+			c := &client{settings: settings, scope: l.scope, prefix: testPrefix(address), joined: time.Now()}
+			c.state.Store(stateWriting) // it takes nothing
+			if err := hubs.join(c, name, limits{}); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		say := func(c *client, n, size int) {
+			for i := range n {
+				key := sendKey{user: c.user, token: c.id.String(), id: strconv.Itoa(i)}
+				c.hub.publish(message{from: c, sender: c.id, opcode: websocket.TextMessage, payload: make([]byte, size), key: key})
+				hubs.shed()
+			}
+		}
+		honest := join("honest", 1)
+		say(honest, 5, 100)
+		kept := join("kept", 2)
+		say(kept, 5, 100)
+		kept.abandon()
+		var attackers []*client
+		for i := range 40 {
+			c := join(fmt.Sprint("attack ", i), 9)
+			say(c, 10, 6000) // stays in the log, for the client
+			say(c, 100, 0)   // and receipts
+			attackers = append(attackers, c)
+		}
+		honest.hub.mu.Lock()
+		if n, receipts := len(honest.hub.records), honest.hub.receipts.size(); n != 5 || receipts == 0 {
+			t.Errorf("the honest hub: got %d messages and %d bytes of receipts left, want 5 and some", n, receipts)
+		}
+		honest.hub.mu.Unlock()
+		if hubs.hub("kept") == nil {
+			t.Error("the kept hub of another address is gone")
+		}
+		for _, c := range append(attackers, honest) {
+			c.abandon()
+		}
+		hubs.release(l)
+	})
 }
 
 // TestMemory_HalfBodiesOfOneAddressLeaveRoomForOthers does the same with POSTs.

@@ -261,7 +261,8 @@ func (m *hubModel) step() {
 		time.Sleep(d)
 		m.serve()
 	case 13:
-		if m.IntN(4) == 0 && m.hub.forget() {
+		if m.IntN(4) == 0 && m.history > 0 {
+			m.hub.forget()
 			m.note("forget")
 			m.forgotten = len(m.published)
 		}

@@ -1,7 +1,6 @@
 package chatbroadcast
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,6 +67,7 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	if found {
 		hubs.metrics.publishedByHTTP.Inc()
 	}
+	hubs.work.payRequest(r.Context(), prefix, requestWork+time.Duration(published.members)*deliveryWork)
 	return answerJSON(w, http.StatusAccepted, publication{published.members, published.seq})
 }
 
@@ -99,6 +99,9 @@ func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit i
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return 0, nil, tooLarge
 	}
+	if errors.Is(err, errBusy) {
+		return 0, nil, refuseJoin(w.Header(), errBusy)
+	}
 	if err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("reading the message: %w", err))
 	}
@@ -127,7 +130,7 @@ func (b *postBody) Read(p []byte) (int, error) {
 	if b.ended != nil && b.read > freeMessage && b.read > b.taken {
 		more := max(b.read, 2*b.taken) - b.taken // as the buffer of io.ReadAll grows, about
 		if !hubs.memory.incoming.await(b.address, more, b.ended) {
-			return n, context.Canceled
+			return n, errBusy
 		}
 		b.taken += more
 	}

@@ -215,6 +215,7 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 			// Twice what has come: a peer that stalls within a message costs no more. ws refuses what
 			// exceeds the maximum size before it is read.
 			if b.class >= freeClass && !c.awaitIncoming(cap(msg)) {
+				c.close(causeBusy)
 				return b, false
 			}
 			b = b.doubled()
@@ -223,7 +224,7 @@ func (c *client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 }
 
 // awaitIncoming takes n more bytes for the message that c receives from what there is for all. While its address has its
-// share, c is not read. It returns false when the client is closing.
+// share, c is not read. It returns false when that takes too long, or when the client is closing.
 func (c *client) awaitIncoming(n int) bool {
 	c.endWork()
 	if !hubs.memory.incoming.await(c.prefix, n, c.isEnding) {
@@ -253,6 +254,9 @@ func (c *client) relay(opcode int, payload []byte) bool {
 // publish publishes a message of the client's. It returns false when the client is closing.
 func (c *client) publish(m message) (receipt, bool) {
 	r, published := c.hub.publish(m)
+	if c.working.IsZero() {
+		c.beginWork() // publish has waited
+	}
 	c.workDelivered(r.members)
 	if published && !r.repeated && !r.unknown {
 		c.hub.metrics.publishedByClient.Inc()

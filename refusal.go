@@ -27,16 +27,17 @@ const (
 	refusedMaxHubs          = "max_hubs"
 	refusedMaxHubsPerIP     = "max_hubs_per_ip"
 	refusedShuttingDown     = "shutting_down"
+	refusedBusy             = "busy" // only a POST
 )
 
 var refusalReasons = []string{
 	refusedHandshake, refusedOrigin, refusedHubName, refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP,
-	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown, refusedMessage, refusedRate,
+	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown, refusedMessage, refusedRate, refusedBusy,
 }
 
 // limitReasons are those that the operator may want to do something about.
 var limitReasons = []string{
-	refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP, refusedMaxHubs, refusedMaxHubsPerIP, refusedRate,
+	refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP, refusedMaxHubs, refusedMaxHubsPerIP, refusedRate, refusedBusy,
 }
 
 // A refusal is an error with one of these reasons.
@@ -85,7 +86,7 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	var address netip.Prefix
 	line.clientIP, address = clientIP(r)
 	hubs.refusals.add(line)
-	hubs.work.payRequest(r.Context(), address)
+	hubs.work.payRequest(r.Context(), address, requestWork)
 	if status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
 		return err
 	}

@@ -75,7 +75,7 @@ type scope struct {
 // An occupancy is what a scope has in a hub.
 type occupancy struct {
 	clients int          // also those that have left, while their connections are not closed
-	opener  netip.Prefix // the address of the first of them
+	opener  netip.Prefix // the address that has opened it, or that of a client that was there when all of that address had gone
 }
 
 // A lease is a configuration's hold on a scope.
@@ -227,7 +227,7 @@ func (r *registry) finished(c *client) {
 	s.swap(c.scopeIndex, last)
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
-	r.vacateLocked(s, c.hub.name)
+	r.vacateLocked(c)
 	decrement(s.perIP, c.prefix)
 	if last == 0 && len(s.leases) == 0 && r.scopes[s.key] == s {
 		delete(r.scopes, s.key)
@@ -238,18 +238,32 @@ func (r *registry) finished(c *client) {
 	}
 }
 
-// vacateLocked notes that a client of s in the named hub is finished. With the last one s may keep the hub for its history,
-// and close it to make room.
-func (r *registry) vacateLocked(s *scope, name string) {
+// vacateLocked notes that c is finished. With the last client of its scope in the hub the scope may keep the hub for its
+// history, and close it to make room.
+func (r *registry) vacateLocked(c *client) {
+	s, name := c.scope, c.hub.name
 	o := s.perHub[name]
 	o.clients--
 	if o.clients > 0 {
+		if c.prefix == o.opener {
+			r.passOnLocked(s, o, name)
+		}
 		return
 	}
 	delete(s.perHub, name)
 	decrement(s.opened, o.opener)
 	if b := r.hubs[name]; b != nil && b.keeper == s {
 		b.place = s.kept.push(b.owner, b)
+	}
+}
+
+// passOnLocked charges the named hub to the address of another client that is there, if the opener's clients have all gone.
+func (r *registry) passOnLocked(s *scope, o *occupancy, name string) {
+	if b := r.hubs[name]; b != nil {
+		heir := b.heir(s, o.opener)
+		decrement(s.opened, o.opener)
+		o.opener = heir
+		s.opened[heir]++
 	}
 }
 
@@ -294,6 +308,7 @@ var (
 	errMaxClientsPerIP  = &refusal{errors.New("the directive's max_clients_per_ip is reached"), refusedMaxClientsPerIP}
 	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
 	errMaxHubsPerIP     = &refusal{errors.New("the address has as many of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
+	errBusy             = &refusal{errors.New("too many large messages are being received, or too many from this address"), refusedBusy}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
 	errRate             = &refusal{errors.New("the directive's rate is exceeded from this address"), refusedRate}

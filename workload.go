@@ -14,9 +14,10 @@ import (
 // workloads share the processors between addresses, so that one that floods the server does not keep others waiting. What
 // the clients and requests of an address make the server do is charged to it, as time. It has a part of all processors
 // (workPart); a client of an address that uses more is read more slowly, and a request is refused more slowly. An address
-// that is alone may use everything.
+// that is alone may use everything, and so may all while the processors are not busy.
 type workloads struct {
-	active atomic.Int32 // how many addresses have clients or requests
+	active     atomic.Int32 // how many addresses have clients or requests
+	processors processors
 
 	mu        sync.Mutex
 	byAddress map[netip.Prefix]*workload
@@ -27,8 +28,10 @@ type workloads struct {
 type workload struct {
 	all     *workloads
 	address netip.Prefix
-	users   int // clients and requests; guarded by all.mu
+	users   int  // clients and requests; guarded by all.mu
+	idle    bool // is in all.idle; guarded by all.mu
 	limiter *rate.Limiter
+	turn    chan struct{} // whoever pauses puts something in, and takes it out again
 }
 
 const (
@@ -47,8 +50,11 @@ const (
 	// requestWork is what a request costs besides what the handler does: the HTTP server's part of it.
 	requestWork = 200 * time.Microsecond
 
-	// maxWorkPause bounds a single pause: a client that is closed meanwhile notices it only then.
-	maxWorkPause = time.Second
+	// maxWorkDebt bounds how long an address pays for what it has caused.
+	maxWorkDebt = time.Second
+
+	// turnLook is how often somebody who waits for a turn looks whether it is still worth it.
+	turnLook = time.Second
 )
 
 // enter returns the workload of an address, until leave.
@@ -59,7 +65,12 @@ func (w *workloads) enter(address netip.Prefix) *workload {
 	load := w.byAddress[address]
 	if load == nil {
 		perSecond := workPart * float64(runtime.GOMAXPROCS(0)) * float64(time.Second/time.Microsecond)
-		load = &workload{all: w, address: address, limiter: rate.NewLimiter(rate.Limit(perSecond), int(workBurst/time.Microsecond))}
+		load = &workload{
+			all:     w,
+			address: address,
+			limiter: rate.NewLimiter(rate.Limit(perSecond), int(workBurst/time.Microsecond)),
+			turn:    make(chan struct{}, 1),
+		}
 		if w.byAddress == nil {
 			w.byAddress = map[netip.Prefix]*workload{}
 		}
@@ -78,14 +89,19 @@ func (load *workload) leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	load.users--
-	if load.users == 0 {
-		w.active.Add(-1)
-		w.idle = append(w.idle, load)
-		w.forgetPaidLocked()
+	if load.users > 0 {
+		return
 	}
+	w.active.Add(-1)
+	if !load.idle {
+		load.idle = true
+		w.idle = append(w.idle, load)
+	}
+	w.forgetPaidLocked()
 }
 
-// forgetPaidLocked forgets workloads that say nothing any more: nobody uses them, and their buckets are full.
+// forgetPaidLocked forgets workloads that say nothing any more: nobody uses them, and their buckets are full. The debt of each
+// is bounded, so that none holds up those behind it for long.
 func (w *workloads) forgetPaidLocked() {
 	for len(w.idle) > 0 {
 		load := w.idle[0]
@@ -94,24 +110,49 @@ func (w *workloads) forgetPaidLocked() {
 		}
 		w.idle[0] = nil
 		w.idle = w.idle[1:]
-		if load.users == 0 && w.byAddress[load.address] == load {
+		load.idle = false
+		if load.users == 0 {
 			delete(w.byAddress, load.address)
 		}
 	}
 }
 
-// charge notes that the address has caused so much work, and returns how long whoever did should pause.
+// charge notes that the address has caused so much work, and returns how long its next work should wait. It is never longer
+// than maxWorkDebt: a flood is over soon for others at the same address.
 func (load *workload) charge(work time.Duration) (pause time.Duration) {
-	if load.all.active.Load() < 2 {
+	now := time.Now()
+	if load.all.active.Load() < 2 || !load.all.processors.busy(now) {
 		return 0
 	}
-	now := time.Now()
-	for work > 0 {
-		part := min(work, workBurst)
-		work -= part
-		pause = load.limiter.ReserveN(now, int(part/time.Microsecond)).DelayFrom(now)
+	for work = min(work, maxWorkDebt); ; work -= workBurst {
+		r := load.limiter.ReserveN(now, int(min(work, workBurst)/time.Microsecond))
+		pause = r.DelayFrom(now)
+		if pause > maxWorkDebt {
+			r.CancelAt(now)
+			return maxWorkDebt
+		}
+		if work <= workBurst {
+			return pause
+		}
 	}
-	return min(pause, maxWorkPause)
+}
+
+// await waits for so long, in turn with the others that have to wait at the same address: so however many they are, they do
+// not work more than one of them would. It gives up when ended returns true, which it looks at from time to time.
+func (load *workload) await(pause time.Duration, ended func() bool) {
+	for look := time.NewTimer(turnLook); ; look.Reset(turnLook) {
+		select {
+		case load.turn <- struct{}{}:
+			look.Stop()
+			time.Sleep(pause)
+			<-load.turn
+			return
+		case <-look.C:
+			if ended() {
+				return
+			}
+		}
+	}
 }
 
 // beginWork notes that the client's reader has something to do.
@@ -136,18 +177,13 @@ func (c *client) workDelivered(clients int) {
 	}
 }
 
-// payRequest charges a request to its address, and returns when the request may be refused: at once, unless the address makes
-// the server work more than its part.
-func (w *workloads) payRequest(ctx context.Context, address netip.Prefix) {
+// payRequest charges a request to its address, and returns when it may be answered: at once, unless the address makes the
+// server work more than its part.
+func (w *workloads) payRequest(ctx context.Context, address netip.Prefix, work time.Duration) {
 	load := w.enter(address)
 	defer load.leave()
-	if pause := load.charge(requestWork); pause > 0 {
-		timer := time.NewTimer(pause)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+	if pause := load.charge(work); pause > 0 {
+		load.await(pause, func() bool { return ctx.Err() != nil })
 	}
 }
 
@@ -160,6 +196,42 @@ func (c *client) payWork() {
 	pause := c.load.charge(c.worked)
 	c.worked = 0
 	if pause > 0 && !c.isEnding() {
-		time.Sleep(pause)
+		c.load.await(pause, c.isEnding)
 	}
+}
+
+// processors tell whether the process keeps its processors so busy that others wait for one. That is looked at while somebody
+// asks, every busyLook; once it was so it counts for busyHold, because it is not so while those pause who made it so.
+type processors struct {
+	mu    sync.Mutex
+	until time.Time     // busy until then
+	last  time.Time     // of the last look
+	used  time.Duration // by then
+	state atomic.Int64  // until, in Unix nanoseconds, for who does not look
+}
+
+const (
+	// busyPart is the part of the processors from which on they count as busy.
+	busyPart = 0.7
+
+	busyLook = 20 * time.Millisecond
+	busyHold = 10 * time.Second
+)
+
+// busy reports whether the processors are busy.
+func (p *processors) busy(now time.Time) bool {
+	if !p.mu.TryLock() {
+		return now.UnixNano() < p.state.Load()
+	}
+	defer p.mu.Unlock()
+	since := now.Sub(p.last)
+	if since >= busyLook || since < 0 {
+		used, known := processorTime()
+		if !known || since < 10*busyLook && used-p.used > time.Duration(busyPart*float64(since)*float64(runtime.GOMAXPROCS(0))) {
+			p.until = now.Add(busyHold)
+			p.state.Store(p.until.UnixNano())
+		}
+		p.last, p.used = now, used
+	}
+	return now.Before(p.until)
 }

@@ -10,6 +10,18 @@ import (
 	"github.com/gorilla/websocket"
 )
 
+// busyWorkloads returns workloads of processors that are busy for an hour.
+func busyWorkloads() *workloads {
+	w := new(workloads)
+	keepBusy(w)
+	return w
+}
+
+func keepBusy(w *workloads) {
+	w.processors.until = time.Now().Add(time.Hour)
+	w.processors.state.Store(w.processors.until.UnixNano())
+}
+
 func TestWorkload_AddressThatIsAloneIsNotCharged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w workloads
@@ -26,7 +38,7 @@ func TestWorkload_AddressThatIsAloneIsNotCharged(t *testing.T) {
 
 func TestWorkload_AddressGetsItsPart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var w workloads
+		w := busyWorkloads()
 		other, load := w.enter(testPrefix(1)), w.enter(testPrefix(2))
 		began, worked := time.Now(), time.Duration(0)
 		for time.Since(began) < 10*time.Second {
@@ -48,7 +60,7 @@ func TestWorkload_AddressGetsItsPart(t *testing.T) {
 // TestWorkload_LeavingDoesNotPay also is about what is kept of an address that has gone: nothing, once its work is paid.
 func TestWorkload_LeavingDoesNotPay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var w workloads
+		w := busyWorkloads()
 		other := w.enter(testPrefix(1))
 		for range 100 {
 			load := w.enter(testPrefix(2))
@@ -72,6 +84,7 @@ func TestWorkload_LeavingDoesNotPay(t *testing.T) {
 func TestWorkload_WaitingIsNoWork(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		other := hubs.work.enter(testPrefix(1))
+		keepBusy(&hubs.work)
 		settings := defaults()
 		settings.pingInterval = 0
 		c, p := connect(t, settings)
