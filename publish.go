@@ -90,14 +90,16 @@ func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit i
 	if err := checkEncoding(w.Header(), r.Header); err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusUnsupportedMediaType, err)
 	}
-	tooLarge := caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
+	tooLarge := func(limit int64) error {
+		return caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
+	}
 	if r.ContentLength > int64(limit) {
-		return 0, nil, tooLarge // before a client that expects 100 sends it
+		return 0, nil, tooLarge(int64(limit)) // before a client that expects 100 sends it
 	}
 	payload, err = io.ReadAll(http.MaxBytesReader(nil, body, int64(limit)))
 	// Caddy's request_body may have a bound of its own, with the same error.
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return 0, nil, tooLarge
+	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return 0, nil, tooLarge(e.Limit)
 	}
 	if errors.Is(err, errBusy) {
 		return 0, nil, refuseJoin(w.Header(), errBusy)

@@ -38,6 +38,8 @@ type placement struct {
 	chains []chain // in the order of the routes
 	bind   string  // the first address on which the server listens, "" for all interfaces
 	port   uint    // 0 where the network has no ports
+
+	comparesHost bool // a matcher other than host may look at the request's host
 }
 
 // A chain is one sequence of nested routes from the server to the Handler.
@@ -59,6 +61,7 @@ func newPlacement(h *Handler, server *caddyhttp.Server) *placement {
 		top.errors = append(top.errors, server.Errors.Routes)
 	}
 	s.follow(server.Routes, top)
+	p.comparesHost = p.anyMatcher(mayCompareHost)
 	if len(server.Listen) == 0 {
 		return p
 	}
@@ -261,7 +264,8 @@ func (p *placement) hubName(r *http.Request) (string, error) {
 // hosts: in its canonical form, so that all spellings of a host share a hub.
 //
 // The spelling that the client sent stays where a host matcher of the server would match the canonical form. The client
-// might have passed by that matcher, and by the authentication behind it, because of its spelling.
+// might have passed by that matcher, and by the authentication behind it, because of its spelling. Where another matcher may
+// compare hosts in a way of its own, all of what the client sent stays, in its case and with its port.
 func (p *placement) hubHost(r *http.Request, s site) (string, error) {
 	sent := strings.ToLower(requestHost(r))
 	canonical := strings.TrimSuffix(sent, ".")
@@ -269,6 +273,9 @@ func (p *placement) hubHost(r *http.Request, s site) (string, error) {
 		canonical = address.String()
 	} else if strings.IndexFunc(sent, notInHostName) >= 0 || slices.Contains(strings.Split(canonical, "."), "") {
 		return "", fmt.Errorf("a default hub needs a host that is a name or an address, got %q", r.Host)
+	}
+	if p.comparesHost {
+		return r.Host, nil
 	}
 	if canonical != sent && (s.pattern == patternUnknown || p.matchesHost(r, canonical)) {
 		canonical = sent
@@ -294,27 +301,33 @@ func bracketed(host string) string {
 func (p *placement) matchesHost(r *http.Request, host string) bool {
 	r = r.WithContext(r.Context()) // a copy
 	r.Host = bracketed(host)
-	if routesMatchHost(p.server.Routes, r) || p.server.Errors != nil && routesMatchHost(p.server.Errors.Routes, r) {
+	return p.anyMatcher(func(matcher any) bool {
+		m, ok := matcher.(*caddyhttp.MatchHost)
+		return ok && m.Match(r)
+	})
+}
+
+// anyMatcher reports whether is returns true for a matcher anywhere in the server's routes, also one that is negated.
+func (p *placement) anyMatcher(is func(matcher any) bool) bool {
+	if anyMatcherOf(p.server.Routes, is) || p.server.Errors != nil && anyMatcherOf(p.server.Errors.Routes, is) {
 		return true
 	}
 	for _, route := range p.server.NamedRoutes {
-		if routesMatchHost(caddyhttp.RouteList{*route}, r) {
+		if anyMatcherOf(caddyhttp.RouteList{*route}, is) {
 			return true
 		}
 	}
 	return false
 }
 
-func routesMatchHost(routes caddyhttp.RouteList, r *http.Request) bool {
+func anyMatcherOf(routes caddyhttp.RouteList, is func(matcher any) bool) bool {
 	for _, route := range routes {
-		for _, set := range route.MatcherSets {
-			if setMatchesHost(set, r) {
-				return true
-			}
+		if anyMatcherIn(route.MatcherSets, is) {
+			return true
 		}
 		for _, handler := range route.Handlers {
 			subroute, ok := handler.(*caddyhttp.Subroute)
-			if ok && (routesMatchHost(subroute.Routes, r) || subroute.Errors != nil && routesMatchHost(subroute.Errors.Routes, r)) {
+			if ok && (anyMatcherOf(subroute.Routes, is) || subroute.Errors != nil && anyMatcherOf(subroute.Errors.Routes, is)) {
 				return true
 			}
 		}
@@ -322,19 +335,33 @@ func routesMatchHost(routes caddyhttp.RouteList, r *http.Request) bool {
 	return false
 }
 
-// setMatchesHost reports whether a host matcher in set matches r, also one that is negated.
-func setMatchesHost(set caddyhttp.MatcherSet, r *http.Request) bool {
-	for _, matcher := range set {
-		switch m := matcher.(type) {
-		case *caddyhttp.MatchHost:
-			if m.Match(r) {
-				return true
-			}
-		case *caddyhttp.MatchNot:
-			if slices.ContainsFunc(m.MatcherSets, func(set caddyhttp.MatcherSet) bool { return setMatchesHost(set, r) }) {
+func anyMatcherIn(sets caddyhttp.MatcherSets, is func(matcher any) bool) bool {
+	for _, set := range sets {
+		for _, matcher := range set {
+			if not, ok := matcher.(*caddyhttp.MatchNot); ok && anyMatcherIn(not.MatcherSets, is) || is(matcher) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// mayCompareHost reports whether matcher may look at the request's host in a way of its own, in which two spellings of a host
+// differ: an expression, a variable, the header Host, or a matcher of another plugin.
+func mayCompareHost(matcher any) bool {
+	switch m := matcher.(type) {
+	case *caddyhttp.MatchHost, *caddyhttp.MatchNot, *caddyhttp.MatchPath, *caddyhttp.MatchPathRE, *caddyhttp.MatchMethod,
+		*caddyhttp.MatchQuery, *caddyhttp.MatchProtocol, *caddyhttp.MatchTLS, *caddyhttp.MatchRemoteIP, *caddyhttp.MatchClientIP:
+		return false
+	case *caddyhttp.MatchExpression:
+		return strings.Contains(strings.ToLower(m.Expr), "host")
+	case *caddyhttp.MatchHeader:
+		_, host := (*m)["Host"]
+		return host
+	case *caddyhttp.MatchHeaderRE:
+		_, host := (*m)["Host"]
+		return host
+	}
+	module, ok := matcher.(caddy.Module)
+	return !ok || module.CaddyModule().ID != "http.matchers.file"
 }

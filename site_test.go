@@ -125,6 +125,31 @@ func TestSite_DefaultHubsOfTwoSitesAreApart(t *testing.T) {
 			},
 		},
 		{
+			name:  "a guard that compares the host in an expression",
+			sites: "http://:9080 {\n\t@staff expression `{http.request.host} == \"staff.test\"`\n\thandle @staff {\n" + chat + "}\n\thandle {\n" + chat + "}\n}",
+			hubs: map[string][]visit{
+				"http://*:9080/staff.test/a":   {{addr, "staff.test", "/a"}},
+				"http://*:9080/STAFF.test/a":   {{addr, "STAFF.test", "/a"}},
+				"http://*:9080/staff.test./a":  {{addr, "staff.test.", "/a"}},
+				"http://*:9080/staff.test:1/a": {{addr, "staff.test:1", "/a"}},
+			},
+		},
+		{
+			name:  "guards that compare the header Host, or a variable",
+			sites: "http://:9080 {\n\t@staff header Host staff.test\n\thandle @staff {\n" + chat + "}\n\t@ops vars {http.request.host} ops.test\n\thandle @ops {\n" + chat + "}\n\thandle {\n" + chat + "}\n}",
+			hubs: map[string][]visit{
+				"http://*:9080/staff.test/a":   {{addr, "staff.test", "/a"}},
+				"http://*:9080/staff.test:1/a": {{addr, "staff.test:1", "/a"}},
+				"http://*:9080/ops.test/a":     {{addr, "ops.test", "/a"}},
+				"http://*:9080/OPS.test/a":     {{addr, "OPS.test", "/a"}},
+			},
+		},
+		{
+			name:  "an expression that does not look at the host",
+			sites: "http://:9080 {\n\t@get expression `{method} == \"GET\"`\n\thandle @get {\n" + chat + "}\n}",
+			hubs:  map[string][]visit{"http://*:9080/staff.test/a": {{addr, "staff.test", "/a"}, {addr, "STAFF.test.:9080", "/a"}}},
+		},
+		{
 			name: "two addresses",
 			sites: "http://localhost:9080 {\n\tbind 127.0.0.2\n" + chat + "}\nhttp://localhost:9080 {\n\tbind 127.0.0.3\n" + chat + "}\n" +
 				"http://:9080 {\n\tbind 127.0.0.3\n" + chat + "}",
