@@ -51,7 +51,7 @@ function copy(data) {
  * With `raw` there are the last three, `failed`, and `message` with `data`.
  */
 export class Chat extends EventTarget {
-  /** Changes hold from the next attempt on. */
+  /** May be changed to another of the same kinds. Changes hold from the next attempt on. */
   url;
   #options;
   #state = 'connecting';
@@ -87,9 +87,8 @@ export class Chat extends EventTarget {
   constructor(url, options = {}) {
     super();
     this.#options = { base: 1000, cap: 30000, stable: 10000, timeout: 15000, queue: 100, ...options };
-    this.url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
-    this.url.protocol = this.url.protocol.replace('http', 'ws');
-    this.url.hash = ''; // WebSocket refuses one
+    this.url = url;
+    this.url = this.#resolve();
     this.connect();
   }
 
@@ -132,7 +131,7 @@ export class Chat extends EventTarget {
    */
   connect() {
     if (this.#socket) return;
-    const url = new URL(this.url), { epoch } = this.#hello;
+    const url = this.#resolve(), { epoch } = this.#hello;
     if (epoch) {
       // Not with searchParams, which would write the page's own query in another way.
       const own = url.search.slice(1).split('&').filter((pair) => pair && !pair.startsWith('chat_broadcast_since='));
@@ -152,6 +151,14 @@ export class Chat extends EventTarget {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
     this.#become('connecting');
+  }
+
+  /** As `WebSocket` takes it: with a scheme of its own, and without a hash. */
+  #resolve() {
+    const url = new URL(this.url, globalThis.document?.baseURI ?? globalThis.location?.href);
+    url.protocol = url.protocol.replace('http', 'ws');
+    url.hash = '';
+    return url;
   }
 
   /** Until `connect` is called. What waits has `failed`. */
