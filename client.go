@@ -63,7 +63,7 @@ type client struct {
 	limiter  *rate.Limiter
 	dropped  int           // messages over the rate since the bucket was last full
 	load     *workload     // of the client's address, or nil
-	working  time.Time     // since when it works, or zero
+	working  time.Duration // since when it works, on the clock of load; 0 while it waits
 	worked   time.Duration // what it has yet to charge
 	incoming int           // bytes taken from the memory that all messages which are being received share
 	overhead int           // bytes received since the last pause that are no part of a message

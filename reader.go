@@ -254,7 +254,7 @@ func (c *client) relay(opcode int, payload []byte) bool {
 // publish publishes a message of the client's. It returns false when the client is closing.
 func (c *client) publish(m message) (receipt, bool) {
 	r, published := c.hub.publish(m)
-	if c.working.IsZero() {
+	if c.working == 0 {
 		c.beginWork() // publish has waited
 	}
 	c.workDelivered(r.members)

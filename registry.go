@@ -18,6 +18,7 @@ var hubs = newRegistry()
 func newRegistry() *registry {
 	r := &registry{memory: newMemory(), hubs: map[string]*hub{}, scopes: map[string]*scope{}, taps: map[string][]*tap{}}
 	r.refusals.pauses = map[string]*refusalBatch{}
+	r.work.began = time.Now()
 	r.metrics = newMetrics(r)
 	return r
 }

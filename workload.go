@@ -13,10 +13,11 @@ import (
 
 // workloads share the processors between addresses, so that one that floods the server does not keep others waiting. What
 // the clients and requests of an address make the server do is charged to it, as time. It has a part of all processors
-// (workPart); a client of an address that uses more is read more slowly, and a request is refused more slowly. An address
+// (workPart); clients of an address that uses more are read in turn, and its requests answered in turn. An address
 // that is alone may use everything, and so may all while the processors are not busy.
 type workloads struct {
 	active     atomic.Int32 // how many addresses have clients or requests
+	began      time.Time    // when the clock of work was 0
 	processors processors
 
 	mu        sync.Mutex
@@ -158,15 +159,15 @@ func (load *workload) await(pause time.Duration, ended func() bool) {
 // beginWork notes that the client's reader has something to do.
 func (c *client) beginWork() {
 	if c.load != nil && c.load.all.active.Load() > 1 {
-		c.working = time.Now()
+		c.working = time.Since(c.load.all.began)
 	}
 }
 
 // endWork notes that the reader waits or pauses, or has nothing more to do.
 func (c *client) endWork() {
-	if !c.working.IsZero() {
-		c.worked += time.Since(c.working)
-		c.working = time.Time{}
+	if c.working != 0 {
+		c.worked += time.Since(c.load.all.began) - c.working
+		c.working = 0
 	}
 }
 
@@ -212,7 +213,7 @@ type processors struct {
 
 const (
 	// busyPart is the part of the processors from which on they count as busy.
-	busyPart = 0.7
+	busyPart = 0.5
 
 	busyLook = 20 * time.Millisecond
 	busyHold = 10 * time.Second
