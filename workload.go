@@ -32,7 +32,7 @@ type workload struct {
 	users   int  // clients and requests; guarded by all.mu
 	idle    bool // is in all.idle; guarded by all.mu
 	limiter *rate.Limiter
-	turn    chan struct{} // whoever pauses puts something in, and takes it out again
+	turn    chan struct{} // has an element while somebody pays
 }
 
 const (
@@ -48,11 +48,11 @@ const (
 	// deliveryWork is what a message costs for each client that gets it: a wake-up and its part of a write.
 	deliveryWork = time.Microsecond
 
-	// requestWork is what a request costs besides what the handler does: the HTTP server's part of it.
-	requestWork = 200 * time.Microsecond
+	// requestWork is what a request costs besides what the handler does: the HTTP server's and Caddy's part of it.
+	requestWork = time.Millisecond
 
-	// maxWorkDebt bounds how long an address pays for what it has caused.
-	maxWorkDebt = time.Second
+	// maxWorkPause bounds for how long an address pays for one piece of work.
+	maxWorkPause = time.Second
 
 	// turnLook is how often somebody who waits for a turn looks whether it is still worth it.
 	turnLook = time.Second
@@ -101,8 +101,8 @@ func (load *workload) leave() {
 	w.forgetPaidLocked()
 }
 
-// forgetPaidLocked forgets workloads that say nothing any more: nobody uses them, and their buckets are full. The debt of each
-// is bounded, so that none holds up those behind it for long.
+// forgetPaidLocked forgets workloads that say nothing any more: nobody uses them, and their buckets are full. That takes each
+// a second or two at most, so that none holds up those behind it for long.
 func (w *workloads) forgetPaidLocked() {
 	for len(w.idle) > 0 {
 		load := w.idle[0]
@@ -118,34 +118,19 @@ func (w *workloads) forgetPaidLocked() {
 	}
 }
 
-// charge notes that the address has caused so much work, and returns how long its next work should wait. It is never longer
-// than maxWorkDebt: a flood is over soon for others at the same address.
-func (load *workload) charge(work time.Duration) (pause time.Duration) {
-	now := time.Now()
-	if load.all.active.Load() < 2 || !load.all.processors.busy(now) {
-		return 0
+// pay charges work to the address, and returns when its next work may begin. That is at once while the address uses less than
+// its part. Else whoever pays waits for a turn, and then for as long as the work takes in that part: so however many clients
+// and requests of the address wait, they make the server work no more than one of them would. pay gives up when ended
+// returns true, which it looks at from time to time.
+func (load *workload) pay(work time.Duration, ended func() bool) {
+	if load.all.active.Load() < 2 || !load.all.processors.busy(time.Now()) || load.reserve(work, 0) {
+		return
 	}
-	for work = min(work, maxWorkDebt); ; work -= workBurst {
-		r := load.limiter.ReserveN(now, int(min(work, workBurst)/time.Microsecond))
-		pause = r.DelayFrom(now)
-		if pause > maxWorkDebt {
-			r.CancelAt(now)
-			return maxWorkDebt
-		}
-		if work <= workBurst {
-			return pause
-		}
-	}
-}
-
-// await waits for so long, in turn with the others that have to wait at the same address: so however many they are, they do
-// not work more than one of them would. It gives up when ended returns true, which it looks at from time to time.
-func (load *workload) await(pause time.Duration, ended func() bool) {
 	for look := time.NewTimer(turnLook); ; look.Reset(turnLook) {
 		select {
 		case load.turn <- struct{}{}:
 			look.Stop()
-			time.Sleep(pause)
+			load.reserve(work, maxWorkPause)
 			<-load.turn
 			return
 		case <-look.C:
@@ -154,6 +139,23 @@ func (load *workload) await(pause time.Duration, ended func() bool) {
 			}
 		}
 	}
+}
+
+// reserve takes work from what the address may do, and waits until it may, if that is within patience. Otherwise it returns
+// false, and takes and waits for nothing.
+func (load *workload) reserve(work, patience time.Duration) bool {
+	for now := time.Now(); work > 0; work -= workBurst {
+		r := load.limiter.ReserveN(now, int(min(work, workBurst)/time.Microsecond))
+		pause := r.DelayFrom(now)
+		if pause > patience {
+			r.CancelAt(now)
+			return false
+		}
+		if pause > 0 && work <= workBurst {
+			time.Sleep(pause)
+		}
+	}
+	return true
 }
 
 // beginWork notes that the client's reader has something to do.
@@ -183,9 +185,7 @@ func (c *client) workDelivered(clients int) {
 func (w *workloads) payRequest(ctx context.Context, address netip.Prefix, work time.Duration) {
 	load := w.enter(address)
 	defer load.leave()
-	if pause := load.charge(work); pause > 0 {
-		load.await(pause, func() bool { return ctx.Err() != nil })
-	}
+	load.pay(work, func() bool { return ctx.Err() != nil })
 }
 
 // payWork lets a client pause whose address makes the server work more than its part.
@@ -194,10 +194,10 @@ func (c *client) payWork() {
 	if c.worked < workUnit {
 		return
 	}
-	pause := c.load.charge(c.worked)
+	work := c.worked
 	c.worked = 0
-	if pause > 0 && !c.isEnding() {
-		c.load.await(pause, c.isEnding)
+	if !c.isEnding() {
+		c.load.pay(work, c.isEnding)
 	}
 }
 

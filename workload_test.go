@@ -3,6 +3,8 @@ package chatbroadcast
 import (
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,12 +24,15 @@ func keepBusy(w *workloads) {
 	w.processors.state.Store(w.processors.until.UnixNano())
 }
 
-func TestWorkload_AddressThatIsAloneIsNotCharged(t *testing.T) {
+func never() bool { return false }
+
+func TestWorkload_AddressThatIsAloneDoesNotPay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var w workloads
-		load := w.enter(testPrefix(1))
-		if pause := load.charge(time.Hour); pause != 0 {
-			t.Errorf("got a pause of %v, want none", pause)
+		w := busyWorkloads()
+		load, began := w.enter(testPrefix(1)), time.Now()
+		load.pay(time.Hour, never)
+		if took := time.Since(began); took > 0 {
+			t.Errorf("waited %v, want no wait", took)
 		}
 		load.leave()
 		if len(w.byAddress) != 0 {
@@ -36,21 +41,50 @@ func TestWorkload_AddressThatIsAloneIsNotCharged(t *testing.T) {
 	})
 }
 
+func TestWorkload_NobodyPaysWhileProcessorsAreIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w workloads
+		w.processors.last = time.Now()
+		w.processors.used = time.Hour // more than the process has used, so that it seems idle
+		other, load, began := w.enter(testPrefix(1)), w.enter(testPrefix(2)), time.Now()
+		load.pay(time.Hour, never)
+		if took := time.Since(began); took > 0 {
+			t.Errorf("waited %v, want no wait", took)
+		}
+		other.leave()
+		load.leave()
+	})
+}
+
+// TestWorkload_AddressGetsItsPart has many clients of an address work as much as they can.
 func TestWorkload_AddressGetsItsPart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := busyWorkloads()
+		const lasts = 10 * time.Second
 		other, load := w.enter(testPrefix(1)), w.enter(testPrefix(2))
-		began, worked := time.Now(), time.Duration(0)
-		for time.Since(began) < 10*time.Second {
-			worked += time.Millisecond
-			time.Sleep(load.charge(time.Millisecond))
+		var worked atomic.Int64
+		var clients sync.WaitGroup
+		began := time.Now()
+		for range 100 {
+			clients.Go(func() {
+				for time.Since(began) < lasts {
+					worked.Add(int64(time.Millisecond))
+					load.pay(time.Millisecond, never)
+				}
+			})
 		}
-		part := time.Duration(workPart * float64(runtime.GOMAXPROCS(0)) * float64(10*time.Second))
-		if worked < part || worked > part+workBurst+10*time.Millisecond {
-			t.Errorf("worked for %v in 10 s, want %v", worked, part)
+		clients.Wait()
+		part := time.Duration(workPart * float64(runtime.GOMAXPROCS(0)) * float64(lasts))
+		if got := time.Duration(worked.Load()); got < part || got > part+workBurst+200*time.Millisecond {
+			t.Errorf("worked for %v in %v, want %v", got, lasts, part)
 		}
-		if pause := other.charge(time.Millisecond); pause != 0 {
-			t.Errorf("the other address: got a pause of %v, want none", pause)
+		if took := time.Since(began); took > lasts+time.Second {
+			t.Errorf("the last client waited for %v", took-lasts)
+		}
+		began = time.Now()
+		other.pay(time.Millisecond, never)
+		if took := time.Since(began); took > 0 {
+			t.Errorf("the other address: waited %v, want no wait", took)
 		}
 		other.leave()
 		load.leave()
@@ -61,22 +95,38 @@ func TestWorkload_AddressGetsItsPart(t *testing.T) {
 func TestWorkload_LeavingDoesNotPay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := busyWorkloads()
-		other := w.enter(testPrefix(1))
+		other, began := w.enter(testPrefix(1)), time.Now()
 		for range 100 {
 			load := w.enter(testPrefix(2))
-			load.charge(10 * time.Millisecond)
+			load.pay(10*time.Millisecond, never)
 			load.leave()
 		}
-		load := w.enter(testPrefix(2))
-		if pause := load.charge(time.Millisecond); pause < 100*time.Millisecond {
-			t.Errorf("got a pause of %v after work of a second, want a longer one", pause)
+		work := time.Second - workBurst
+		if took, least := time.Since(began), time.Duration(float64(work)/workPart/float64(runtime.GOMAXPROCS(0))); took < least {
+			t.Errorf("work of a second took %v, want at least %v", took, least)
 		}
-		load.leave()
 		time.Sleep(time.Minute)
 		other.leave()
 		if len(w.byAddress)+len(w.idle) != 0 {
 			t.Errorf("got %d addresses and %d idle ones kept, want none", len(w.byAddress), len(w.idle))
 		}
+	})
+}
+
+func TestWorkload_WhoeverEndsWaitsNoLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := busyWorkloads()
+		other, load := w.enter(testPrefix(1)), w.enter(testPrefix(2))
+		load.turn <- struct{}{} // somebody pays, for ever
+		load.reserve(time.Hour, time.Hour/2)
+		began := time.Now()
+		load.pay(time.Second, func() bool { return time.Since(began) > 3*time.Second })
+		if took := time.Since(began); took > 3*time.Second+turnLook {
+			t.Errorf("waited %v, want no longer than until it ended", took)
+		}
+		<-load.turn
+		other.leave()
+		load.leave()
 	})
 }
 
