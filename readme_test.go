@@ -28,7 +28,9 @@ func startRecipe(t *testing.T, name string, replacements ...string) *server {
 func startRecipeBeside(t *testing.T, sites, name string, replacements ...string) *server {
 	t.Helper()
 	recipe := readmeBlock(t, "recipe: "+name)
-	recipe = strings.NewReplacer(append(replacements, "example.com", "http://localhost:9080")...).Replace(recipe)
+	recipe = strings.NewReplacer(append(replacements,
+		"http://example.com:8080", "http://localhost:9080", "http://example.com", "http://localhost:9080",
+		"example.com", "http://localhost:9080")...).Replace(recipe)
 	options := ""
 	if global, ok := strings.CutPrefix(recipe, "{\n"); ok { // the harness has its own
 		options, recipe, _ = strings.Cut(global, "\n}\n")
@@ -199,7 +201,7 @@ func TestREADME_Proxy(t *testing.T) {
 	refused(t, 429, "/chat/a", client)
 	s.logged(moduleID, 1) // of the refusal
 
-	p := join(t, "/chat/a", "X-Forwarded-For: 2001:db8::1\r\n") // somebody else
+	p := join(t, "/chat/a", "X-Forwarded-For: 2001:db8::1\r\n", "Origin: https://localhost:9080\r\n") // somebody else
 	p.conn.Close()
 	if got := s.logged(moduleID, 2)[1]["client_ip"]; got != "2001:db8::1" {
 		t.Errorf("got client_ip %v, want the address that the proxy forwarded", got)
