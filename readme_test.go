@@ -236,10 +236,26 @@ func TestREADME_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
 	}
 }
 
+// tokenFile returns the path of a file in which token stands as a line. The path is the one in the README, for a replacement.
+func tokenFile(t *testing.T, name, token string) (inREADME, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	writeToken(t, path, token)
+	return "/etc/caddy/" + name, path
+}
+
+func writeToken(t *testing.T, path, token string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestREADME_Publish(t *testing.T) {
 	t.Setenv("PUBLISH_TOKEN", "secret")
 	t.Setenv("GITHUB_REF_NAME", "v1.0.0")
-	s := startRecipe(t, "publish")
+	inREADME, file := tokenFile(t, "publish-token", "secret")
+	s := startRecipe(t, "publish", inREADME, file)
 	p := join(t, "/news")
 	postAsREADME(t, "curl", "").wantPublished(t, 1, 1)
 	p.wantText(`{"title": "We are live"}`)
@@ -254,21 +270,32 @@ func TestREADME_Publish(t *testing.T) {
 		t.Error("the token is good for other URLs")
 	}
 	s.tester.AssertGetResponse("http://"+httpAddr+"/news", 200, "")
+	writeToken(t, file, "secret2") // without a reload
+	for token, want := range map[string]int{"secret": http.StatusForbidden, "secret2": http.StatusAccepted} {
+		if got := publish(t, "/news", token, "Authorization", "Bearer "+token); got.status != want {
+			t.Errorf("token %s after the change: got %d, want %d", token, got.status, want)
+		}
+	}
+	p.wantText("secret2")
 	p.text("me too")
 	p.wantClose(websocket.ClosePolicyViolation, "read_only")
 }
 
-// TestREADME_PublishWithoutToken is about the recipe's expression. HTTP/2 keeps the space in an Authorization of
-// "Bearer ", which is what the recipe's header line comes to where the variable is not set.
+// TestREADME_PublishWithoutToken is about the recipe's header_regexp. HTTP/2 keeps the space in an Authorization of
+// "Bearer ", which is what the recipe's header line comes to where the file is missing or empty.
 func TestREADME_PublishWithoutToken(t *testing.T) {
-	t.Setenv("PUBLISH_TOKEN", "")
-	const header = "\theader Authorization \"Bearer {env.PUBLISH_TOKEN}\"\n"
+	const header = "\theader Authorization \"Bearer {file./etc/caddy/publish-token}\"\n"
+	empty := filepath.Join(t.TempDir(), "empty")
+	writeToken(t, empty, "")
+	missing := filepath.Join(t.TempDir(), "missing")
+	forFile := func(path string) string { return strings.ReplaceAll(header, "/etc/caddy/publish-token", path) }
 	for _, tc := range []struct {
 		name, with string
 		want       int
 	}{
-		{"the recipe", header, http.StatusForbidden},
-		{"the recipe without its expression", header + "\t}\n\t@unused {\n", http.StatusAccepted},
+		{"empty file", forFile(empty), http.StatusForbidden},
+		{"missing file", forFile(missing), http.StatusForbidden},
+		{"empty file, without the header_regexp", forFile(empty) + "\t}\n\t@unused {\n", http.StatusAccepted},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			startRecipe(t, "publish", "example.com", "localhost:9443", header, tc.with)
@@ -284,7 +311,8 @@ func TestREADME_PublishWithoutToken(t *testing.T) {
 
 func TestREADME_Webhook(t *testing.T) {
 	t.Setenv("HOOK_TOKEN", "topsecret")
-	s := startRecipe(t, "webhook", "\tlog {", "\tdebug\n\tlog {", // so that every error is logged
+	inREADME, file := tokenFile(t, "hook-token", "topsecret")
+	s := startRecipe(t, "webhook", inREADME, file, "\tlog {", "\tdebug\n\tlog {", // so that every error is logged
 		"\trespond @stranger 403\n", "\trespond @stranger 403\n\thandle_errors {\n\t\trespond {err.message}\n\t}\n")
 	p := join(t, "/builds")
 	const payload = `{"status": "passed"}`
@@ -298,7 +326,11 @@ func TestREADME_Webhook(t *testing.T) {
 	if got := postAsREADME(t, "webhook", "\xff"); got.status != http.StatusBadRequest {
 		t.Errorf("got %d, want 400", got.status)
 	}
-	s.logged("http.log.access", 7) // the handshake, too
+	writeToken(t, file, "")
+	if got := publish(t, "/builds?token=", payload); got.status != http.StatusForbidden {
+		t.Errorf("an empty file and an empty token: got %d, want 403", got.status)
+	}
+	s.logged("http.log.access", 8) // the handshake, too
 	s.logged("http.log.error", 1)
 	log, err := os.ReadFile(s.logFile)
 	if err != nil {
