@@ -303,8 +303,10 @@ func (a attack) start(t testing.TB) *attackers {
 		_ = b.cmd.Process.Kill() // fails if it has ended
 		_ = b.cmd.Wait()
 	})
+	tooLong := time.AfterFunc(3*patience, func() { _ = b.cmd.Process.Kill() })
+	defer tooLong.Stop()
 	if _, err := b.stdout.ReadString('\n'); err != nil {
-		t.Fatalf("the attackers: %v", err)
+		t.Fatalf("the attackers did not all get an answer within %v: %v", 3*patience, err)
 	}
 	return b
 }

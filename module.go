@@ -155,8 +155,8 @@ type Handler struct {
 	// What a hub keeps of its messages, in memory, and sends to who joins before anything newer; and for how long it
 	// outlives its last client. Messages of at most half of `buffer`'s bytes are kept, and a client may be behind by
 	// `buffer`'s messages besides these. A hub has the largest history of the handlers through which its clients joined
-	// or through which it was opened by `http_publish`. All hubs of the process together keep at most 64 MiB, or four
-	// times the largest buffer: those are forgotten first that have been without clients for the longest time. Default:
+	// or through which it was opened by `http_publish`. All hubs of the process together keep at most `max_history` of the
+	// global option: the address whose hubs take the most loses some first. Default:
 	// off. After a reload a larger one holds for a hub as soon as a new client joins, a smaller one for hubs that are opened
 	// from then on.
 	History *History `json:"history,omitempty"`

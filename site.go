@@ -72,6 +72,7 @@ func newPlacement(h *Handler, server *caddyhttp.Server) *placement {
 		address = caddy.NetworkAddress{Network: "tcp", Host: first}
 	}
 	p.bind, p.port = address.Host, address.StartPort
+	p.bind, _, _ = strings.Cut(p.bind, "|") // the permissions of a Unix socket
 	switch {
 	case address.Network != "tcp":
 		p.bind = address.Network + "/" + p.bind

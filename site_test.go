@@ -320,6 +320,7 @@ func TestSite_NamesInTheREADME(t *testing.T) {
 		{":80", "example.com", "example.com", new(tls.ConnectionState), "https://example.com:80/chat/lobby"},
 		{"[::1]:443", "example.com", "example.com", nil, "http://example.com@[::1]:443/chat/lobby"},
 		{"unix//run/caddy.sock", "", "[::1]", nil, "http://*@unix%2F%2Frun%2Fcaddy.sock/[::1]/chat/lobby"},
+		{"unix//run/caddy.sock|0660", "", "[::1]", nil, "http://*@unix%2F%2Frun%2Fcaddy.sock/[::1]/chat/lobby"},
 	} {
 		names = append(names, tc.want)
 		h := new(Handler)
