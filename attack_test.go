@@ -298,13 +298,13 @@ func TestREADME_World(t *testing.T) {
 	const perIP, mostMemory = 20, 150 << 20
 	recipe := readmeBlock(t, "recipe: world")
 	p := startPlainProcess(t, "", strings.Replace(recipe, "example.com", "http://localhost:9081", 1))
-	o := newObservers(t, processHTTP, "/chat/honest", perIP-2, 20*time.Millisecond)
+	o := newObservers(t, processHTTP, "/chat/honest", perIP-2, 30*time.Millisecond)
 	connections := allAtOnce()
 	for _, kind := range dearRequests() {
 		connections[kind] = max(connections[kind], 15)
 	}
 	delete(connections, "refused posts") // without http_publish a POST does not reach the directive
-	a := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: connections, Pause: 2 * time.Second}
+	a := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: connections, Pause: 2 * time.Second, Rush: true}
 	o.besideAttack(a, *attackTime, noticesLittle)
 	if got := p.memory("VmHWM"); got > mostMemory {
 		t.Errorf("the server took up to %d MB, want at most %d", got>>20, mostMemory>>20)

@@ -30,6 +30,7 @@ type attack struct {
 	Room   string         // what the paths of their rooms begin with
 	Kinds  map[string]int // connections by kind: see behaviorOf
 	Pause  time.Duration  // between two connections of one attacker
+	Rush   bool           // start does not wait for the server's answers, which may take long
 }
 
 // An outcome counts what the attackers of one kind have achieved.
@@ -236,6 +237,9 @@ func (a attack) connect(does behavior, t *counter, number, stopped *atomic.Int64
 		request := handshakeRequest(a.Server, a.Room+does.path, does.header)
 		if !write([]byte(strings.ReplaceAll(request, "%d", fmt.Sprint(number.Add(1))))) {
 			return
+		}
+		if a.Rush {
+			begun()
 		}
 		answer, err := http.ReadResponse(bufio.NewReaderSize(conn, 256), nil)
 		if err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
