@@ -125,7 +125,7 @@ func TestClientEvent_DecodingTakesNoMemory(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if allocs >= 1 { // the scanner of encoding/json comes from a pool, which may be empty
+			if allocs >= 50 { // the scanner of encoding/json and its stack come from a pool, which may be empty
 				t.Errorf("got %v allocations", allocs)
 			}
 		})
