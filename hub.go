@@ -172,27 +172,15 @@ func (b *hub) leave(c *client) (members int) {
 	return b.members
 }
 
-// anyAddress returns the address of some member, if there is one whose connection still works.
-func (b *hub) anyAddress() (address netip.Prefix, found bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, c := range b.clients {
-		if !c.left {
-			return c.prefix, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-// heir returns the given address if a client that has come in through s still has it, else that of another such client, if
-// there is one.
+// heir returns the given address if a client that has come in through s, or for nil through any scope, still has it, else that
+// of another such client, if there is one.
 func (b *hub) heir(s *scope, address netip.Prefix) netip.Prefix {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	heir, found := address, false
 	for _, c := range b.clients {
 		switch {
-		case c.scope != s || c.left:
+		case s != nil && c.scope != s || c.left:
 		case c.prefix == address:
 			return address
 		case !found:

@@ -661,9 +661,7 @@ func (r *registry) leaveLocked(c *client) {
 	b := c.hub
 	if b.leave(c) > 0 {
 		if c.prefix == b.owner {
-			if heir, found := b.anyAddress(); found {
-				b.owner = heir
-			}
+			b.owner = b.heir(nil, b.owner)
 		}
 	} else if !b.hasHistory() || !r.keepLocked(b, c.scope) {
 		b.close()
