@@ -58,7 +58,8 @@ type Waiter interface {
 	// Wait returns when there is something to read, or an error that a Read would find, or with os.ErrDeadlineExceeded when
 	// the read deadline has passed. With sure=false and no error it has not waited, because it cannot know whether there is
 	// something to read: the caller must find out with a Read that does not wait. So is the first Wait on TLS, which may
-	// have read ahead during its handshake.
+	// have read ahead during its handshake. Rarely a Wait that is sure is wrong, because an event of the past reaches it late:
+	// the Read after it waits then, as any Read does.
 	Wait() (sure bool, err error)
 
 	// ReadsAhead reports whether the Conn may hold bytes that it has taken from the socket and Wait does not see. Before a

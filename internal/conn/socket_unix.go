@@ -23,7 +23,8 @@ func wrap(s stream) Conn {
 			return &secure{socket: socket{stream: s, raw: raw}, fresh: true}
 		}
 	}
-	return &s
+	other := s // the address of s would put it on the heap in each case
+	return &other
 }
 
 // rawConn returns the file descriptor of a connection, or nil if it has none. Go's network sockets never block.
@@ -70,7 +71,8 @@ func (s *socket) wait() error {
 	return s.raw.Read(s.canRead)
 }
 
-// canRead looks once before the wait. When it is asked again, the runtime's poller has seen something.
+// canRead looks once before the wait. When it is asked again, the runtime's poller has seen something: to look once more
+// would be a system call for each message, only to find the rare event that is stale.
 func (s *socket) canRead(fd uintptr) bool {
 	if s.looked {
 		return true

@@ -37,8 +37,9 @@ type Reader struct {
 	refused  bool   // gorilla has written since: it refuses what it has read
 }
 
-// Init makes r read the client's bytes from src. Errors of src end Peek, Next and the body of a message, unchanged unless
-// gorilla replaces io.EOF by io.ErrUnexpectedEOF in a close error.
+// Init makes r read the client's bytes from src. An error of src ends Peek, Next or the body of a message, which return it
+// as it is, with two exceptions: Next and bodies return io.EOF as a *websocket.CloseError with code 1006, and a net.Error
+// in a wrapper that errors.Is does not look into.
 func (r *Reader) Init(src io.Reader) { r.src = src }
 
 // Hijack implements http.Hijacker for gorilla's Upgrader. It gives away a connection that sends nothing: TakeResponse
