@@ -238,7 +238,7 @@ func TestConn_CloseWriteEndsOneHalf(t *testing.T) {
 			defer peer.Wait()
 			if kind.closesWrite {
 				peer.Go(func() {
-					if n, err := client.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+					if n, err := client.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
 						t.Errorf("the peer got %d bytes, %v, want the end", n, err)
 					}
 				})
