@@ -33,7 +33,7 @@ type Feed struct {
 	messages int      // how many messages the feed keeps; maxMessages of the log also counts the notices between them
 	notices  []uint64 // the positions of notices, from maxPassed notices before the tail on
 	dropped  uint64   // how many notices there were before these
-	noticed  int      // about how many bytes the notices since Squeeze have taken
+	noticed  int      // how many bytes the notices since Squeeze have taken
 }
 
 // maxPassed is how many notices before the tail a feed remembers, to tell clients that have lagged how many messages they
