@@ -12,9 +12,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
 // schemaFile describes the events for clients.
@@ -127,19 +126,23 @@ func TestEvents_MessageIsWrittenByteForByte(t *testing.T) {
 		want string
 	}{
 		{
-			"text", Message{Seq: 42, At: noon, Sender: 123456789, User: "ada", Opcode: ws.TextMessage, Payload: []byte("hello")},
+			"text",
+			Message{Seq: 42, At: noon, Sender: 123456789, User: "ada", Opcode: ws.TextMessage, Payload: []byte("hello")},
 			`{"type":"message","seq":42,"time":"2026-11-23T11:00:00.007Z","client":"21i3v9","user":"ada","data":"hello"}`,
 		},
 		{
-			"no sender, no user, empty text", Message{Seq: 1, At: noon, Opcode: ws.TextMessage},
+			"no sender, no user, empty text",
+			Message{Seq: 1, At: noon, Opcode: ws.TextMessage},
 			`{"type":"message","seq":1,"time":"2026-11-23T11:00:00.007Z","user":"","data":""}`,
 		},
 		{
-			"binary", Message{Seq: 1, At: noon, Sender: 1, Opcode: ws.BinaryMessage, Payload: []byte{0, 255, '"', '\n'}},
+			"binary",
+			Message{Seq: 1, At: noon, Sender: 1, Opcode: ws.BinaryMessage, Payload: []byte{0, 255, '"', '\n'}},
 			`{"type":"message","seq":1,"time":"2026-11-23T11:00:00.007Z","client":"1","user":"","data64":"AP8iCg=="}`,
 		},
 		{
-			"empty binary", Message{Seq: 1, At: noon, Opcode: ws.BinaryMessage},
+			"empty binary",
+			Message{Seq: 1, At: noon, Opcode: ws.BinaryMessage},
 			`{"type":"message","seq":1,"time":"2026-11-23T11:00:00.007Z","user":"","data64":""}`,
 		},
 		{
@@ -183,19 +186,23 @@ func TestEvents_NoticeIsWrittenByteForByte(t *testing.T) {
 		{"anonymous", Notice{Clients: 1, Joined: []string{""}}, `{"type":"join","user":"","clients":1}`},
 		{"only the number", Notice{Clients: 9}, `{"type":"presence","clients":9}`},
 		{
-			"one of each", Notice{Clients: 2, Joined: []string{"ada"}, Left: []string{"bob"}},
+			"one of each",
+			Notice{Clients: 2, Joined: []string{"ada"}, Left: []string{"bob"}},
 			`{"type":"presence","clients":2,"joined":["ada"],"left":["bob"]}`,
 		},
 		{
-			"several that come", Notice{Clients: 5, Joined: []string{"ada", "bob"}},
+			"several that come",
+			Notice{Clients: 5, Joined: []string{"ada", "bob"}},
 			`{"type":"presence","clients":5,"joined":["ada","bob"]}`,
 		},
 		{
-			"several that go", Notice{Clients: 1, Left: []string{"ada", "bob"}},
+			"several that go",
+			Notice{Clients: 1, Left: []string{"ada", "bob"}},
 			`{"type":"presence","clients":1,"left":["ada","bob"]}`,
 		},
 		{
-			"quotes, control characters, separators, HTML", Notice{Clients: 1, Joined: []string{"\"\\\x00\b\t\n\f\r\x1f\x7f\u2028\u2029é🙂<b>&"}},
+			"quotes, control characters, separators, HTML",
+			Notice{Clients: 1, Joined: []string{"\"\\\x00\b\t\n\f\r\x1f\x7f\u2028\u2029é🙂<b>&"}},
 			`{"type":"join","user":"\"\\\u0000\b\t\n\f\r\u001f` + "\x7f" + `\u2028\u2029é🙂<b>&","clients":1}`,
 		},
 	} {
