@@ -14,140 +14,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
-
-// ---- publishing alone ----
-
-// newSocketlessHub returns a hub of clients without connections. Slow ones are busy and never come back, so that publish
-// only appends; the others are idle. The caller of publish is all of the hub's flushers: it calls serveQueue, and no
-// other goroutine runs.
-func newSocketlessHub(clients int, slow bool) *hub {
-	b := &hub{metrics: hubs.metrics, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
-	for range clients {
-		c := &client{settings: defaults(), hub: b}
-		c.state.Store(stateWriting)
-		c.wire.raw = struct{ syscall.RawConn }{} // not nil, so that flushers serve it; nobody writes
-		b.join(c)
-		if slow {
-			b.endTurnLocked(c) // nobody else has the hub yet
-		} else {
-			b.next(c) // nothing: idle
-		}
-	}
-	return b
-}
-
-// serveQueue gives every woken client its turn, as a flusher does whose attempts all succeed.
-func serveQueue(b *hub) {
-	var served *client
-	for {
-		c, _, _, p := b.serve(served)
-		if p == progressIdle {
-			break
-		}
-		served = c
-	}
-	b.flushers++ // serve counts on a flusher's end
-}
-
-// BenchmarkHub_Publish publishes into hubs without connections: what a message costs before anything is written. With
-// idle clients that includes waking each of them and taking its turn.
-func BenchmarkHub_Publish(b *testing.B) {
-	for _, clients := range []int{10, 1000} {
-		for _, size := range []int{128, 4096, 65536} {
-			for _, state := range []string{"idle", "slow"} {
-				b.Run(fmt.Sprintf("clients=%d/size=%d/state=%s", clients, size, state), func(b *testing.B) {
-					h := newSocketlessHub(clients, state == "slow")
-					payload := make([]byte, size)
-					b.ReportAllocs()
-					for b.Loop() {
-						h.publish(message{opcode: websocket.BinaryMessage, payload: payload})
-						serveQueue(h)
-					}
-				})
-			}
-		}
-	}
-}
-
-// TestHub_PublishAllocatesNothingAClient allows one object a message, for what others in this process do meanwhile, and
-// because the race detector makes pools forget. One a client would be a thousand.
-func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
-	const clients, messages = 1000, 500
-	for _, size := range []int{128, 4096} {
-		for _, state := range []string{"idle", "slow"} {
-			t.Run(fmt.Sprintf("size=%d/state=%s", size, state), func(t *testing.T) {
-				h := newSocketlessHub(clients, state == "slow")
-				payload := make([]byte, size)
-				got := testing.AllocsPerRun(messages, func() {
-					h.publish(message{opcode: websocket.BinaryMessage, payload: payload})
-					serveQueue(h)
-				})
-				if got > 1 {
-					t.Errorf("got %v objects a message to %d clients, want at most 1", got, clients)
-				}
-				if got, want := h.log.head, uint64(messages+1); got != want { // the first is to warm up
-					t.Errorf("got %d messages published, want %d", got, want)
-				}
-			})
-		}
-	}
-}
-
-// newSocketlessHubOf is newSocketlessHub for clients with these settings, of which those speak events that the function
-// says. The benchmark's end closes the hub.
-func newSocketlessHubOf(b *testing.B, clients int, slow bool, s *settings, speaksEvents func(i int) bool) *hub {
-	h := &hub{epoch: "epoch", metrics: hubs.metrics, memory: hubs.memory, turns: turns{flushers: runtime.GOMAXPROCS(0)}}
-	for i := range clients {
-		c := &client{id: clientID(1e15) + clientID(i), user: "ada", settings: s, hub: h, speaksEvents: speaksEvents(i)}
-		c.state.Store(stateWriting)
-		c.wire.raw = struct{ syscall.RawConn }{} // not nil, so that flushers serve it; nobody writes
-		h.join(c)
-		c.takePending() // hello
-		if slow {
-			h.endTurnLocked(c) // nobody else has the hub yet
-		} else {
-			h.next(c) // nothing: idle
-		}
-	}
-	b.Cleanup(func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.closeLocked()
-	})
-	return h
-}
-
-// BenchmarkHub_PublishEvents is BenchmarkHub_Publish, with messages of 128 bytes, for hubs whose members are raw, speak
-// events, or every other one of them does, without and with history.
-func BenchmarkHub_PublishEvents(b *testing.B) {
-	for _, clients := range []int{10, 1000} {
-		for _, state := range []string{"idle", "slow"} {
-			for _, history := range []int{0, 100} {
-				for _, members := range []string{"raw", "both", "events"} {
-					b.Run(fmt.Sprintf("clients=%d/state=%s/history=%d/members=%s", clients, state, history, members), func(b *testing.B) {
-						s := defaults()
-						s.historyMessages, s.historyAge = history, time.Minute
-						h := newSocketlessHubOf(b, clients, state == "slow", s, func(i int) bool {
-							return members == "events" || members == "both" && i%2 == 0
-						})
-						m := message{sender: 1e15, user: "ada", opcode: websocket.TextMessage, payload: bytes.Repeat([]byte("x"), 128)}
-						b.ReportAllocs()
-						for b.Loop() {
-							h.publish(m)
-							serveQueue(h)
-						}
-					})
-				}
-			}
-		}
-	}
-}
 
 // ---- from a sender to all clients ----
 
@@ -163,7 +36,7 @@ const (
 )
 
 // maxReceive is the buffer of a receiver: as much as a server writes at once.
-const maxReceive = maxWrite
+const maxReceive = maxFrame
 
 // BenchmarkFanOut measures whole servers, from a sender's Write to the last client's Read; an operation is one message
 // that all clients have received. Beside Caddy stands the floor, see serveFloor. The receivers share the process, but
@@ -211,7 +84,7 @@ type fanOut struct {
 }
 
 func newFanOut(b *testing.B, clients, size int, encrypted bool) *fanOut {
-	f := &fanOut{b: b, clients: clients, size: size, tls: encrypted, frameSize: frameSize(size), failed: make(chan error, 1)}
+	f := &fanOut{b: b, clients: clients, size: size, tls: encrypted, frameSize: ws.FrameSize(size), failed: make(chan error, 1)}
 	f.sent = clientFrame(finBit|websocket.TextMessage, bytes.Repeat([]byte("x"), size))
 	f.underWay = min(maxUnderWay, maxBytesUnderWay/f.frameSize)
 	f.missing = make([]atomic.Int64, f.underWay)
@@ -276,7 +149,7 @@ func (f *fanOut) connectFloor() {
 func (f *fanOut) serveFloor(listener net.Listener, accepted chan<- error) {
 	conns, err := acceptAll(listener, f.clients)
 	accepted <- err
-	frame := appendFrame(nil, websocket.TextMessage, bytes.Repeat([]byte("x"), f.size))
+	frame := ws.AppendFrame(nil, websocket.TextMessage, bytes.Repeat([]byte("x"), f.size))
 	received := make([]byte, len(f.sent))
 	for err == nil {
 		_, err = io.ReadFull(conns[0], received)
@@ -467,34 +340,4 @@ func writeCalls() (n int64, counted bool) {
 		}
 	}
 	return 0, false
-}
-
-// ---- metrics ----
-
-// BenchmarkMetrics_Write is what the metrics cost for each write to a client.
-func BenchmarkMetrics_Write(b *testing.B) {
-	h := newSocketlessHub(1, false)
-	c := h.clients[0]
-	var t tally
-	b.ReportAllocs()
-	for b.Loop() {
-		h.sampled, h.owed = c.cursor, 2 // in the middle of a sample
-		h.doneLocked(c)
-		t.wrote(1, 130)
-		if t.pending == tallySize {
-			h.metrics.written.add(&t)
-		}
-	}
-}
-
-// BenchmarkMetrics_Message is what they cost for each message that a client sends, beyond its writes.
-func BenchmarkMetrics_Message(b *testing.B) {
-	h := newSocketlessHub(1000, false)
-	b.ReportAllocs()
-	for b.Loop() {
-		h.metrics.bytesReceived.Add(136)
-		h.metrics.received(websocket.TextMessage)
-		h.metrics.publishedByClient.Inc()
-		h.sampleLocked(nil, h.log.head, 0)
-	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // TestBounds_OneAddressFillsThem has one address make the server keep as much as it can, one kind of thing after the other.
@@ -87,7 +87,7 @@ func TestBounds_BucketsOfManyAddresses(t *testing.T) {
 	before := settledHeap()
 	for i := range uint32(addresses) {
 		addr := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, i)))
-		b.take(time.Now(), netip.PrefixFrom(addr, 32), Rate{Messages: 10, Window: caddy.Duration(time.Hour)})
+		b.take(time.Now(), netip.PrefixFrom(addr, 32), hub.Rate{Messages: 10, Window: time.Hour})
 	}
 	if grown := settledHeap() - before; grown > bound*13/10 {
 		t.Errorf("got %.1f MiB, want at most %.1f MiB", mib(grown), mib(bound))

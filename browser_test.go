@@ -28,6 +28,9 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/gorilla/websocket"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 const exampleURL = "http://" + httpAddr + "/"
@@ -1477,7 +1480,7 @@ func TestExample_ChatModule(t *testing.T) {
 		evaluate[bool](p, `(window.lost = new Promise((resolve) =>
 			patient.addEventListener("close", ({ code }) => resolve(code))), true)`)
 		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
-		if got, want := evaluate[int](p, `lost`), causeHubRemoved.code; got != want {
+		if got, want := evaluate[int](p, `lost`), hub.CloseHubRemoved.Code; got != want {
 			t.Errorf("got close code %d, want %d", got, want)
 		}
 		if got, want := evaluate[string](p, `patient.state`), "waiting"; got != want {
@@ -1519,16 +1522,16 @@ func TestExample_ChatModule(t *testing.T) {
 		want string
 	}{
 		{websocket.CloseNormalClosure, "closed"},
-		{causeShuttingDown.code, "waiting"},
-		{causeProtocolError.code, "closed"},
+		{hub.CloseShuttingDown.Code, "waiting"},
+		{ws.ProtocolError.Code, "closed"},
 		{websocket.CloseNoStatusReceived, "waiting"},
-		{causePingTimeout.code, "waiting"},
-		{causeInvalidUTF8.code, "closed"},
-		{causeReadOnly.code, "closed"},
-		{causeTooBig.code, "closed"},
-		{causeInternal.code, "waiting"},
-		{causeHubRemoved.code, "waiting"},
-		{causeLagged.code, "waiting"},
+		{hub.ClosePingTimeout.Code, "waiting"},
+		{ws.InvalidUTF8.Code, "closed"},
+		{hub.CloseReadOnly.Code, "closed"},
+		{ws.TooBig.Code, "closed"},
+		{hub.CloseInternal.Code, "waiting"},
+		{hub.CloseHubRemoved.Code, "waiting"},
+		{hub.CloseLagged.Code, "waiting"},
 		{4000, "waiting"},
 	} {
 		t.Run(fmt.Sprintf("close code %d", row.code), func(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/spf13/cobra"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // command returns the command caddy, with the given arguments. Its admin endpoint is, without further ado, that of the
@@ -380,7 +382,7 @@ func TestCommand_Tail(t *testing.T) {
 	s.load(anyHub + "\nhttp://localhost:9081 {\n}")
 	eventually(t, "the tails to go on", func() bool {
 		now := tapsOn("a/b")
-		return len(now) == 2 && !slices.ContainsFunc(now, func(tap *tap) bool { return slices.Contains(before, tap) })
+		return len(now) == 2 && !slices.ContainsFunc(now, func(tap *hub.Tap) bool { return slices.Contains(before, tap) })
 	})
 	p.text("again")
 	wantPeople += "4\t" + id + "\tagain\n"
@@ -391,10 +393,10 @@ func TestCommand_Tail(t *testing.T) {
 }
 
 // tapsOn returns the taps on a hub.
-func tapsOn(hub string) []*tap {
+func tapsOn(name string) []*hub.Tap {
 	hubs.mu.Lock()
 	defer hubs.mu.Unlock()
-	return hubs.taps[hub]
+	return hubs.taps[name]
 }
 
 func TestCommand_TailSaysWhatItHasNotSeen(t *testing.T) {

@@ -156,20 +156,20 @@ func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
 	}`)
 	recorded.gate.Lock()
 	p := join(t, "/chat/a")
-	const refusals = maxEvents + 50
+	const refusals = maxNotifications + 50
 	for range refusals {
 		refused(t, http.StatusServiceUnavailable, "/chat/a")
 	}
 	p.text("still here")
 	p.wantText("still here")
-	hubs.events.mu.Lock()
-	if waiting := len(hubs.events.waiting); waiting != maxEvents {
-		t.Errorf("got %d events waiting, want %d", waiting, maxEvents)
+	hubs.notifier.mu.Lock()
+	if waiting := len(hubs.notifier.waiting); waiting != maxNotifications {
+		t.Errorf("got %d events waiting, want %d", waiting, maxNotifications)
 	}
-	hubs.events.mu.Unlock()
+	hubs.notifier.mu.Unlock()
 	recorded.gate.Unlock()
 	// The one that was being told, and those that waited.
-	recordedEvents(t, 1+maxEvents)
+	recordedEvents(t, 1+maxNotifications)
 	s.logged(moduleID, 1)
 	p.conn.Close()
 	recordedEvents(t, 1)
@@ -180,7 +180,7 @@ func TestEvents_PanicOfAHandlerIsLogged(t *testing.T) {
 	s.loadWith("events {\n\ton chat_hub_opened test_bad\n\ton chat_hub_opened test_recorder\n\ton chat_hub_closed test_recorder\n}",
 		"http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
 	p := join(t, "/chat/a")
-	if line := s.logged(moduleID, 1)[0]; line["level"] != "error" || line["event"] != eventHubOpened {
+	if line := s.logged(moduleID, 1)[0]; line["level"] != "error" || line["event"] != notificationNames[hubOpened] {
 		t.Errorf("got %v, want an error", line)
 	}
 	p.text("still here")
@@ -251,13 +251,16 @@ func TestEvents_CostNothingWhenNobodyListens(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 		chat_broadcast /chat/*
 	}`)
-	data := map[string]any{}
-	if got := testing.AllocsPerRun(100, func() { hubs.events.emit(eventHubOpened, data) }); got > 0 {
+	if got := testing.AllocsPerRun(100, func() {
+		hubs.lock()
+		hubs.notifyLocked(hubOpened, "/a")
+		hubs.mu.Unlock()
+	}); got > 0 {
 		t.Errorf("got %v allocations, want none", got)
 	}
-	hubs.events.mu.Lock()
-	defer hubs.events.mu.Unlock()
-	if hubs.events.running {
+	hubs.notifier.mu.Lock()
+	defer hubs.notifier.mu.Unlock()
+	if hubs.notifier.running {
 		t.Error("an event waits that nobody listens for")
 	}
 }

@@ -396,6 +396,6 @@ func awaitNoHubs(t testing.TB) {
 	eventually(t, "the hubs to be gone", func() bool {
 		hubs.mu.Lock()
 		defer hubs.mu.Unlock()
-		return len(hubs.hubs) == 0
+		return len(hubs.named) == 0
 	})
 }

@@ -111,7 +111,7 @@ func startCaddy(t testing.TB, sites string) *server {
 			hubs.mu.Lock()
 			defer hubs.mu.Unlock()
 			for _, scope := range hubs.scopes {
-				if len(scope.clients) > 0 {
+				if len(scope.members) > 0 {
 					return false
 				}
 			}

@@ -1,480 +1,473 @@
 package chatbroadcast
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
-// A hub is one named broadcast group: a log, and the clients that read from it. All of them see the
-// messages in the order in which publish appended them. Clients that speak events read them from a second log, which has
-// the same messages in another encoding.
-//
-// A client with everything up to the head is idle and has no writer; publish wakes idle clients only. A busy
-// client has a writer that comes back by itself and finds the new head then, so the busier the hub, the fewer
-// wake-ups a message costs. Who writes, and when, is in flush.go.
-type hub struct {
-	name    string
-	epoch   string // no other hub has it, nor has this one when it is opened anew
-	opened  time.Time
-	metrics *metrics
-	memory  *memory // or nil
+// hubs are the named hubs of this process. They outlive configurations: a configuration holds leases on them.
+var hubs = newRegistry()
+
+// newRegistry returns a registry without hubs.
+func newRegistry() *registry {
+	r := &registry{
+		process: hub.NewProcess(),
+		named:   map[string]*namedHub{},
+		scopes:  map[string]*scope{},
+		taps:    map[string][]*hub.Tap{},
+	}
+	r.openHub = func(name string) (*hub.Hub, error) { return hub.New(r.process, name), nil }
+	r.refusals.pauses = map[string]*refusalBatch{}
+	r.metrics = newMetrics(r)
+	r.process.Delivered = r.metrics.delivered
+	r.process.Published = r.limitMemory
+	return r
+}
+
+// A registry holds hubs by name and, by hub value, the scopes that keep them open to new clients. scope.go has the scopes.
+type registry struct {
+	process  *hub.Process
+	metrics  *metrics
+	notifier notifier
+	refusals refusalLog
+	openHub  func(name string) (*hub.Hub, error) // may take its time: no lock is held
 
 	mu     sync.Mutex
-	log    log
-	events *eventLog // or nil
-	closed bool      // nothing is published any more
-	// clients[:idle] are idle, clients[idle:] are busy. A client that has left stays among the busy until
-	// its writer has sent what was published before it left.
-	clients []*client
-	idle    int
-	members int // clients that have not left
-	// maxMessageSize and bufferMessages are the largest of the handlers through which its clients joined.
-	maxMessageSize int
-	bufferMessages int
-	taps           []*tap // replaced, never changed
-	// remembered and buffered are what memory has been told: bytes of history, and of messages for clients that are behind.
-	remembered, buffered int
+	heard  listeners // of notifications, as they were just before lock
+	named  map[string]*namedHub
+	scopes map[string]*scope
+	leases []*lease              // of all scopes, oldest first
+	taps   map[string][]*hub.Tap // by the name of the hub, which need not exist
+	live   int                   // members that are joining or not finished
+	exited chan struct{}         // once exiting: closed when live is 0
+	exitBy time.Time             // once exiting: when waiting for that ends
 
-	turns
-	sample
-	history
-	presence
-
-	keeping // guarded by registry.mu
+	relieving      atomic.Bool // a goroutine runs cutUntilRelieved
+	shedWarning    occasionalWarning
+	cutWarning     occasionalWarning
+	addressWarning occasionalWarning
 }
 
-// A message is one that is to be published.
-type message struct {
-	from    *client  // who is not sent it, with echo off, and must be a member; nil for none
-	sender  clientID // 0 for none
-	user    string   // who sent it, "" for anonymous
-	opcode  int
-	payload []byte
-	key     sendKey // if its id is not empty: a message of the same key is not published again
-	again   bool    // it has a key, and may have been sent before on another connection
+// lock locks the registry for something that may notify: see notifyLocked. It asks Caddy before that, because nothing is asked
+// under the lock.
+func (r *registry) lock() {
+	l := whoListens()
+	r.mu.Lock()
+	r.heard = l
 }
 
-// address returns the address that the hub's stores charge m to.
-func (m *message) address() netip.Prefix {
-	if m.from == nil {
-		return netip.Prefix{}
+// notifyLocked passes a notification about the named hub on, if somebody listens for it.
+func (r *registry) notifyLocked(kind int, hubName string) {
+	if r.heard[kind] {
+		r.notifier.queue(notificationNames[kind], map[string]any{"hub": hubName})
 	}
-	return m.from.prefix
 }
 
-// progress says what a client's writer is to do next.
-type progress int
+// A namedHub is a hub that the registry holds, or one that it is opening. Whoever asks for it first opens it, without a
+// lock. The others wait for that, see await.
+type namedHub struct {
+	name  string
+	ready chan struct{} // closed when hub or err is set
+	hub   *hub.Hub      // nil while opening
+	err   error         // why it could not be opened; then the registry holds it no longer
 
-const (
-	progressFrames   progress = iota // write these frames, then ask again
-	progressIdle                     // nothing to write: the writer has ended
-	progressOrphaned                 // nothing to write, and the reader is gone: finish the client
-	progressLagged                   // frames that the client needs are gone: close it
-	progressWriter                   // not for a flusher: the client's own writer sees what it is
-	progressFlushed                  // everything from before the client left is written: say goodbye
-)
-
-// A welcome is what a hub was like for a client that joined.
-type welcome struct {
-	head    uint64 // the number of the newest message, counted from 1
-	clients int
-	replay  uint64 // how many messages up to head the client is sent
-	missed  uint64 // after the client's since: how many it is not sent
-	resumed bool   // none
-
-	remembers time.Duration // for how long the hub remembers the ids of messages
+	// Guarded by registry.mu.
+	joining   int                   // requests that are about to join or to publish: the hub stays for them
+	home      *scope                // through which a client with history came last
+	owner     netip.Prefix          // the address that opened the hub, or that of a client that was there when it left
+	keeper    *scope                // which keeps the hub without clients, for its history, or nil
+	place     *fair.Item[*namedHub] // among those that keeper may close, or nil
+	keptSince time.Time
+	expiry    *time.Timer // while it is kept: when it closes
 }
 
-// join makes c a member: it will get every message published from now on, and before those what the hub's history has,
-// or of that what it has not had. Its writer counts as running until it asks for next, so nothing is written before the
-// connection is there. The log grows to c's buffer and history.
-func (b *hub) join(c *client) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.growHistoryLocked(c.settings)
-	b.maxMessageSize = max(b.maxMessageSize, c.settings.maxMessageSize)
-	b.members++
-	floor := b.log.head
-	if b.messages > 0 {
-		floor = b.floorLocked(time.Now())
+// await waits until n is open and returns its hub. It returns an error if n cannot be opened, or when ctx is done.
+func (n *namedHub) await(ctx context.Context) (*hub.Hub, error) {
+	select {
+	case <-n.ready:
+		return n.hub, n.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	c.log = &b.log
-	if c.speaksEvents {
-		floor = b.joinEventsLocked(c, floor)
+}
+
+// isOpen reports whether n has a hub. It needs registry.mu.
+func (n *namedHub) isOpen() bool { return n.hub != nil }
+
+// limits are what join enforces; zero is no limit.
+type limits struct {
+	maxClients, maxClientsPerHub, maxClientsPerIP, maxHubs int
+}
+
+func reached(n, limit int) bool { return limit > 0 && n >= limit }
+
+// join makes m, which came in through m.scope, a member of the named hub, and opens the hub if need be. It returns a
+// refusal if a limit is reached, and an error when ctx is done.
+func (r *registry) join(ctx context.Context, m *member, name string, limits limits) error {
+	n, err := r.reserve(m, name, limits)
+	if err == nil {
+		err = r.enter(ctx, m, n, limits)
 	}
-	w := welcome{head: b.log.head, clients: b.members, missed: floor}
-	if b.messages > 0 {
-		w.remembers = b.age
+	why, ok := errors.AsType[*refusal](err)
+	if ok && why != errShuttingDown && why != errHubRemoved && whoListens()[clientRefused] {
+		r.notifier.queue(notificationNames[clientRefused],
+			map[string]any{"hub": name, "user": m.client.User(), "client_ip": m.ip, "reason": why.reason})
 	}
+	return err
+}
+
+// reserve finds a place for m within the limits, and the hub, which it opens if it is the first to ask for it.
+func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, error) {
+	r.lock()
+	s, err := r.openScopeLocked(m.scope.key)
+	if err == nil {
+		err = r.checkLimitsLocked(m, s, name, limits)
+	}
+	if err != nil {
+		r.mu.Unlock()
+		return nil, err
+	}
+	m.scope = s
+	address := m.client.Address()
+	if s.perHub[name] == nil {
+		s.perHub[name] = &occupancy{opener: address}
+		s.opened[address]++
+	}
+	s.perHub[name].clients++
+	s.perIP[address]++
+	s.joining++
+	r.live++
+	n, first := r.findLocked(name, address)
+	n.joining++
+	if n.keeper != nil {
+		n.unkeep()
+	}
+	m.hub = n
+	r.mu.Unlock()
+	if first {
+		r.open(n, m.client.Settings())
+	}
+	return n, nil
+}
+
+// checkLimitsLocked returns a refusal if m must not join the named hub through s. It makes room for a hub if need be.
+func (r *registry) checkLimitsLocked(m *member, s *scope, name string, limits limits) error {
+	n := r.named[name]
 	switch {
-	case c.since == nil || c.since.epoch != b.epoch:
-	case c.since.seq > b.log.head:
-		w.missed = 0 // the hub has not come that far: it is sent what a new client is
-	default:
-		w.missed = max(floor, c.since.seq) - c.since.seq
-		w.resumed = w.missed == 0
-		floor = max(floor, c.since.seq)
+	case reached(len(s.members)+s.joining, limits.maxClients):
+		return errMaxClients
+	case n != nil && n.isOpen() && reached(n.hub.Size(), limits.maxClientsPerHub):
+		return errMaxClientsPerHub
+	case reached(s.perIP[m.client.Address()], limits.maxClientsPerIP):
+		return errMaxClientsPerIP
+	case s.perHub[name] == nil:
+		return r.makeRoomLocked(s, n, m.client.Address(), limits.maxHubs)
 	}
-	w.replay = b.log.head - floor
-	c.cursor, c.done = floor, c.log.head
-	if c.speaksEvents {
-		c.cursor = b.events.position(floor)
-		c.own = b.events.gaps(c.cursor)
-		b.completeToken(c)
-		c.tell(c.hello(w))
-	}
-	c.index = len(b.clients)
-	b.clients = append(b.clients, c)
-	b.beginTurnLocked(c, turnWriter)
-	b.arriveLocked(c)
+	return nil
 }
 
-// joinEventsLocked has c read from the hub's event log, which there may not be yet. It returns the oldest message that
-// this has of those from floor on, and with half of its room still free for falling behind.
-func (b *hub) joinEventsLocked(c *client, floor uint64) uint64 {
-	if b.events == nil {
-		b.events = &eventLog{base: floor}
-		b.growEventsLocked()
-		b.event = noEvent
-		for seq := floor; seq < b.log.head; seq++ {
-			r := b.records[seq-b.firstRecord]
-			m := message{sender: r.sender, user: r.user}
-			m.opcode, m.payload = b.log.payload(seq)
-			b.events.appendMessage(&m, seq+1, r.at)
-		}
-		b.chargeLocked()
-	}
-	b.events.clients++
-	c.log = &b.events.log
-	return max(floor, b.events.seq(max(b.events.tail, b.events.within(b.historyBytesLocked()))))
-}
-
-// leave ends c's membership: nothing published from now on is for c. What was published before stays within
-// reach of its writer. It returns how many members remain; with the last one a hub without history closes. c must be a
-// member.
-func (b *hub) leave(c *client) (members int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.members--
-	c.left, c.until = true, c.log.head
-	if c.index >= 0 {
-		b.leaving++
-	}
-	b.departLocked(c)
-	if b.members == 0 && b.messages == 0 {
-		b.closeLocked()
-	}
-	if c.index < b.idle {
-		b.removeLocked(c)
-	}
-	return b.members
-}
-
-// heir returns the given address if a client that has come in through s, or for nil through any scope, still has it, else that
-// of another such client, if there is one.
-func (b *hub) heir(s *scope, address netip.Prefix) netip.Prefix {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	heir, found := address, false
-	for _, c := range b.clients {
-		switch {
-		case s != nil && c.scope != s || c.left:
-		case c.prefix == address:
-			return address
-		case !found:
-			heir, found = c.prefix, true
+// enter makes m a member of n once that is open, or takes its reservation back and returns why.
+func (r *registry) enter(ctx context.Context, m *member, n *namedHub, limits limits) error {
+	b, err := n.await(ctx)
+	if err == nil {
+		err = b.Join(&m.client, limits.maxClientsPerHub)
+		if errors.Is(err, hub.ErrFull) {
+			err = errMaxClientsPerHub
 		}
 	}
-	return heir
+	closed := r.entered(m, n, err == nil)
+	if err == nil && closed != nil {
+		m.abandon()
+		err = closed
+	}
+	return err
 }
 
-// drop forgets c, which will write no more frames: it has left, or its connection is broken. It may be called more than
-// once.
-func (b *hub) drop(c *client) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.unpinLocked(c)
-	b.removeLocked(c)
-}
-
-// publish appends a message for every member and wakes those that are idle. It reports whether the message was
-// published (not if its sender has left, or the hub is closed), now or, as its receipt says, before; or whether that is
-// unknown. Where the senders are far ahead of those clients that take
-// what they are sent, publish first waits for these; see awaitTurnsLocked.
-func (b *hub) publish(m message) (r receipt, published bool) {
-	b.mu.Lock()
-	b.awaitTurnsLocked(m.from)
-	if b.closed || m.from != nil && m.from.left {
-		b.mu.Unlock()
-		return receipt{}, false
-	}
-	if before, found := b.receiptLocked(&m); found {
-		b.mu.Unlock()
-		return before, true
-	}
-	at := b.log.append(m.opcode, m.payload)
-	r = receipt{seq: b.log.head, members: b.members}
-	if b.messages > 0 || b.events != nil || m.key.id != "" {
-		r.at = time.Now()
-	}
-	eventAt := uint64(0)
-	if b.events != nil {
-		eventAt = b.events.appendMessage(&m, r.seq, r.at)
-	}
-	if m.from != nil && !m.from.settings.echo {
-		if m.from.speaksEvents {
-			m.from.skipOwnLocked(eventAt, m.from.log.tail)
-		} else {
-			m.from.skipOwnLocked(at, m.from.log.tail)
-		}
-	}
-	b.rememberLocked(&m, r)
-	b.sampleLocked(m.from, at, eventAt)
-	taps := b.taps
-	for _, t := range taps {
-		t.offer(r.seq, m.from, m.opcode, m.payload)
-	}
-	work := b.appendedLocked()
-	b.mu.Unlock()
-
-	b.deliver(work)
-	for _, t := range taps {
-		t.wake()
-	}
-	return r, true
-}
-
-// work is what is left to do without the lock after something was appended.
-type work struct {
-	flushers int
-	cut      []*client
-}
-
-// appendedLocked wakes the clients that lack what was appended.
-func (b *hub) appendedLocked() work {
-	b.wakeLocked()
-	b.chargeLocked()
-	return work{b.moreFlushersLocked(), b.overstrandedLocked()}
-}
-
-func (b *hub) deliver(w work) {
-	for range w.flushers {
-		go b.flush() // ends when the queue is empty; nobody waits for it, but for the turns
-	}
-	for _, c := range w.cut {
-		c.cut(causeLagged)
-	}
-}
-
-// wakeLocked makes the idle clients busy that lack a frame, which may be all but a message's sender, or only those that
-// speak events.
-func (b *hub) wakeLocked() {
-	idle := b.clients[:b.idle]
-	b.idle = 0
-	for i, c := range idle {
-		if c.cursor == c.log.head {
-			b.swapLocked(i, b.idle) // what stood there has had its turn here
-			b.idle++
-			continue
-		}
-		if c.state.CompareAndSwap(stateIdle, stateWriting) {
-			b.queueLocked(c)
-		} else if c.state.Load() == stateWriting {
-			b.beginTurnLocked(c, turnWriter) // a writer runs for a pong or a ping, and comes by next before it ends
-		}
-	}
-	b.restLocked()
-}
-
-// overstrandedLocked returns the clients that pin more of the past than the hub may hold.
-func (b *hub) overstrandedLocked() (cut []*client) {
-	s := b.log.overstranded()
-	var e *segment
-	if b.events != nil {
-		e = b.events.overstranded()
-	}
-	if s == nil && e == nil {
+// entered notes that m has joined n, or has not. It returns a refusal if m's scope was closed meanwhile.
+func (r *registry) entered(m *member, n *namedHub, joined bool) (closed error) {
+	r.lock()
+	defer r.mu.Unlock()
+	m.scope.joining--
+	n.joining--
+	if !joined {
+		r.vacateLocked(m)
+		r.settleLocked(n, m.scope)
 		return nil
 	}
-	for _, c := range b.clients[b.idle:] {
-		if c.pinned != nil && (c.pinned == s || c.pinned == e) {
-			cut = append(cut, c)
-		}
+	m.scope.addLocked(m)
+	if m.client.Settings().HistoryMessages > 0 {
+		n.home = m.scope
 	}
-	return cut
+	r.settleLocked(n, m.scope) // m may have been closed already
+	r.metrics.joins.Inc()
+	_, closed = r.openScopeLocked(m.scope.key)
+	return closed
 }
 
-// next is the writer's way through the log: it gives back the frames of the last call and returns those that
-// follow, n messages in one slice that stays valid until the next call or drop. Where there is nothing to
-// write it makes c idle, in the same critical section, so that no message can come between.
-func (b *hub) next(c *client) (frames []byte, n int, p progress) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.nextLocked(c)
+// findLocked returns the named hub. If it is not there, it is to be opened by the caller, for a request from the given
+// address.
+func (r *registry) findLocked(name string, owner netip.Prefix) (n *namedHub, mustOpen bool) {
+	if n := r.named[name]; n != nil {
+		return n, false
+	}
+	n = &namedHub{name: name, owner: owner, ready: make(chan struct{})}
+	r.named[name] = n
+	return n, true
 }
 
-func (b *hub) nextLocked(c *client) (frames []byte, n int, p progress) {
-	b.unpinLocked(c)
-	if c.index < 0 { // dropped: the log may be recycled under it
-		return nil, 0, progressFlushed
+// open opens n with the bounds of the given settings. That may take its time: only requests for n wait.
+func (r *registry) open(n *namedHub, s *hub.Settings) {
+	b, err := r.openHub(n.name)
+	if err == nil {
+		b.Grow(s)
 	}
-	b.doneLocked(c)
-	limit := c.log.head
-	if c.left {
-		limit = c.until
+	r.lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		n.err = err
+		delete(r.named, n.name)
+	} else {
+		n.hub = b
+		b.SetTaps(r.taps[n.name])
+		r.notifyLocked(hubOpened, n.name)
 	}
-	skipTo := c.skipLocked(limit)
-	if c.cursor < c.log.tail && c.cursor < limit {
-		if c.left {
-			b.removeLocked(c)
-			return nil, 0, progressFlushed // as far as it goes
-		}
-		if !c.settings.skip {
-			return nil, 0, progressLagged
-		}
-		b.skipLaggedLocked(c)
-		skipTo = c.skipLocked(limit)
-	}
-	if c.cursor == limit {
-		if c.left {
-			b.removeLocked(c)
-			return nil, 0, progressFlushed
-		}
-		return nil, 0, b.parkLocked(c)
-	}
-	c.pinned, frames, n = c.log.next(c.cursor, skipTo)
-	c.taken = c.cursor
-	c.cursor += uint64(n)
-	return frames, int(b.messagesLocked(c, c.taken, c.cursor)), progressFrames
+	close(n.ready)
 }
 
-// messagesLocked returns how many messages there are from one position of c's log up to another.
-func (b *hub) messagesLocked(c *client, from, to uint64) uint64 {
-	if c.speaksEvents {
-		return b.events.seq(to) - b.events.seq(from)
-	}
-	return to - from
-}
-
-// skipLaggedLocked moves c over what is gone.
-func (b *hub) skipLaggedLocked(c *client) {
-	missed := b.messagesLocked(c, c.cursor, c.log.tail)
-	c.missed += missed
-	b.metrics.droppedByLag.Add(float64(missed))
-	c.cursor = c.log.tail
-	if c.speaksEvents {
-		c.tell(laggedEvent{"lagged", missed, b.events.seq(c.cursor) + 1})
-	}
-}
-
-// parkLocked makes c idle. When every client is, the log's memory is given back.
-func (b *hub) parkLocked(c *client) progress {
-	b.endTurnLocked(c)
-	b.doneLocked(c)
-	if !c.state.CompareAndSwap(stateWriting, stateIdle) {
-		return progressOrphaned
-	}
-	if c.index >= b.idle {
-		b.swapLocked(c.index, b.idle)
-		b.idle++
-	}
-	b.restLocked()
-	return progressIdle
-}
-
-// A seqRange is the sequence numbers from first up to, but not including, end.
-type seqRange struct{ first, end uint64 }
-
-// skipOwnLocked notes that c is not to get its own message seq. Of ranges that were evicted only the one at the cursor
-// matters: behind a gap that is no range the client has lagged.
-func (c *client) skipOwnLocked(seq, tail uint64) {
-	if c.cursor == seq {
-		c.cursor++
+// settleLocked keeps or closes n if it has no clients, and none are about to join. s is the scope of the last one.
+func (r *registry) settleLocked(n *namedHub, s *scope) {
+	if !n.isOpen() || n.joining > 0 || n.keeper != nil || r.named[n.name] != n || n.hub.Size() > 0 {
 		return
 	}
-	if n := len(c.own); n > 0 && c.own[n-1].end == seq {
-		c.own[n-1].end++
+	if !n.hub.HasHistory() || !r.keepLocked(n, s) {
+		r.closeLocked(n)
+	}
+}
+
+// keepLocked keeps n, which has no clients, for its history and as long as that lasts. It returns false where no directive
+// is configured through which clients could join it again.
+func (r *registry) keepLocked(n *namedHub, s *scope) bool {
+	if n.home != nil && len(n.home.leases) > 0 {
+		s = n.home
+	}
+	if len(s.leases) == 0 || r.scopes[s.key] != s || caddy.Exiting() {
+		return false
+	}
+	now := time.Now()
+	n.keeper, n.keptSince = s, now
+	if s.perHub[n.name] == nil {
+		n.place = s.kept.Push(n.owner, n)
+	}
+	n.expiry = time.AfterFunc(n.hub.HistoryAge(), func() { r.expire(n, now) })
+	return true
+}
+
+// unkeep takes n out of the hubs that its keeper keeps. It needs registry.mu.
+func (n *namedHub) unkeep() {
+	if n.place != nil {
+		n.keeper.kept.Remove(n.place)
+	}
+	n.keeper, n.place = nil, nil
+	n.expiry.Stop()
+}
+
+// expire closes n if it has been kept since the given time, unless something was published meanwhile, which has its age to
+// come.
+func (r *registry) expire(n *namedHub, since time.Time) {
+	r.lock()
+	defer r.mu.Unlock()
+	if n.keeper == nil || !n.keptSince.Equal(since) {
 		return
 	}
-	keep := 0
-	if len(c.own) > 0 && c.own[0].first <= c.cursor {
-		keep = 1
-	}
-	gone := keep
-	for gone < len(c.own) && c.own[gone].end <= tail {
-		gone++
-	}
-	c.own = append(slices.Delete(c.own, keep, gone), seqRange{seq, seq + 1})
-}
-
-// skipLocked moves the cursor over the client's own messages, with echo off, and returns where the frames that it may
-// be sent end: at limit or at the next message of its own.
-func (c *client) skipLocked(limit uint64) uint64 {
-	gone := 0
-	for gone < len(c.own) && c.own[gone].first <= c.cursor {
-		c.cursor = max(c.cursor, min(c.own[gone].end, limit))
-		gone++
-	}
-	c.own = slices.Delete(c.own, 0, gone)
-	if len(c.own) > 0 {
-		return min(limit, c.own[0].first)
-	}
-	return limit
-}
-
-// size returns the number of members.
-func (b *hub) size() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.members
-}
-
-// setTaps makes taps the ones that see what is published from now on.
-func (b *hub) setTaps(taps []*tap) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.taps = taps
-}
-
-func (b *hub) unpinLocked(c *client) {
-	if c.pinned != nil {
-		c.log.unpin(c.pinned)
-		c.pinned = nil
-	}
-}
-
-// removeLocked takes c out of clients, if it is still there.
-func (b *hub) removeLocked(c *client) {
-	b.endTurnLocked(c)
-	if c.index < 0 {
+	if wait := n.hub.Remaining(); wait > 0 {
+		n.expiry.Reset(wait)
 		return
 	}
-	if c.speaksEvents {
-		b.events.clients--
-		b.events.read = time.Now()
-	}
-	if c.index < b.idle {
-		b.idle--
-		b.swapLocked(c.index, b.idle)
-	}
-	if c.left {
-		b.leaving--
-	}
-	b.owesNothingLocked(c)
-	last := len(b.clients) - 1
-	b.swapLocked(c.index, last)
-	b.clients[last] = nil
-	b.clients = b.clients[:last]
-	c.index = -1
-	if len(b.records) == 0 { // even if others are never idle
-		b.endEventsLocked()
-	}
-	b.restLocked()
+	r.closeKeptLocked(n)
 }
 
-func (b *hub) swapLocked(i, j int) {
-	b.clients[i], b.clients[j] = b.clients[j], b.clients[i]
-	b.clients[i].index, b.clients[j].index = i, j
+// closeIfKept closes b if it is only kept for its history.
+func (r *registry) closeIfKept(b *hub.Hub) {
+	r.lock()
+	defer r.mu.Unlock()
+	if n := r.named[b.Name()]; n != nil && n.hub == b && n.keeper != nil {
+		r.closeKeptLocked(n)
+	}
+}
+
+// closeKeptLocked closes a hub that is only kept for its history.
+func (r *registry) closeKeptLocked(n *namedHub) {
+	n.unkeep()
+	r.closeLocked(n)
+}
+
+// closeLocked closes n, which has no clients.
+func (r *registry) closeLocked(n *namedHub) {
+	n.hub.Close()
+	delete(r.named, n.name)
+	r.notifyLocked(hubClosed, n.name)
+}
+
+// makeRoomLocked makes room in s for its first client in n, or for nil in a new hub, or returns a refusal. An address may
+// have opened at most as many hubs as are left for others. So one alone gets half of maxHubs, and however many addresses
+// there are, another one finds room for a first hub. Hubs that are only kept make room: the address that has most of them
+// loses the one that has been without clients for the longest time.
+func (r *registry) makeRoomLocked(s *scope, n *namedHub, address netip.Prefix, maxHubs int) error {
+	if maxHubs == 0 {
+		return nil
+	}
+	left := maxHubs - len(s.perHub)
+	switch {
+	case left <= 0:
+		return errMaxHubs
+	case s.opened[address] >= left:
+		return errMaxHubsPerIP
+	case n != nil && n.place != nil && n.keeper == s:
+		return nil // it has a place
+	}
+	for len(s.perHub)+s.kept.Len() >= maxHubs { // several after a reload that lowers it
+		_, oldest := s.kept.Largest()
+		r.closeKeptLocked(oldest.Value)
+	}
+	return nil
+}
+
+// publish publishes m, which no client has sent, in the named hub: see hub.Hub.Publish. It reports whether there is such a
+// hub.
+func (r *registry) publish(ctx context.Context, name string, m hub.Message) (published hub.Receipt, found bool, err error) {
+	for !found {
+		r.mu.Lock()
+		n := r.named[name]
+		r.mu.Unlock()
+		if n == nil {
+			return hub.Receipt{}, false, nil
+		}
+		b, err := n.await(ctx)
+		if err != nil {
+			return hub.Receipt{}, false, err
+		}
+		// While it waits for turns the hub may be closed, and there may be another one of that name.
+		published, found = b.Publish(m)
+	}
+	return published, true, nil
+}
+
+// publishOpening is publish for a message that comes through the scope of a hub value. With history in its settings, a
+// hub that is not there is opened for it, within the limits.
+func (r *registry) publishOpening(
+	ctx context.Context, name string, m hub.Message, key string, s *hub.Settings, limits limits,
+) (hub.Receipt, bool, error) {
+	for {
+		published, found, err := r.publish(ctx, name, m)
+		if found || err != nil || s.HistoryMessages == 0 {
+			return published, found, err
+		}
+		if err := r.openKept(ctx, name, m.Address, key, s, limits); err != nil {
+			return hub.Receipt{}, false, err
+		}
+	}
+}
+
+// openKept opens a hub without clients for a request from the given address, unless it is there.
+func (r *registry) openKept(
+	ctx context.Context, name string, address netip.Prefix, key string, settings *hub.Settings, limits limits,
+) error {
+	r.lock()
+	s, err := r.openScopeLocked(key)
+	if err != nil || r.named[name] != nil {
+		r.mu.Unlock()
+		return err
+	}
+	if err := r.makeRoomLocked(s, nil, address, limits.maxHubs); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	n, _ := r.findLocked(name, address)
+	n.joining++
+	n.home = s
+	r.mu.Unlock()
+
+	r.open(n, settings)
+	_, err = n.await(ctx)
+	r.lock()
+	defer r.mu.Unlock()
+	n.joining--
+	r.settleLocked(n, s)
+	return err
+}
+
+// hub returns the named hub, or nil if it is not open.
+func (r *registry) hub(name string) *hub.Hub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.named[name]; n != nil {
+		return n.hub
+	}
+	return nil
+}
+
+// allHubs returns the hubs that are open now, in no order.
+func (r *registry) allHubs() []*hub.Hub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*hub.Hub, 0, len(r.named))
+	for _, n := range r.named {
+		if n.isOpen() {
+			all = append(all, n.hub)
+		}
+	}
+	return all
+}
+
+// count returns how many clients are members of hubs, and how many hubs are open.
+func (r *registry) count() (clients, hubs int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.scopes {
+		clients += s.present
+	}
+	for _, n := range r.named {
+		if n.isOpen() {
+			hubs++
+		}
+	}
+	return clients, hubs
+}
+
+// tap returns a tap on the hub of the given name, which need not be there, and a function that removes it. The tap sees one
+// hub of that name after the other.
+func (r *registry) tap(name string) (t *hub.Tap, remove func()) {
+	t = hub.NewTap()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.setTapsLocked(name, append(slices.Clone(r.taps[name]), t))
+	return t, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		taps := slices.Clone(r.taps[name])
+		i := slices.Index(taps, t)
+		r.setTapsLocked(name, slices.Delete(taps, i, i+1))
+	}
+}
+
+// setTapsLocked replaces the taps on a hub.
+func (r *registry) setTapsLocked(name string, taps []*hub.Tap) {
+	if len(taps) == 0 {
+		delete(r.taps, name)
+	} else {
+		r.taps[name] = taps
+	}
+	if n := r.named[name]; n != nil && n.isOpen() {
+		n.hub.SetTaps(taps)
+	}
 }

@@ -27,11 +27,11 @@ func readers(t *testing.T) (all, waiting int) {
 		t.Fatal(err)
 	}
 	for stack := range strings.SplitSeq(profile.String(), "\n\n") {
-		if !strings.Contains(stack, "(*client).listen(") {
+		if !strings.Contains(stack, "(*Client).listen(") {
 			continue
 		}
 		all++
-		if !strings.Contains(stack, "(*client).read(") {
+		if !strings.Contains(stack, "(*Client).read(") {
 			waiting++
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 const moduleID = "http.handlers.chat_broadcast"
@@ -175,11 +177,11 @@ type Handler struct {
 	HTTPPublish bool `json:"http_publish,omitempty"`
 
 	// What the fields above come to; set by Provision.
-	hub, user string
-	placement func() *placement // in its server, computed when first called
-	limits    limits
-	settings  *settings
-	lease     *lease
+	hubValue, userValue string
+	placement           func() *placement // in its server, computed when first called
+	limits              limits
+	settings            *hub.Settings
+	lease               *lease
 }
 
 // Rate is how fast a client may send: a bucket of messages that is refilled evenly. A message that finds it
@@ -236,25 +238,13 @@ type Presence struct {
 	JoinLeave bool `json:"join_leave,omitempty"`
 }
 
-// settings is what concerns one client, as configured when it joined. It holds no reference to the
-// configuration, which clients outlive.
-type settings struct {
-	readOnly       bool
-	echo           bool
-	maxMessageSize int
-	bufferMessages int
-	bufferBytes    int
-	skip           bool          // on lag
-	pingInterval   time.Duration // 0: off
-	pingTimeout    time.Duration
-	writeTimeout   time.Duration
-	maxAge         time.Duration // 0: off
-
-	allowance       *allowance // of rate, as clients are told it; nil: off
-	historyMessages int        // 0: off
-	historyAge      time.Duration
-	presence        bool
-	joinLeave       bool
+// orDefault returns v, or def for the zero value.
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
 }
 
 // CaddyModule implements caddy.Module.
@@ -264,8 +254,8 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision implements caddy.Provisioner.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	h.hub = orDefault(h.Hub, defaultHub)
-	h.user = orDefault(h.User, defaultUser)
+	h.hubValue = orDefault(h.Hub, defaultHub)
+	h.userValue = orDefault(h.User, defaultUser)
 	h.limits = limits{
 		maxClients:       h.MaxClients,
 		maxClientsPerHub: h.MaxClientsPerHub,
@@ -274,28 +264,30 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	buffer := orDefault(h.Buffer, new(Buffer))
 	ping := orDefault(h.Ping, new(Ping))
-	h.settings = &settings{
-		readOnly:       h.ReadOnly,
-		echo:           h.Echo == nil || *h.Echo,
-		maxMessageSize: int(orDefault(h.MaxMessageSize, defaultMaxMessageSize)),
-		bufferMessages: orDefault(buffer.Messages, defaultBufferMessages),
-		bufferBytes:    int(orDefault(buffer.Size, defaultBufferSize)),
-		skip:           h.OnLag == onLagSkip,
-		pingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
-		pingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
-		writeTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
-		maxAge:         time.Duration(h.MaxAge),
-		allowance:      h.Rate.allowance(),
+	h.settings = &hub.Settings{
+		ReadOnly:       h.ReadOnly,
+		Echo:           h.Echo == nil || *h.Echo,
+		MaxMessageSize: int(orDefault(h.MaxMessageSize, defaultMaxMessageSize)),
+		BufferMessages: orDefault(buffer.Messages, defaultBufferMessages),
+		BufferBytes:    int(orDefault(buffer.Size, defaultBufferSize)),
+		SkipLag:        h.OnLag == onLagSkip,
+		PingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
+		PingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
+		WriteTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
+		MaxAge:         time.Duration(h.MaxAge),
+	}
+	if h.Rate != nil {
+		h.settings.Rate = hub.Rate{Messages: h.Rate.Messages, Window: time.Duration(h.Rate.Window)}
 	}
 	if ping.Off {
-		h.settings.pingInterval = 0
+		h.settings.PingInterval = 0
 	}
 	if h.History != nil {
-		h.settings.historyMessages = h.History.Messages
-		h.settings.historyAge = time.Duration(orDefault(h.History.Age, defaultHistoryAge))
+		h.settings.HistoryMessages = h.History.Messages
+		h.settings.HistoryAge = time.Duration(orDefault(h.History.Age, defaultHistoryAge))
 	}
 	if h.Presence != nil {
-		h.settings.presence, h.settings.joinLeave = true, h.Presence.JoinLeave
+		h.settings.Presence, h.settings.JoinLeave = true, h.Presence.JoinLeave
 	}
 	if err := hubs.metrics.register(ctx); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -308,8 +300,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the chat_broadcast app: %w", err)
 	}
-	hubs.memory.incoming.raise(h.settings.maxMessageSize)
-	h.lease = hubs.lease(h.hub, ctx.Logger(), emitter, bounds, time.Duration(orDefault(h.Drain, defaultDrain)))
+	hubs.process.Incoming.Raise(h.settings.MaxMessageSize)
+	h.lease = hubs.lease(h.hubValue, ctx.Logger(), emitter, bounds, time.Duration(orDefault(h.Drain, defaultDrain)))
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	// The server's routes are complete once it has requests.
 	h.placement = sync.OnceValue(func() *placement { return newPlacement(h, server) })
@@ -389,16 +381,16 @@ func (p *Ping) validate() error {
 }
 
 // checkHub checks a hub value as far as it does not depend on a request.
-func checkHub(hub string) error {
+func checkHub(value string) error {
 	switch {
-	case hub == "":
+	case value == "":
 		return nil
-	case isDefaultHubName(hub):
+	case isDefaultHubName(value):
 		return named("hub", errDefaultHubName)
-	case strings.Contains(hub, "{"):
+	case strings.Contains(value, "{"):
 		return nil
 	}
-	return named("hub", checkHubName(hub))
+	return named("hub", checkHubName(value))
 }
 
 func checkOnLag(v string) error {

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 func TestHandler_RelaysUnchangedToEveryClient(t *testing.T) {
@@ -209,7 +212,7 @@ func TestHandler_LogsOneLineForEachClosedConnection(t *testing.T) {
 		"level": "info", "msg": "client closed", "hub": "http://localhost:9080/chat/a", "user": "", "client_ip": "127.0.0.1",
 		"code": 4000.0, "reason": "", "messages_in": 1.0, "messages_out": 1.0,
 		"bytes_in":  float64(len(clientFrame(0x81, []byte("hello"))) + 6 + 2 + len("see you")),
-		"bytes_out": float64(frameSize(5) + frameSize(2)),
+		"bytes_out": float64(ws.FrameSize(5) + ws.FrameSize(2)),
 	} {
 		if got := entry[field]; got != want {
 			t.Errorf("%s: got %v, want %v", field, got, want)
@@ -292,7 +295,7 @@ func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
 	survivors := func() int {
 		hubs.mu.Lock()
 		defer hubs.mu.Unlock()
-		return hubs.scopes[defaultHub].members
+		return hubs.scopes[defaultHub].present
 	}
 	if got := survivors(); got == 0 || got > clients {
 		t.Fatalf("got %d of %d clients after the value came back", got, clients)
@@ -324,7 +327,7 @@ func TestHandler_HistoryIsOfTenMinutesUnlessTold(t *testing.T) {
 }`)
 	for name, want := range map[string]time.Duration{"a": 10 * time.Minute, "b": 20 * time.Minute} {
 		join(t, "/"+name)
-		if got := hubs.hub(name).historyAge(); got != want {
+		if got := hubs.hub(name).HistoryAge(); got != want {
 			t.Errorf("hub %s: got %v, want %v", name, got, want)
 		}
 	}
@@ -388,16 +391,16 @@ func TestREADME_CloseCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, why := range []cause{
-		causeShuttingDown, causeProtocolError, causeInvalidUTF8, causeReadOnly, causeRateLimited, causeKicked, causeTooBig, causeInternal,
-		causeHubRemoved, causeLagged, causeWriteTimeout, causePingTimeout,
+	for _, why := range []ws.Close{
+		hub.CloseShuttingDown, ws.ProtocolError, ws.InvalidUTF8, hub.CloseReadOnly, hub.CloseRateLimited, hub.CloseKicked, ws.TooBig, hub.CloseInternal,
+		hub.CloseHubRemoved, hub.CloseLagged, hub.CloseWriteTimeout, hub.ClosePingTimeout,
 	} {
-		row := fmt.Sprintf(`(?m)^\| %d[^|]*\|[^|]*`, why.code)
-		if why.reason != "" {
-			row += "`" + why.reason + "`"
+		row := fmt.Sprintf(`(?m)^\| %d[^|]*\|[^|]*`, why.Code)
+		if why.Reason != "" {
+			row += "`" + why.Reason + "`"
 		}
 		if !regexp.MustCompile(row).Match(readme) {
-			t.Errorf("the README's table has no row for %d %s", why.code, why.reason)
+			t.Errorf("the README's table has no row for %d %s", why.Code, why.Reason)
 		}
 	}
 }

@@ -172,14 +172,6 @@ func (p originPattern) matches(o originPattern) bool {
 	return strings.EqualFold(host, o.host)
 }
 
-func orDefault[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
-}
-
 // checkOrigins validates the patterns of a configuration, as far as they have no placeholders.
 func checkOrigins(patterns []string) error {
 	for _, p := range patterns {

@@ -13,9 +13,7 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/gorilla/websocket"
 )
 
@@ -406,28 +404,6 @@ func TestEvents_HelloOfAnEmptyHub(t *testing.T) {
 	h := joinEvents(t, "/chat/a").hello
 	if *h.User != "" || h.Hub != "http://localhost:9080/chat/a" || h.Head != 0 || h.Replay != 0 || h.Clients != 1 {
 		t.Errorf("got %s", h.raw)
-	}
-}
-
-func TestEvents_HelloSaysTheWindowThatIsConfigured(t *testing.T) {
-	for _, test := range []struct {
-		window time.Duration
-		want   int64
-	}{
-		{time.Microsecond, 1},
-		{1500 * time.Microsecond, 2},
-		{100 * time.Millisecond, 100},
-		{time.Second, 1000},
-		{7 * time.Second, 7000},
-		{time.Minute, 60_000},
-		{24 * time.Hour, 86_400_000},
-	} {
-		for messages := 1; messages <= 1000; messages++ {
-			r := &Rate{Messages: messages, Window: caddy.Duration(test.window)}
-			if got := r.allowance(); got.Window != test.want || got.Messages != messages {
-				t.Fatalf("rate %d %v: got %+v, want a window of %d", messages, test.window, *got, test.want)
-			}
-		}
 	}
 }
 
@@ -1347,99 +1323,4 @@ func TestPresence_ChangeLeavesRawClientsWhereTheyAre(t *testing.T) {
 			p.wantText(text)
 		}
 	}
-}
-
-// FuzzClientEvent has a client's frame accepted exactly when the schema allows it, and compares what is read with what
-// encoding/json reads. The schema counts characters where the server counts bytes, and does not know of doubled names and
-// half surrogate pairs.
-func FuzzClientEvent(f *testing.F) {
-	for _, frame := range []string{
-		`{"type":"send","id":"m1","data":"hello"}`,
-		`{"type":"send","data64":"AP8="}`,
-		`{"type":"who","after":"ada","limit":10}`,
-		`{"type":"who","limit":1001}`,
-		`{"type":"send","id":"","data":"\ud800"}`,
-		`{"type":"send","id":"m\u0031","token":"a-b","data":"\ud83d\ude00\n"}`,
-		`{"type":"who","limit":0.1e+2,"x":[{"y":"]\\\""},null]}`,
-		`{"type":"send","TYPE":"who","data":""}`,
-		`{"type":"shout"}`,
-		`{}`,
-	} {
-		f.Add(frame)
-	}
-	schema := protocolSchema(f, "/$defs/fromClient")
-	f.Fuzz(func(t *testing.T, frame string) {
-		if !utf8.ValidString(frame) || utf8.RuneCountInString(frame) > 5000 {
-			return
-		}
-		var e clientEvent
-		err := e.decode([]byte(frame))
-		var m message
-		if err == nil && e.kind == kindSend {
-			m, err = e.message()
-		}
-		if err == nil && e.kind == "" {
-			return
-		}
-		invalid := validate(schema, frame)
-		if err == nil && invalid != nil {
-			t.Fatal(invalid)
-		}
-		var fields map[string]any
-		if json.Unmarshal([]byte(frame), &fields) != nil || err != nil {
-			if err != nil && invalid == nil && !strings.Contains(frame, `\u`) && !strings.Contains(err.Error(), "bytes") {
-				t.Fatalf("%q: got %v, which the schema allows", frame, err)
-			}
-			return
-		}
-		text := func(name string) string { s, _ := fields[name].(string); return s }
-		switch {
-		case e.kind != text("type"), e.kind == kindSend && (string(e.id) != text("id") || string(e.token) != text("token")),
-			e.kind == kindWho && string(e.after) != text("after"),
-			m.opcode == websocket.TextMessage && string(m.payload) != text("data"),
-			m.opcode == websocket.BinaryMessage && base64Of(string(m.payload)) != text("data64"):
-			t.Errorf("%q: got %+v and %+v", frame, e, m)
-		}
-	})
-}
-
-// FuzzMessageEvent has messages encoded, and compares what a JSON library makes of that.
-func FuzzMessageEvent(f *testing.F) {
-	f.Add("ada", "hello", uint64(1), false)
-	f.Add("", "\x00\x1f \"quoted\" C:\\ \n\r\t\u2028 é 🙂 <b>", uint64(0), false)
-	f.Add("\"\\\n", "\x00\xff", uint64(1<<63), true)
-	schema := protocolSchema(f, "/$defs/strictFromServer")
-	at := time.Date(2026, 11, 23, 12, 0, 0, 7_999_999, time.FixedZone("", 3600))
-	f.Fuzz(func(t *testing.T, user, payload string, sender uint64, binary bool) {
-		if !utf8.ValidString(user) || len(user) > maxUser || !binary && !utf8.ValidString(payload) {
-			return
-		}
-		m := message{sender: clientID(sender), user: user, opcode: websocket.TextMessage, payload: []byte(payload)}
-		if binary {
-			m.opcode = websocket.BinaryMessage
-		}
-		frame := string(m.appendEvent([]byte("before"), 42, at)[len("before"):])
-		if err := validate(schema, frame); err != nil {
-			t.Fatal(err)
-		}
-		var got struct {
-			Type, Time, Client, User string
-			Seq                      int
-			Data                     *string
-			Data64                   []byte
-		}
-		if err := json.Unmarshal([]byte(frame), &got); err != nil {
-			t.Fatalf("%q: %v", frame, err)
-		}
-		if got.Type != "message" || got.Seq != 42 || got.Time != "2026-11-23T11:00:00.007Z" || got.User != user {
-			t.Errorf("got %s", frame)
-		}
-		if want := m.sender.String(); got.Client != want && (sender != 0 || got.Client != "") {
-			t.Errorf("got client %q, want %q", got.Client, want)
-		}
-		switch {
-		case binary && (got.Data != nil || string(got.Data64) != payload), !binary && (got.Data == nil || *got.Data != payload):
-			t.Errorf("got %s, want %q", frame, payload)
-		}
-	})
 }

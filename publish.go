@@ -14,8 +14,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/gorilla/websocket"
 	"golang.org/x/time/rate"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 // publish publishes the body of r, a POST, in the hub that r is for, or refuses r. The routes before it decide whose requests
@@ -41,34 +44,32 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	if err != nil {
 		return err
 	}
-	_, prefix := clientIP(r)
-	if h.Rate != nil && !prefix.IsValid() {
+	_, address := clientIP(r)
+	if h.Rate != nil && !address.IsValid() {
 		h.warnWithoutAddress("rate")
 	}
 	key := h.lease.scope.key
 	// Before the body is read, so that the rate holds for what is refused because of its body, too.
-	if wait, err := hubs.admit(key, prefix, h.Rate); err != nil {
+	if wait, err := hubs.admit(key, address, h.settings.Rate); err != nil {
 		return refusePublish(w.Header(), err, wait)
 	}
-	body.address, body.ended = prefix, func() bool { return r.Context().Err() != nil }
+	body.address, body.ended = address, func() bool { return r.Context().Err() != nil }
 	defer body.giveBack()
-	opcode, payload, err := readMessage(w, r, body, h.settings.maxMessageSize)
+	opcode, payload, err := readMessage(w, r, body, h.settings.MaxMessageSize)
 	if err != nil {
 		return err
 	}
-	if err := hubs.open(key); err != nil { // the body may have taken its time
+	if err := hubs.checkOpen(key); err != nil { // the body may have taken its time
 		return refusePublish(w.Header(), err, 0)
 	}
-	m := message{user: user, opcode: opcode, payload: payload}
-	published, found, err := hubs.publishOpening(name, m, prefix, key, h.settings, h.limits)
+	m := hub.Message{Source: hub.FromHTTP, Address: address, User: user, Opcode: opcode, Payload: payload}
+	published, _, err := hubs.publishOpening(r.Context(), name, m, key, h.settings, h.limits)
 	if err != nil {
 		return refusePublish(w.Header(), err, 0)
 	}
-	if found {
-		hubs.metrics.publishedByHTTP.Inc()
-	}
-	hubs.work.payRequest(r.Context(), prefix, requestWork+time.Duration(published.members)*deliveryWork)
-	return answerJSON(w, http.StatusAccepted, publication{published.members, published.seq})
+	work := fair.RequestWork + time.Duration(published.Members)*fair.DeliveryWork
+	hubs.process.Processors.PayRequest(r.Context(), address, work)
+	return answerJSON(w, http.StatusAccepted, publication{published.Members, published.Seq})
 }
 
 // A publication answers to whoever published a message: how many clients the hub had, and the message's number.
@@ -129,9 +130,9 @@ func (b *postBody) Read(p []byte) (int, error) {
 	b.asked = true
 	n, err := b.ReadCloser.Read(p)
 	b.read += n
-	if b.ended != nil && b.read > freeMessage && b.read > b.taken {
+	if b.ended != nil && b.read > hub.FreeMessage && b.read > b.taken {
 		more := max(b.read, 2*b.taken) - b.taken // as the buffer of io.ReadAll grows, about
-		if !hubs.memory.incoming.await(b.address, more, b.ended) {
+		if !hubs.process.Incoming.Await(b.address, more, b.ended) {
 			return n, errBusy
 		}
 		b.taken += more
@@ -142,14 +143,20 @@ func (b *postBody) Read(p []byte) (int, error) {
 // giveBack gives back what the message has taken, which is kept no longer.
 func (b *postBody) giveBack() {
 	if b.taken > 0 {
-		hubs.memory.incoming.give(b.address, b.taken)
+		hubs.process.Incoming.Give(b.address, b.taken)
 	}
 	b.ended, b.taken = nil, 0
 }
 
+// maxDiscardedBody and discardTimeout bound the rest of a refused body that discard reads.
+const (
+	maxDiscardedBody = 16 << 20
+	discardTimeout   = 5 * time.Second
+)
+
 // discard reads the rest of the body of r, which is refused, before the answer. A connection that is closed with unread
 // bytes in it is reset, and a client that is still sending then loses the answer. As with a client that is closed, discard
-// reads at most maxDiscarded bytes and for closeTimeout, and nothing of a body that is announced as longer. It does not
+// reads at most maxDiscardedBody bytes and for discardTimeout, and nothing of a body that is announced as longer. It does not
 // read from a client that waits for 100, nor over HTTP/2 and HTTP/3, where the answer ends a stream and not the connection.
 func (b *postBody) discard(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor > 1 {
@@ -158,8 +165,8 @@ func (b *postBody) discard(w http.ResponseWriter, r *http.Request) {
 	atEnd := false
 	waits := !b.asked && r.Header.Get("Expect") != ""
 	conn := http.NewResponseController(w)
-	if !waits && r.ContentLength <= maxDiscarded && conn.SetReadDeadline(time.Now().Add(closeTimeout)) == nil {
-		_, err := io.CopyN(io.Discard, b, maxDiscarded)
+	if !waits && r.ContentLength <= maxDiscardedBody && conn.SetReadDeadline(time.Now().Add(discardTimeout)) == nil {
+		_, err := io.CopyN(io.Discard, b, maxDiscardedBody)
 		atEnd = errors.Is(err, io.EOF)
 		_ = conn.SetReadDeadline(time.Time{}) // net/http sets the one of the next request
 	}
@@ -200,12 +207,12 @@ const mediaTypeBinary = "application/octet-stream"
 func opcodeOf(payload []byte, contentType string) (int, error) {
 	// What is malformed is no application/octet-stream, either.
 	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == mediaTypeBinary {
-		return websocket.BinaryMessage, nil
+		return ws.BinaryMessage, nil
 	}
 	if !utf8.Valid(payload) {
 		return 0, errors.New("the message is not valid UTF-8: binary ones have Content-Type application/octet-stream")
 	}
-	return websocket.TextMessage, nil
+	return ws.TextMessage, nil
 }
 
 // refusePublish maps a refusal of the registry to its status; wait is how long an errRate lasts.
@@ -215,12 +222,6 @@ func refusePublish(header http.Header, err error, wait time.Duration) error {
 	}
 	header.Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	return caddyhttp.Error(http.StatusTooManyRequests, err)
-}
-
-// limiter returns a full bucket.
-func (r *Rate) limiter() *rate.Limiter {
-	perSecond := float64(r.Messages) / time.Duration(r.Window).Seconds()
-	return rate.NewLimiter(rate.Limit(perSecond), r.Messages)
 }
 
 // maxBuckets bounds how many buckets a scope keeps of either age: together 3 MiB, and more addresses than honest
@@ -242,26 +243,26 @@ type buckets struct {
 // A bucketKey is whose bucket it is. A bucket goes with its rate: directives of one hub value may have different ones,
 // and after a reload that changes it everybody has a full bucket of the new kind.
 type bucketKey struct {
-	prefix netip.Prefix
-	rate   Rate
+	address netip.Prefix
+	rate    hub.Rate
 }
 
-// take takes one message from the bucket of prefix, or returns how long it takes until there is one.
-func (b *buckets) take(now time.Time, prefix netip.Prefix, r Rate) (wait time.Duration, ok bool) {
+// take takes one message from the bucket of an address, or returns how long it takes until there is one.
+func (b *buckets) take(now time.Time, address netip.Prefix, r hub.Rate) (wait time.Duration, ok bool) {
 	if len(b.recent) >= maxBuckets || now.Sub(b.aged) >= b.oldWindow {
 		b.old, b.oldWindow, b.aged = b.recent, b.recentWindow, now
 		b.recent, b.recentWindow = map[bucketKey]*rate.Limiter{}, 0
 	}
-	key := bucketKey{prefix, r}
+	key := bucketKey{address, r}
 	bucket := b.recent[key]
 	if bucket == nil {
 		bucket = b.old[key]
 		if bucket == nil {
-			bucket = r.limiter()
+			bucket = r.Limiter()
 		}
 		delete(b.old, key)
 		b.recent[key] = bucket
-		b.recentWindow = max(b.recentWindow, time.Duration(r.Window))
+		b.recentWindow = max(b.recentWindow, r.Window)
 	}
 	if bucket.AllowN(now, 1) {
 		return 0, true

@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/gorilla/websocket"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // pushSite lets anybody publish.
@@ -75,7 +76,7 @@ func TestPublish_HubWithoutClientsKeepsNothing(t *testing.T) {
 	if found := func() bool {
 		hubs.mu.Lock()
 		defer hubs.mu.Unlock()
-		return len(hubs.hubs) > 0
+		return len(hubs.named) > 0
 	}(); found {
 		t.Error("a hub was opened for a message")
 	}
@@ -260,14 +261,14 @@ func TestPublish_ConnectionLastsIfTheRefusedBodyWasRead(t *testing.T) {
 
 func TestPublish_RefusedBodyIsNotReadForever(t *testing.T) {
 	startCaddy(t, pushSite)
-	for _, header := range []string{fmt.Sprintf("Content-Length: %d", maxDiscarded+1), "Transfer-Encoding: chunked"} {
+	for _, header := range []string{fmt.Sprintf("Content-Length: %d", maxDiscardedBody+1), "Transfer-Encoding: chunked"} {
 		p := &peer{t: t}
 		conn := p.dial()
 		_ = conn.SetDeadline(time.Now().Add(patience))
 		fmt.Fprintf(conn, "POST /feed/a HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n", header)
 		chunk := []byte("10000\r\n" + strings.Repeat("x", 1<<16) + "\r\n")
 		sent := 0
-		for sent < 8*maxDiscarded {
+		for sent < 8*maxDiscardedBody {
 			n, err := conn.Write(chunk)
 			sent += n
 			if err != nil {
@@ -275,7 +276,7 @@ func TestPublish_RefusedBodyIsNotReadForever(t *testing.T) {
 			}
 		}
 		conn.Close()
-		if sent >= 8*maxDiscarded {
+		if sent >= 8*maxDiscardedBody {
 			t.Errorf("%s: the server took %d bytes of a body that it refused", header, sent)
 		}
 	}
@@ -417,12 +418,12 @@ func TestBuckets_ForgetWhatIsFullAgain(t *testing.T) {
 	address := func(i int) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
-	take := func(i int, r Rate) bool {
+	take := func(i int, r hub.Rate) bool {
 		_, ok := b.take(now, address(i), r)
 		return ok
 	}
-	r := Rate{Messages: 2, Window: caddy.Duration(time.Minute)}
-	slow := Rate{Messages: 1, Window: caddy.Duration(time.Hour)}
+	r := hub.Rate{Messages: 2, Window: time.Minute}
+	slow := hub.Rate{Messages: 1, Window: time.Hour}
 	take(100, r)
 	take(0, slow)
 	for i := range 100 {
@@ -452,7 +453,7 @@ func TestBuckets_ForgetWhatIsFullAgain(t *testing.T) {
 func TestBuckets_AreBounded(t *testing.T) {
 	now := time.Now()
 	var b buckets
-	r := Rate{Messages: 1, Window: caddy.Duration(time.Hour)}
+	r := hub.Rate{Messages: 1, Window: time.Hour}
 	mine := netip.MustParsePrefix("2001:db8::/64")
 	b.take(now, mine, r)
 	for i := range 5 * maxBuckets {

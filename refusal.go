@@ -12,6 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 )
 
 // The reasons for which a handshake or a POST is refused, as metrics, events, the log and the placeholder give them.
@@ -86,7 +88,7 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	var address netip.Prefix
 	line.clientIP, address = clientIP(r)
 	hubs.refusals.add(line)
-	hubs.work.payRequest(r.Context(), address, requestWork)
+	hubs.process.Processors.PayRequest(r.Context(), address, fair.RequestWork)
 	if status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
 		return err
 	}

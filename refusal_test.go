@@ -181,7 +181,7 @@ func TestRefusalLog_TellsOfEveryRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, seen := observer.New(zapcore.InfoLevel)
 		s := new(scope)
-		s.current.Store(&lease{log: zap.New(core)})
+		s.current.Store(&lease{logger: zap.New(core)})
 		l := refusalLog{pauses: map[string]*refusalBatch{}}
 		add := func(reason string, n int) {
 			for range n {

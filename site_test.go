@@ -294,7 +294,7 @@ func TestSite_DefaultHubSurvivesAReloadThatAddsASite(t *testing.T) {
 			t.Errorf("%s: got %s", sites, h.raw)
 		}
 		q.conn.Close()
-		eventually(t, "the second client to be gone", func() bool { return hubs.hub("http://b.test:9080/a").size() == 1 })
+		eventually(t, "the second client to be gone", func() bool { return hubs.hub("http://b.test:9080/a").Size() == 1 })
 	}
 }
 

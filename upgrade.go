@@ -6,30 +6,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/gorilla/websocket"
-	"go.uber.org/zap"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 // retryAfter is what a refused client is told to wait, in seconds.
 const retryAfter = "5"
-
-// maxHubName and maxUser bound, in bytes, what a client can make the server keep of its request.
-const (
-	maxHubName = 255
-	maxUser    = 1024
-)
 
 // upgrader does the handshake of RFC 6455 §4.2. The origin is checked before it is asked.
 var upgrader = websocket.Upgrader{
@@ -41,18 +35,16 @@ var upgrader = websocket.Upgrader{
 	},
 }
 
-// handshake is the response writer on which gorilla upgrades. The connection that it gives away is a wire
-// without one: the response that gorilla writes is kept there, so that everything can still be refused.
+// handshake is the response writer on which gorilla upgrades. It gives away a connection that sends nothing but keeps
+// gorilla's response, so that the request can still be refused.
 type handshake struct {
 	http.ResponseWriter
-	wire    *wire
+	reader  *ws.Reader
 	refusal error
 }
 
 // Hijack implements http.Hijacker.
-func (h *handshake) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return h.wire, bufio.NewReadWriter(&h.wire.client.in, bufio.NewWriterSize(h.wire, 1)), nil
-}
+func (h *handshake) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.reader.Hijack() }
 
 // isUpgrade reports whether r asks for WebSocket, in whichever version of HTTP.
 func isUpgrade(r *http.Request) bool {
@@ -64,13 +56,6 @@ func isUpgrade(r *http.Request) bool {
 func isExtendedConnect(r *http.Request) bool {
 	return r.Method == http.MethodConnect && (r.Header.Get(":protocol") == "websocket" || r.Proto == "websocket")
 }
-
-// The placeholders that the handler sets for the rest of the handler chain and the access log.
-const (
-	placeholderHub      = "http.chat_broadcast.hub"       // the hub's name
-	placeholderClientID = "http.chat_broadcast.client_id" // once it has joined
-	placeholderRefused  = "http.chat_broadcast.refused"   // the reason of a refusal
-)
 
 // upgrade turns r into a client of its hub, or refuses r before the 101 is sent. The client lives on when upgrade
 // returns, and touches neither the request nor its context any more.
@@ -96,96 +81,36 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 
-	c := &client{
-		settings: h.settings,
-		scope:    h.lease.scope,
-		user:     user,
-		joined:   time.Now(),
-	}
-	c.ip, c.prefix = clientIP(r)
-	if h.MaxClientsPerIP > 0 && !c.prefix.IsValid() {
+	m := &member{scope: h.lease.scope}
+	var address netip.Prefix
+	m.ip, address = clientIP(r)
+	if h.MaxClientsPerIP > 0 && !address.IsValid() {
 		h.warnWithoutAddress("max_clients_per_ip")
 	}
-	if h.Rate != nil {
-		c.limiter = h.Rate.limiter()
-	}
-	c.wire.client = c
-	c.state.Store(stateWriting) // until start
-	header, err := c.shake(w, r)
+	m.client.Init(hubs.process, m, user, address, h.settings)
+	header, err := h.shake(&m.client, w, r)
 	if err != nil {
 		return err
 	}
-	if c.speaksEvents {
-		if err := c.introduce(r.URL.Query()); err != nil {
-			return caddyhttp.Error(http.StatusBadRequest, err)
-		}
-	}
-	if err := hubs.join(c, name, h.limits); err != nil {
+	if err := hubs.join(r.Context(), m, name, h.limits); err != nil {
 		return refuseJoin(w.Header(), err)
 	}
-	c.worked = requestWork
-	repl.Set(placeholderClientID, c.id.String())
-	if err := c.switchProtocols(w, header); err != nil {
-		c.abandon()
+	repl.Set(placeholderClientID, m.client.ID().String())
+	cn, err := switchProtocols(w, header, h.settings.WriteTimeout)
+	if err != nil {
+		m.abandon()
 		return err
 	}
+	m.client.Attach(cn)
 	if r.Context().Err() != nil {
 		// The client went away while it was sent the 101, without a word, and net/http has noticed: that cancels the
 		// context, too. Started now, the client would not wait for the handler chain.
-		c.cut(causeGone)
-		c.finish()
+		m.client.Abandon()
 		return nil
 	}
 	// Canceled by net/http when the whole handler chain, logging included, has returned.
-	context.AfterFunc(r.Context(), c.start)
+	context.AfterFunc(r.Context(), m.client.Start)
 	return nil
-}
-
-// hubFor returns the name of the hub that r is for, or an error for Caddy to answer: r's page must be allowed to
-// connect, and the name be one.
-func (h *Handler) hubFor(r *http.Request, repl *caddy.Replacer) (string, error) {
-	if err := h.checkOrigin(r, repl); err != nil {
-		return "", refuse(http.StatusForbidden, refusedOrigin, err)
-	}
-	name, err := h.hubName(r, repl)
-	if err == nil {
-		err = checkHubName(name)
-	}
-	if err != nil {
-		return "", refuse(http.StatusBadRequest, refusedHubName, err)
-	}
-	repl.Set(placeholderHub, name)
-	return name, nil
-}
-
-// hubName returns the name of the hub that r asks for.
-func (h *Handler) hubName(r *http.Request, repl *caddy.Replacer) (string, error) {
-	if h.Hub == "" {
-		return h.placement().hubName(r)
-	}
-	name := repl.ReplaceAll(h.Hub, "")
-	if isDefaultHubName(name) {
-		return "", errDefaultHubName
-	}
-	return name, nil
-}
-
-// userOf returns who makes the request that repl knows, or an error for Caddy to answer.
-func (h *Handler) userOf(repl *caddy.Replacer) (string, error) {
-	user := repl.ReplaceAll(h.user, "")
-	if len(user) > maxUser {
-		return "", caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
-	}
-	// JSON would show it as somebody else, and who pages through a roster would ask for those after somebody else.
-	if !utf8.ValidString(user) {
-		return "", caddyhttp.Error(http.StatusBadRequest, errors.New("user is not valid UTF-8"))
-	}
-	return user, nil
-}
-
-// replacer returns what knows the placeholders of r.
-func replacer(r *http.Request) *caddy.Replacer {
-	return r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 }
 
 // checkRequest refuses what gorilla would accept or would answer with a less fitting status. It may set the
@@ -231,104 +156,76 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// checkHubName accepts 1 to maxHubName bytes of valid UTF-8 without control characters, so that a name can be
-// logged and shown.
-func checkHubName(name string) error {
-	switch {
-	case name == "":
-		return errors.New("the hub's name is empty")
-	case len(name) > maxHubName:
-		return fmt.Errorf("the hub's name is longer than %d bytes", maxHubName)
-	case !utf8.ValidString(name):
-		return errors.New("the hub's name is not valid UTF-8")
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return errors.New("the hub's name contains a control character")
-	case name == "." || name == "..": // as a segment of a path it would lead elsewhere
-		return fmt.Errorf("the hub's name must not be %q", name)
+// sinceParameter is the one part of a query that the server reads. The rest is the application's, so the name is one that
+// no application has.
+const sinceParameter = "chat_broadcast_since"
+
+// sinceOf returns where a client that speaks events wants to go on, or nil.
+func sinceOf(query url.Values) (*hub.Resumption, error) {
+	since, ok := query[sinceParameter]
+	if !ok {
+		return nil, nil
 	}
-	return nil
+	if len(since) > 1 {
+		return nil, fmt.Errorf("%s: must be there once, got it %d times", sinceParameter, len(since))
+	}
+	parsed, ok := hub.ParseResumption(since[0])
+	if !ok {
+		return nil, fmt.Errorf("%s: must be <epoch>:<seq> as hello and message gave them, got %q", sinceParameter, since[0])
+	}
+	return parsed, nil
 }
 
-// clientIP returns the address that Caddy takes for the client's, and the block that counts as one address:
-// itself, and of IPv6 the /64 that a single customer usually has. Clients without an address, such as those on
-// Unix sockets, share the zero block.
-func clientIP(r *http.Request) (string, netip.Prefix) {
-	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
-		return ip, netip.Prefix{}
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := addr.BitLen()
-	if addr.Is6() {
-		bits = 64
-	}
-	prefix, _ := addr.Prefix(bits) // fails only for a number of bits that the address does not have
-	return ip, prefix
-}
-
-// warnWithoutAddress tells the operator that the named limit takes all clients without an address for one client, because
-// Caddy does not know what a proxy on a Unix socket says. It does so once a minute at most.
-func (h *Handler) warnWithoutAddress(limit string) {
-	hubs.addressWarning.warn(1, func(int) {
-		h.lease.scope.logger().Warn("clients without an address count as one client: "+
-			"for a proxy on a Unix socket, set trusted_proxies_unix in the global option servers", zap.String("limit", limit))
-	})
-}
-
-// shake lets gorilla check the handshake and returns the header of the 101 it would send.
-func (c *client) shake(w http.ResponseWriter, r *http.Request) (http.Header, error) {
-	h := &handshake{ResponseWriter: w, wire: &c.wire}
-	c.borrowBuffer() // gorilla keeps a buffer as large as that, and makes itself another one otherwise
-	defer c.returnBuffer()
+// shake lets gorilla check the handshake for c, and c choose its protocol. It returns the header of the 101.
+func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (http.Header, error) {
+	shaken := &handshake{ResponseWriter: w, reader: c.Reader()}
 	protocol := http.Header{}
-	if c.speaksEvents = hasToken(r.Header["Sec-Websocket-Protocol"], eventsProtocol); c.speaksEvents {
-		protocol.Set("Sec-WebSocket-Protocol", eventsProtocol)
+	events := hasToken(r.Header["Sec-Websocket-Protocol"], hub.EventsProtocol)
+	if events {
+		protocol.Set("Sec-WebSocket-Protocol", hub.EventsProtocol)
 	}
-	ws, err := upgrader.Upgrade(h, r, protocol)
-	if h.refusal != nil {
-		return nil, h.refusal
+	conn, err := upgrader.Upgrade(shaken, r, protocol)
+	if shaken.refusal != nil {
+		return nil, shaken.refusal
 	}
 	if err != nil {
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("upgrading: %w", err))
 	}
-	c.ws = ws
-	ws.SetReadLimit(int64(c.settings.maxMessageSize))
-	ws.SetPingHandler(func(payload string) error {
-		c.push(websocket.PongMessage, []byte(payload))
-		return nil
-	})
-	ws.SetCloseHandler(func(int, string) error { return nil }) // see readFailed
-	response, err := http.ReadResponse(bufio.NewReaderSize(bytes.NewReader(c.wire.response), len(c.wire.response)), r)
-	c.wire.response = nil
+	c.Reader().Open(conn, h.settings.MaxMessageSize, c.Pong)
+	raw := c.Reader().TakeResponse()
+	response, err := http.ReadResponse(bufio.NewReaderSize(bytes.NewReader(raw), len(raw)), r)
 	if err != nil {
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("reading the handshake's response: %w", err))
+	}
+	if events {
+		since, err := sinceOf(r.URL.Query())
+		if err != nil {
+			return nil, caddyhttp.Error(http.StatusBadRequest, err)
+		}
+		c.SpeakEvents(since)
 	}
 	return response.Header, response.Body.Close()
 }
 
-// switchProtocols sends the 101 and takes the connection. The 101 goes through the response writers, not
-// straight to the connection, because that is how access logs, metrics and header rules come to see it, and
-// net/http writes it before it hands the connection over: nobody else writes at that time.
-func (c *client) switchProtocols(w http.ResponseWriter, header http.Header) error {
+// switchProtocols sends the 101 and takes the connection. The 101 goes through the response writers, not straight to the
+// connection, because that is how access logs, metrics and header rules come to see it. net/http writes it before it hands
+// the connection over: nobody else writes at that time.
+func switchProtocols(w http.ResponseWriter, header http.Header, timeout time.Duration) (conn.Conn, error) {
 	for name, values := range header {
 		// Spelled as in RFC 6455: some clients compare names with case.
 		w.Header()[strings.Replace(name, "Sec-Websocket-", "Sec-WebSocket-", 1)] = values
 	}
 	// So that a client that does not read cannot hold the handler; hijacking clears it.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(c.settings.writeTimeout, time.Second)))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(timeout, time.Second)))
 	w.WriteHeader(http.StatusSwitchingProtocols)
-	conn, rw, err := hijack(w)
+	hijacked, rw, err := hijack(w)
 	if err != nil {
-		return caddyhttp.Error(http.StatusInternalServerError,
+		return nil, caddyhttp.Error(http.StatusInternalServerError,
 			fmt.Errorf("taking over the connection from %T: %w", w, err))
 	}
 	// A client may answer the 101 before it is hijacked: the HTTP server has that in its buffer.
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // cannot fail: it is buffered
-	c.mu.Lock()
-	c.wire.attach(conn, bytes.Clone(early))
-	c.mu.Unlock()
-	return nil
+	return conn.Wrap(hijacked, bytes.Clone(early)), nil
 }
 
 // hijack takes the connection from the outermost writer that offers it, but passes Caddy's response recorders
@@ -348,14 +245,6 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 	}
 }
 
-// abandon undoes a join whose connection never came to be.
-func (c *client) abandon() {
-	c.cut(causeGone)
-	c.hub.drop(c)
-	c.hub.metrics.closed(causeGone)
-	hubs.finished(c)
-}
-
 // refuseJoin maps a refusal of the registry to its status (design: 429 for an address, 503 for the rest).
 func refuseJoin(header http.Header, err error) error {
 	header.Set("Retry-After", retryAfter)
@@ -366,8 +255,5 @@ func refuseJoin(header http.Header, err error) error {
 	return caddyhttp.Error(status, err) // one of refusalReasons is in it
 }
 
-// Interface guards
-var (
-	_ http.Hijacker = (*handshake)(nil)
-	_ io.Reader     = (*wire)(nil)
-)
+// Interface guard
+var _ http.Hijacker = (*handshake)(nil)

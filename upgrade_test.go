@@ -18,6 +18,8 @@ import (
 	"github.com/quic-go/quic-go/http3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // The members of these lists wrap the response writer, the request or both, each in its own way.
@@ -115,7 +117,7 @@ func TestUpgrade_ResponseHasTheHeadersOfTheSite(t *testing.T) {
 
 func TestUpgrade_HeadersAreSpelledAsInTheRFC(t *testing.T) {
 	startCaddy(t, plainChat)
-	request := handshakeRequest(httpAddr, "/chat/a", "Sec-WebSocket-Protocol: "+eventsProtocol+"\r\n")
+	request := handshakeRequest(httpAddr, "/chat/a", "Sec-WebSocket-Protocol: "+hub.EventsProtocol+"\r\n")
 	version := strings.Replace(request, "Version: 13", "Version: 8", 1)
 	for _, tc := range []struct {
 		name, request string
@@ -123,7 +125,7 @@ func TestUpgrade_HeadersAreSpelledAsInTheRFC(t *testing.T) {
 	}{
 		{"101", request, []string{
 			"HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket",
-			"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "Sec-WebSocket-Protocol: " + eventsProtocol,
+			"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "Sec-WebSocket-Protocol: " + hub.EventsProtocol,
 		}},
 		{"426", version, []string{
 			"HTTP/1.1 426 Upgrade Required", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",

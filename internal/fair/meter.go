@@ -27,6 +27,13 @@ func (m *Meter) End() {
 	}
 }
 
+// Exclude takes a wait that has just ended out of the time since Begin.
+func (m *Meter) Exclude(wait time.Duration) {
+	if m.started != 0 {
+		m.started += wait
+	}
+}
+
 // Delivered adds the work of a message that goes to the given number of clients (DeliveryWork).
 func (m *Meter) Delivered(clients int) {
 	if m.load != nil && m.load.all.Shared() {

@@ -15,11 +15,31 @@ func TestMeter_WaitingIsNoWork(t *testing.T) {
 			m.Begin(load)
 			time.Sleep(time.Microsecond) // stands for work
 			m.End()
-			m.End() // does nothing
+			m.End()                // does nothing
+			m.Exclude(time.Second) // nor does this
 			time.Sleep(time.Second)
 		}
 		if got := m.Owed(); got != 10*time.Microsecond {
 			t.Errorf("got %v of work, want 10 µs", got)
+		}
+		other.Leave()
+		load.Leave()
+	})
+}
+
+func TestMeter_ExcludedWaitIsNoWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := idleProcessors()
+		other, load := p.Enter(testAddress(1)), p.Enter(testAddress(2))
+		var m Meter
+		m.Begin(load)
+		time.Sleep(time.Microsecond) // stands for work
+		time.Sleep(time.Second)
+		m.Exclude(time.Second)
+		time.Sleep(time.Microsecond) // stands for work
+		m.End()
+		if got := m.Owed(); got != 2*time.Microsecond {
+			t.Errorf("got %v of work, want 2 µs", got)
 		}
 		other.Leave()
 		load.Leave()

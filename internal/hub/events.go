@@ -1,0 +1,295 @@
+package hub
+
+import (
+	"crypto/rand"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+)
+
+// EventsProtocol is the WebSocket subprotocol of clients that speak events (docs/protocol.md). All others are raw.
+const EventsProtocol = "chat-broadcast.v1"
+
+// An eventsProtocol is that of clients that speak events, as JSON.
+type eventsProtocol struct{}
+
+func (eventsProtocol) encoder() feed.Encoder { return feed.NewEvents() }
+
+func (eventsProtocol) knowsPresence() bool { return true }
+
+// mayBegin lets everybody begin: a client that may only listen may still ask who is in the hub.
+func (eventsProtocol) mayBegin(*Client) bool { return true }
+
+// ---- from the server ----
+
+type helloEvent struct {
+	Type    string     `json:"type"`
+	Client  string     `json:"client"`
+	User    string     `json:"user"`
+	Hub     string     `json:"hub"`
+	Epoch   string     `json:"epoch"`
+	Head    uint64     `json:"head"`
+	Clients int        `json:"clients"`
+	Replay  uint64     `json:"replay"`
+	Resumed *bool      `json:"resumed,omitempty"`
+	Missed  *uint64    `json:"missed,omitempty"`
+	Token   string     `json:"token,omitempty"`
+	Age     int64      `json:"age,omitempty"`
+	Rate    *allowance `json:"rate,omitempty"`
+}
+
+// An allowance tells clients their rate: how many messages the bucket holds, and in how many milliseconds it is refilled.
+type allowance struct {
+	Messages int   `json:"messages"`
+	Window   int64 `json:"window"`
+}
+
+// allowance returns r as clients see it, with the window rounded up, or nil for no limit.
+func (r Rate) allowance() *allowance {
+	if r.Messages == 0 {
+		return nil
+	}
+	a := &allowance{r.Messages, r.Window.Milliseconds()}
+	if r.Window%time.Millisecond > 0 {
+		a.Window++
+	}
+	return a
+}
+
+type sentEvent struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
+	Seq  uint64 `json:"seq"`
+	Time string `json:"time"`
+}
+
+// A rosterEvent is presence, the answer to who.
+type rosterEvent struct {
+	Type    string        `json:"type"`
+	Clients int           `json:"clients"`
+	Users   []rosterEntry `json:"users"`
+	Next    *string       `json:"next,omitempty"`
+}
+
+type rosterEntry struct {
+	User    string `json:"user"`
+	Clients int    `json:"clients"`
+}
+
+type laggedEvent struct {
+	Type   string `json:"type"`
+	Missed uint64 `json:"missed"`
+	Next   uint64 `json:"next"`
+}
+
+type errorEvent struct {
+	Type    string `json:"type"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	ID      string `json:"id,omitempty"`
+}
+
+// The codes of errors.
+const (
+	errorMalformed   = "malformed"
+	errorRateLimited = "rate_limited"
+	errorPresenceOff = "presence_off"
+	errorUnknown     = "unknown"
+)
+
+// joined tells c the first event.
+func (eventsProtocol) joined(c *Client, w welcome) {
+	c.token = c.hub.epoch + "-" + rand.Text()
+	e := helloEvent{
+		Type:    "hello",
+		Client:  c.id.String(),
+		User:    c.user,
+		Hub:     c.hub.name,
+		Epoch:   c.hub.epoch,
+		Head:    w.head,
+		Clients: w.clients,
+		Replay:  w.replay,
+		Rate:    c.settings.Rate.allowance(),
+	}
+	if w.remembers > 0 {
+		e.Token, e.Age = c.token, max(w.remembers.Milliseconds(), 1)
+	}
+	if c.since != nil {
+		e.Resumed = &w.resumed
+		if !w.resumed {
+			e.Missed = &w.missed
+		}
+	}
+	c.tellEvent(e)
+}
+
+// lagged tells c how many messages it has missed.
+func (eventsProtocol) lagged(c *Client, missed, next uint64) {
+	c.tellEvent(laggedEvent{"lagged", missed, next})
+}
+
+// tellEvent is tell for an event. It returns the event's size in bytes.
+func (c *Client) tellEvent(event any) int {
+	encoded := feed.AppendEvent(nil, event)
+	c.tell(ws.TextMessage, encoded)
+	return len(encoded)
+}
+
+// issued reports whether a token may be that of a connection to the hub.
+func (b *Hub) issued(token string) bool {
+	rest, ok := strings.CutPrefix(token, b.epoch)
+	return ok && strings.HasPrefix(rest, "-")
+}
+
+// ---- from clients ----
+
+// maxToken and maxSendID bound, in bytes, what a client can make the server remember of a message.
+const (
+	maxToken  = 64
+	maxSendID = 64
+)
+
+// ParseResumption parses a resumption as hello and message gave it: <epoch>:<seq>.
+func ParseResumption(s string) (*Resumption, bool) {
+	epoch, number, _ := strings.Cut(s, ":")
+	seq, ok := parseSeq(number)
+	if !ok || !validEpoch(epoch) {
+		return nil, false
+	}
+	return &Resumption{epoch, seq}, true
+}
+
+// maxSeq is the largest number that JSON has in every language: 2^53 - 1.
+const maxSeq = 1<<53 - 1
+
+// parseSeq parses a plain decimal number up to maxSeq, without a sign and without zeros in front.
+func parseSeq(s string) (seq uint64, ok bool) {
+	seq, err := strconv.ParseUint(s, 10, 64)
+	return seq, err == nil && seq <= maxSeq && (s[0] != '0' || s == "0")
+}
+
+// validEpoch reports whether some hub may have this epoch.
+func validEpoch(epoch string) bool {
+	const most = 16 // a 64-bit number to the base of 36 has 13
+	return consistsOf(epoch, "abcdefghijklmnopqrstuvwxyz0123456789", most)
+}
+
+func validToken(token string) bool {
+	return consistsOf(token, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", maxToken)
+}
+
+// consistsOf reports whether s is 1 to most of the given characters.
+func consistsOf(s, characters string, most int) bool {
+	return s != "" && len(s) <= most && strings.Trim(s, characters) == ""
+}
+
+// errBinary says what is wrong with a binary frame.
+var errBinary = errors.New("binary frames are not used: send binary data as data64, in Base64")
+
+// received does what a frame of c asks for.
+func (eventsProtocol) received(c *Client, opcode int, frame []byte) bool {
+	var e clientEvent
+	err := errBinary
+	if opcode == ws.TextMessage {
+		err = e.decode(frame)
+	}
+	switch {
+	case err != nil && c.settings.ReadOnly:
+		c.Close(CloseReadOnly)
+		return false
+	case err != nil:
+		return c.refuse(frame, errorMalformed, err, &e)
+	case e.kind == kindSend:
+		return c.handleSend(frame, &e)
+	case e.kind == kindWho:
+		return c.handleWho(frame, &e)
+	}
+	c.addOverhead(len(frame))
+	return true
+}
+
+// sendAllowance is how many bytes of a send may be something else than the text of its payload, before they count as no part
+// of a message: enough for the longest id and token, and for the escapes of a short text.
+const sendAllowance = 256
+
+// handleSend publishes a message.
+func (c *Client) handleSend(frame []byte, e *clientEvent) bool {
+	if c.settings.ReadOnly {
+		c.Close(CloseReadOnly)
+		return false
+	}
+	opcode, payload, err := e.message()
+	if err != nil {
+		return c.refuse(frame, errorMalformed, err, e)
+	}
+	m := c.message(opcode, payload)
+	if e.id != nil {
+		m.Key = Key{c.user, c.token, string(e.id)}
+	}
+	if e.token != nil {
+		m.Key.Token, m.Again = string(e.token), true
+	}
+	c.addOverhead(max(0, len(frame)-e.payloadText()-sendAllowance))
+	if !c.allowMessage(opcode) {
+		return !c.hasLeft() &&
+			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), e)
+	}
+	r, ok := c.publish(&m)
+	if r.Unknown {
+		return c.refuse(nil, errorUnknown, errors.New("the message may have been published before: it is not published now"), e)
+	}
+	if ok && e.id != nil {
+		return c.answer(sentEvent{Type: "sent", ID: m.Key.ID, Seq: r.Seq, Time: feed.EventTime(r.At)})
+	}
+	return ok
+}
+
+// handleWho answers with a page of the hub's roster.
+func (c *Client) handleWho(frame []byte, e *clientEvent) bool {
+	if !c.settings.Presence {
+		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), e)
+	}
+	var after *string
+	if e.after != nil {
+		name := string(e.after)
+		after = &name
+	}
+	c.addOverhead(len(frame) + pageOverhead*c.hub.who(c, after, e.limit) + requestOverhead)
+	c.awaitAnswers()
+	return !c.hasLeft()
+}
+
+// refuse answers with an error. frame is what was received, if it counts as no message.
+func (c *Client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
+	c.addOverhead(len(frame))
+	refusal := errorEvent{Type: "error", Code: code, Message: err.Error()}
+	if len(e.id) <= maxSendID {
+		refusal.ID = string(e.id)
+	}
+	return c.answer(refusal)
+}
+
+// addOverhead notes that n bytes that were received are no part of a message after all, see pace.
+func (c *Client) addOverhead(n int) { c.overhead += n }
+
+// requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message. pageOverhead is what a
+// byte of a roster's page costs: a client that asks for full ones, which take 280 us each, waits after each.
+const (
+	requestOverhead = 256
+	pageOverhead    = 4
+)
+
+// answer sends c an event, and waits where c does not take the answers that it has asked for. It returns false when c is
+// closing. Answers but sent count as bytes that are no part of a message, see pace.
+func (c *Client) answer(event any) bool {
+	n := c.tellEvent(event)
+	if _, sent := event.(sentEvent); !sent {
+		c.addOverhead(n + requestOverhead)
+	}
+	c.awaitAnswers()
+	return !c.hasLeft()
+}

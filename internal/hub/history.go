@@ -1,0 +1,286 @@
+package hub
+
+import (
+	"sort"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+)
+
+// A history is what a hub remembers of its messages for clients that will join. The messages themselves are in the hub's
+// feeds. It is guarded by the hub's lock.
+type history struct {
+	messages int           // how many are kept for clients that join; 0 is no history
+	age      time.Duration // how long they are kept, at most
+
+	records []record // of the messages in the raw feed; those before them have none
+	first   uint64   // the position in the raw feed of the first of records
+	users   int      // the bytes of the users in records
+
+	receipts receipts // of messages that were sent with an id
+
+	charged int         // bytes that the budget of histories has been charged for
+	sweep   *time.Timer // while there is something that will be too old
+}
+
+// A record is what a hub remembers of a message besides its frame.
+type record struct {
+	at     time.Time
+	sender feed.ClientID
+	user   string
+}
+
+// recordSize is about what a record takes in memory, besides its strings.
+const recordSize = 64
+
+// Grow raises the bounds of a hub that is opened without a client to those of the given settings.
+func (b *Hub) Grow(s *Settings) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.growHistoryLocked(s)
+	b.maxMessageSize = max(b.maxMessageSize, s.MaxMessageSize)
+}
+
+// growHistoryLocked raises the hub's bounds; nothing lowers them while the hub lives. The feeds keep the history and, beyond
+// it, as many messages as a client may be behind, because a client that joins starts with the oldest of the history.
+func (b *Hub) growHistoryLocked(s *Settings) {
+	h := &b.history
+	if h.messages == 0 && s.HistoryMessages > 0 {
+		h.first = b.raw.Head()
+	}
+	h.messages = max(h.messages, s.HistoryMessages)
+	h.age = max(h.age, s.HistoryAge)
+	b.bufferMessages = max(b.bufferMessages, s.BufferMessages)
+	b.bufferBytes = max(b.bufferBytes, s.BufferBytes)
+	b.process.Memory.Buffers.raise(b.bufferBytes)
+	if h.messages > 0 {
+		b.process.Memory.Histories.raise(b.bufferBytes)
+	}
+	for _, f := range b.feeds {
+		b.growFeedLocked(f)
+	}
+}
+
+// growFeedLocked raises the bounds of a feed to those of the hub.
+func (b *Hub) growFeedLocked(f *hubFeed) {
+	f.Grow(b.bufferMessages+b.history.messages, b.bufferBytes)
+	if b.history.messages > 0 {
+		f.SetHistory(b.historyBytesLocked())
+	}
+	f.SetSpare(b.process.spare)
+}
+
+// historyBytesLocked is how many bytes of a feed the history may take. The other half is for falling behind.
+func (b *Hub) historyBytesLocked() int { return b.bufferBytes / 2 }
+
+// rememberLocked notes the message that was appended last.
+func (b *Hub) rememberLocked(m *Message, r Receipt) {
+	h := &b.history
+	if h.messages == 0 {
+		return
+	}
+	h.records = append(h.records, record{r.At, m.Sender, m.User})
+	h.users += len(m.User)
+	b.forgetRecordsLocked()
+	if m.Key.ID != "" {
+		h.receipts.add(m, r)
+	}
+	if h.sweep == nil {
+		h.sweep = time.AfterFunc(h.age, b.sweepHistory)
+	}
+}
+
+// forgetRecordsLocked forgets the records of messages that the raw feed no longer has.
+func (b *Hub) forgetRecordsLocked() {
+	h := &b.history
+	for h.first < b.raw.Tail() {
+		h.users -= len(h.records[0].user)
+		h.records[0] = record{}
+		h.records = h.records[1:]
+		h.first++
+	}
+}
+
+// floorLocked returns the position in the raw feed of the oldest message that a client which joins now may get: the head
+// if there is none.
+func (b *Hub) floorLocked(now time.Time) uint64 {
+	h, head := &b.history, b.raw.Head()
+	if h.messages == 0 {
+		return head
+	}
+	floor := max(h.first, b.raw.Tail(), b.raw.Within(b.historyBytesLocked()))
+	if n := uint64(h.messages); head-floor > n {
+		floor = head - n
+	}
+	oldest := now.Add(-h.age)
+	some := h.records[floor-h.first:]
+	return floor + uint64(sort.Search(len(some), func(i int) bool { return some[i].at.After(oldest) }))
+}
+
+// restLocked gives back what a hub needs only while it is busy, if every client is idle.
+func (b *Hub) restLocked() {
+	if b.idle < len(b.clients) {
+		return
+	}
+	h := &b.history
+	if len(h.records) == 0 {
+		b.recycleLocked()
+	} else {
+		b.retainLocked(h.records[len(h.records)-1].at) // sweepHistory looks at the clock
+	}
+	if len(h.records) == 0 {
+		b.endFeedsLocked(time.Time{})
+	}
+	b.chargeLocked()
+}
+
+// endFeedsLocked forgets the feeds that no client reads, but for the raw one. Where there is a history, a feed stays for its
+// age: encoding the history again for the next client that reads it takes long where there is much of it.
+func (b *Hub) endFeedsLocked(now time.Time) {
+	kept := b.feeds[:1]
+	for _, f := range b.feeds[1:] {
+		if f.Clients == 0 && (len(b.history.records) == 0 || now.Sub(f.LastRead) >= b.history.age) {
+			f.Recycle()
+		} else {
+			kept = append(kept, f)
+		}
+	}
+	clear(b.feeds[len(kept):])
+	b.feeds = kept
+}
+
+// retainLocked forgets what is not for clients that join from now on. Every client must be idle.
+func (b *Hub) retainLocked(now time.Time) {
+	floor := b.floorLocked(now)
+	b.raw.Retain(floor)
+	b.forgetRecordsLocked()
+	share := b.historyBytesLocked()
+	for _, f := range b.feeds[1:] {
+		if f.Bytes() > share/2 {
+			f.Squeeze() // or notices would push the messages out
+		}
+		f.Retain(max(f.Tail(), f.Position(max(floor, f.Seq(f.Tail()))), f.Within(share)))
+	}
+}
+
+// recycleLocked forgets all messages. Every client must be idle.
+func (b *Hub) recycleLocked() {
+	for _, f := range b.feeds {
+		f.Recycle()
+	}
+}
+
+// sweepHistory forgets what has become too old. It runs in a timer's goroutine.
+func (b *Hub) sweepHistory() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := &b.history
+	h.sweep = nil
+	if b.closed {
+		return
+	}
+	now := time.Now()
+	oldest, some := h.receipts.forgetUntil(now.Add(-h.age))
+	if b.idle == len(b.clients) && len(h.records) > 0 {
+		b.retainLocked(now)
+	}
+	b.endFeedsLocked(now)
+	b.chargeLocked()
+	if len(h.records) > 0 && (!some || h.records[0].at.Before(oldest)) {
+		oldest, some = h.records[0].at, true
+	}
+	if !some {
+		return
+	}
+	// Not for each message on its own, and not at once where clients are still busy with messages that are too old.
+	wait := max(oldest.Add(h.age).Sub(now), h.age/8, time.Millisecond)
+	h.sweep = time.AfterFunc(wait, b.sweepHistory)
+}
+
+// forgetHistoryLocked forgets all messages that no client has yet to be sent. It keeps the receipts.
+func (b *Hub) forgetHistoryLocked() {
+	h := &b.history
+	h.first, h.records, h.users = b.raw.Head(), nil, 0
+	if b.idle == len(b.clients) {
+		b.recycleLocked()
+	}
+	b.chargeLocked()
+}
+
+// HistoryAge returns how long the hub keeps messages, and is kept without clients.
+func (b *Hub) HistoryAge() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.history.age
+}
+
+// HasHistory reports whether the hub has a history, which may be empty.
+func (b *Hub) HasHistory() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.history.messages > 0
+}
+
+// Forget forgets the messages of the history. It returns how many bytes of history that has given back.
+func (b *Hub) Forget() (freed int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.history.messages == 0 || b.closed {
+		return 0
+	}
+	before := b.history.charged
+	b.forgetHistoryLocked()
+	return before - b.history.charged
+}
+
+// ForgetReceipts forgets which messages were sent with an id. A sender that repeats one learns then that the hub cannot know
+// whether it was published. It returns how many bytes that has given back.
+func (b *Hub) ForgetReceipts() (freed int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || b.history.receipts.size() == 0 {
+		return 0
+	}
+	before := b.history.charged
+	b.history.receipts.forgetEarly()
+	b.chargeLocked()
+	return before - b.history.charged
+}
+
+// Remembered returns how many bytes the history takes, and when its newest message was published.
+func (b *Hub) Remembered() (bytes int, newest time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.history.records); n > 0 {
+		newest = b.history.records[n-1].at
+	}
+	return b.history.charged, newest
+}
+
+// Remaining returns for how long the newest message of the history is not too old yet; 0 or less if there is none.
+func (b *Hub) Remaining() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.history.records)
+	if n == 0 {
+		return 0
+	}
+	return time.Until(b.history.records[n-1].at.Add(b.history.age))
+}
+
+// Close ends the hub: it publishes nothing more, and nobody joins any more. Its clients stay until they are closed.
+func (b *Hub) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closeLocked()
+}
+
+func (b *Hub) closeLocked() {
+	b.closed = true
+	b.history.receipts = receipts{}
+	b.forgetHistoryLocked()
+	b.endFeedsLocked(time.Time{})
+	if b.history.sweep != nil {
+		b.history.sweep.Stop()
+	}
+}

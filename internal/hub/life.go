@@ -1,0 +1,75 @@
+package hub
+
+import "sync/atomic"
+
+// A State says where a client is in its life. It moves only along these arrows:
+//
+//	          ┌─────▶ deaf ─────┐
+//	joining ─▶ open ─▶ closing ─┼─▶ cut ──────┐
+//	   └────────┴────────┘└─▶ goodbye ────────┴─▶ finished
+//
+// A client is a member of its hub until it is closing or cut. See transitions for the whole table.
+type State uint32
+
+// The states of a client.
+const (
+	// Joining: a member whose handshake is not over. Messages wait for it in the hub.
+	Joining State = iota
+	// Open: messages go both ways.
+	Open
+	// Deaf: a write has failed. The server writes nothing more, and reads what the client sent before.
+	Deaf
+	// Closing: the cause is decided, and the client has left. Its writer flushes the messages from before that.
+	Closing
+	// Goodbye: the close frame is out. The reader waits for the client's.
+	Goodbye
+	// Cut: the cause is decided, the client has left, and the server writes nothing more.
+	Cut
+	// Finished: no goroutine works for the client, and its end is reported.
+	Finished
+)
+
+// transitions has for each state those that may follow it.
+var transitions = [...][]State{
+	Joining: {Open, Closing, Cut},
+	Open:    {Deaf, Closing, Cut},
+	Deaf:    {Cut},
+	Closing: {Goodbye, Cut},
+	Goodbye: {Cut, Finished},
+	Cut:     {Finished},
+}
+
+// A life is the state of one client. Only its owner, the hub's lock, moves it; anybody may look.
+type life struct{ state atomic.Uint32 }
+
+func (l *life) now() State { return State(l.state.Load()) }
+
+// to moves to the given state and reports whether that is allowed.
+func (l *life) to(next State) bool {
+	if !allowed(l.now(), next) {
+		return false
+	}
+	l.state.Store(uint32(next))
+	return true
+}
+
+func allowed(from, to State) bool {
+	if int(from) >= len(transitions) {
+		return false
+	}
+	for _, s := range transitions[from] {
+		if s == to {
+			return true
+		}
+	}
+	return false
+}
+
+// isMember reports whether a client in this state is a member of its hub.
+func (s State) isMember() bool { return s < Closing }
+
+// takesMore reports whether a client in this state may be sent anything but a close frame.
+func (s State) takesMore() bool { return s == Joining || s == Open }
+
+// isMute reports whether the server writes nothing more to a client in this state.
+func (s State) isMute() bool { return s == Deaf || s >= Cut }

@@ -1,0 +1,263 @@
+package hub
+
+import (
+	"math"
+	"runtime"
+	"time"
+)
+
+// A turn is a woken client's claim to be served. It begins when a message wakes the client. It ends when the client has
+// everything, or turns out not to read. Senders wait for turns, never for slow clients.
+type turn int8
+
+const (
+	turnNone   turn = iota // idle, or known to be slow
+	turnQueued             // a flusher serves it, or will
+	turnWriter             // its own writer serves it: its socket was full, or knows no attempts
+)
+
+// The turns are a hub's flushers and what they have to do, guarded by the hub's lock. A flusher is a goroutine that serves
+// one woken client after the other. It only attempts to write: a client whose connection takes less than everything gets a
+// writer of its own for the rest. So a few flushers serve thousands of clients, and no client holds one up.
+type turns struct {
+	first, last *Client // the queue of clients with turnQueued, oldest first
+	queued      int
+	flushers    int
+	open        int           // turns that have not ended
+	allEnded    chan struct{} // if senders wait: closed when open is 0
+}
+
+// clientsPerFlusher is when another flusher is worth its start, as long as there are processors for it: writing to so
+// many takes a few hundred microseconds.
+const clientsPerFlusher = 64
+
+// writerPatience is how often waiting senders look whether a client with a writer of its own is blocked. A sender that is
+// far ahead loses up to twice that each time such a client gets stuck.
+const writerPatience = 10 * time.Millisecond
+
+// maxLooks bounds how often they look, for a connection that is slow without being blocked: half a second in all.
+const maxLooks = 50
+
+// beginTurnLocked begins c's turn, or goes on with it in another way.
+func (b *Hub) beginTurnLocked(c *Client, t turn) {
+	if c.turn == turnNone {
+		b.turns.open++
+	}
+	c.turn, c.looked = t, math.MaxUint64
+}
+
+// queueLocked begins c's turn, or continues it behind the others.
+func (b *Hub) queueLocked(c *Client) {
+	b.beginTurnLocked(c, turnQueued)
+	if b.turns.last == nil {
+		b.turns.first = c
+	} else {
+		b.turns.last.nextTurn = c
+	}
+	b.turns.last = c
+	b.turns.queued++
+}
+
+// dequeueLocked returns the client whose turn it is, or nil.
+func (b *Hub) dequeueLocked() *Client {
+	c := b.turns.first
+	if c == nil {
+		return nil
+	}
+	b.turns.first, c.nextTurn = c.nextTurn, nil
+	if b.turns.first == nil {
+		b.turns.last = nil
+	}
+	b.turns.queued--
+	return c
+}
+
+// endTurnLocked ends c's turn, if it has one.
+func (b *Hub) endTurnLocked(c *Client) {
+	if c.turn == turnNone {
+		return
+	}
+	c.turn = turnNone
+	b.turns.open--
+	if b.turns.open > 0 {
+		return
+	}
+	for _, f := range b.feeds {
+		f.CaughtUp()
+	}
+	if b.turns.allEnded != nil {
+		close(b.turns.allEnded)
+		b.turns.allEnded = nil
+	}
+}
+
+// lockInTurn locks the hub for a sender, and returns how long the sender had to wait for turns. Without that wait senders
+// would run away from clients that do read and only had no turn yet. It waits while turns are open and a quarter of the
+// buffer was appended since the last time that all had ended. A blocked client has no turn, so it delays no sender.
+func (b *Hub) lockInTurn() (waited time.Duration) {
+	b.mu.Lock()
+	if !b.mustWaitLocked() {
+		return 0
+	}
+	began := time.Now()
+	for looks := 1; b.mustWaitLocked(); {
+		if b.turns.allEnded == nil {
+			b.turns.allEnded = make(chan struct{})
+		}
+		allEnded := b.turns.allEnded
+		b.mu.Unlock()
+		patience := time.NewTimer(writerPatience)
+		select {
+		case <-allEnded:
+		case <-patience.C:
+			b.endBlockedTurns(looks >= maxLooks)
+			looks++
+		}
+		patience.Stop()
+		b.mu.Lock()
+	}
+	return time.Since(began)
+}
+
+// mustWaitLocked reports whether senders must wait for turns.
+func (b *Hub) mustWaitLocked() bool {
+	if b.turns.open == 0 {
+		return false
+	}
+	for _, f := range b.feeds {
+		if f.Ahead() {
+			return true
+		}
+	}
+	return false
+}
+
+// endBlockedTurns ends the turns of clients whose own writers cannot go on and have not since the last call, or the turns
+// of all that have writers.
+func (b *Hub) endBlockedTurns(all bool) {
+	var blocked []*Client
+	for _, c := range b.standingWriters(all) {
+		if all || !c.Writable() {
+			blocked = append(blocked, c)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range blocked {
+		if c.turn == turnWriter {
+			b.endTurnLocked(c)
+		}
+	}
+}
+
+// standingWriters returns the clients whose own writers have not gone on since the last call, or all that have writers.
+func (b *Hub) standingWriters(all bool) (standing []*Client) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.clients[b.idle:] {
+		if c.turn != turnWriter {
+			continue
+		}
+		if all || c.looked == c.cursor {
+			standing = append(standing, c)
+		}
+		c.looked = c.cursor
+	}
+	return standing
+}
+
+// moreFlushersLocked returns how many flushers the caller must start.
+func (b *Hub) moreFlushersLocked() int {
+	wanted := (b.turns.queued + clientsPerFlusher - 1) / clientsPerFlusher
+	if wanted <= b.turns.flushers {
+		return 0 // without GOMAXPROCS, which takes the scheduler's lock
+	}
+	more := min(wanted, runtime.GOMAXPROCS(0)) - b.turns.flushers
+	if more < 0 {
+		return 0
+	}
+	b.turns.flushers += more
+	return more
+}
+
+// flush serves the queue until it is empty.
+func (b *Hub) flush() {
+	var t Tally
+	var served *Client // has taken what it was given
+	for {
+		if t.pending == tallySize {
+			b.process.Counters.written.add(&t)
+		}
+		c, frames, n, p := b.serve(served)
+		served = nil
+		switch {
+		case c == nil:
+			b.process.Counters.written.add(&t)
+			return
+		case p == progressFrames && frames != nil:
+			if rest := c.attempt(&t, frames, n); len(rest) > 0 {
+				b.handOver(c)
+				c.startWriter(rest, n)
+			} else {
+				served = c
+			}
+		case p == progressAlone:
+			go c.finish() // it logs, and the other clients need not wait for that
+		case p == progressLagged:
+			c.departed()
+			c.startWriter(nil, 0)
+		default:
+			c.startWriter(nil, 0)
+		}
+	}
+}
+
+// serve puts served, if any, behind the others in the queue, or makes it idle if it has everything. Then it returns the
+// next client with something to do, or nil if the queue is empty and the flusher ends. With progressFrames there are
+// frames to attempt, or none if only a writer can send them.
+func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c = served
+	if c != nil && b.turns.first != nil && c.cursor < c.feed.Head() {
+		b.unpinLocked(c)
+		b.writtenLocked(c)
+		b.queueLocked(c)
+		c = nil
+	}
+	for {
+		if c == nil {
+			c = b.dequeueLocked()
+		}
+		if c == nil {
+			b.turns.flushers--
+			return nil, nil, 0, progressIdle
+		}
+		frames, n, p = b.nextLocked(c)
+		switch p {
+		case progressFrames:
+			if c.tryWriter != nil && !c.due.Load() {
+				return c, frames, n, p
+			}
+			b.unpinLocked(c)
+			c.cursor = c.written // its writer will ask for these frames
+			b.beginTurnLocked(c, turnWriter)
+			return c, nil, 0, p
+		case progressIdle:
+			// A control frame that was due while the flusher had the right to write has started no writer.
+			if c.due.Load() && c.startWriting() {
+				return c, nil, 0, p
+			}
+		case progressAlone, progressFlushed, progressLagged:
+			return c, nil, 0, p
+		}
+		c = nil // idle
+	}
+}
+
+// handOver leaves c's turn to its own writer.
+func (b *Hub) handOver(c *Client) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.beginTurnLocked(c, turnWriter)
+}

@@ -1,0 +1,253 @@
+package hub
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+)
+
+// maxPending bounds the control frames that wait for the writer, in bytes: 16 of the largest. Beyond that only the newest is
+// kept, which RFC 6455 §5.5.3 allows for pongs.
+const maxPending = 16 * 127
+
+// write is the client's only writer while it runs. It begins with rest, which ends n messages.
+func (c *Client) write(rest []byte, n int) {
+	switch c.flush(rest, n) {
+	case writerStops:
+	case writerFinishes:
+		c.finish()
+	case writerFails:
+		c.endWriting()
+	}
+}
+
+// endWriting ends the last writer: the connection takes nothing more, or the close frame is out.
+func (c *Client) endWriting() {
+	c.hub.drop(c)
+	c.hub.mute(c)
+	c.mu.Lock()
+	if c.flushed != nil {
+		close(c.flushed)
+		c.flushed = nil
+	}
+	c.releaseReaderLocked()
+	c.mu.Unlock()
+	if !c.stopWriting() {
+		c.finish()
+	}
+}
+
+// A writerEnd is how a writer ends.
+type writerEnd int
+
+const (
+	writerStops    writerEnd = iota // nothing is left to write; another may start
+	writerFinishes                  // the reader has ended, too
+	writerFails                     // nothing can be written any more
+)
+
+// flush writes rest and then the hub's frames, and control frames before them, until there are none left or, for a client
+// that has left, until the close frame is out.
+func (c *Client) flush(rest []byte, n int) (end writerEnd) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			c.Cut(CloseInternal) // in the middle of a frame, for all we know
+			end = writerFails
+		}
+	}()
+	if len(rest) > 0 && !c.sendMessages(rest, n) {
+		return writerFails
+	}
+	for {
+		frames, n, p := c.hub.next(c)
+		switch p {
+		case progressFrames:
+			if !c.sendPending() || !c.sendMessages(frames, n) {
+				return writerFails
+			}
+		case progressLagged:
+			c.departed()
+			c.sayGoodbye()
+			return writerFails
+		case progressFlushed:
+			c.sayGoodbye()
+			return writerFails
+		case progressAlone:
+			return writerFinishes
+		case progressIdle:
+			// A control frame that came while a writer ran has started none.
+			if !c.due.Load() || !c.startWriting() {
+				return writerStops
+			}
+			if !c.sendPending() {
+				return writerFails
+			}
+		}
+	}
+}
+
+// sendMessages sends frames, which end n messages.
+func (c *Client) sendMessages(frames []byte, n int) bool {
+	if !c.send(frames) {
+		return false
+	}
+	c.messagesOut.Add(uint64(n))
+	c.process.Counters.written.wrote(n, 0)
+	return true
+}
+
+// sendPending sends the control frames and answers that are due. After Hub.next it puts every pong before the messages that
+// were published after its ping had come. Were it before, a pong and a message could come between the two.
+func (c *Client) sendPending() bool {
+	return !c.due.Load() || c.send(c.takePending())
+}
+
+func (c *Client) takePending() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := append(c.pending, c.answers...)
+	c.pending, c.answers = nil, nil
+	c.due.Store(false)
+	c.releaseReaderLocked()
+	return p
+}
+
+// releaseReaderLocked lets a reader go on that waits for its client to take the answers.
+func (c *Client) releaseReaderLocked() {
+	if c.answered != nil {
+		close(c.answered)
+		c.answered = nil
+	}
+}
+
+// attempt writes as much of frames, which end n messages, as the connection takes without waiting, and returns the
+// rest. t counts it.
+func (c *Client) attempt(t *Tally, frames []byte, n int) (rest []byte) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			c.Cut(CloseInternal)
+			rest = frames
+		}
+	}()
+	sent := c.tryWriter.TryWrite(frames)
+	c.bytesOut.Add(uint64(sent))
+	if sent < len(frames) {
+		n = 0
+	}
+	c.messagesOut.Add(uint64(n))
+	t.wrote(n, sent)
+	return frames[sent:]
+}
+
+// send writes p. It returns false when the connection takes nothing more: it has failed, or it has made no progress for the
+// write timeout and is cut, because what follows a broken frame is garbage to the client.
+func (c *Client) send(p []byte) bool {
+	chunk := conn.MaxTLSRecord // so that each record has the full timeout
+	if c.tryWriter != nil {
+		chunk = feed.MaxWrite
+	}
+	for len(p) > 0 {
+		c.setWriteDeadline(time.Now().Add(c.settings.WriteTimeout))
+		n, err := c.conn.Write(p[:min(len(p), chunk)])
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.sent(n)
+			c.hub.mute(c) // the reader finds out why
+			return false
+		}
+		slow := err != nil && c.tryWriter != nil && !c.isEnding()
+		if slow && n == 0 {
+			// A blocked write goes on only when a third of the socket's buffer is free. What is free by now?
+			c.setWriteDeadline(time.Time{})
+			n = c.tryWriter.TryWrite(p)
+		}
+		c.sent(n)
+		p = p[n:]
+		if err != nil && (!slow || n == 0) {
+			c.Cut(CloseWriteTimeout)
+			return false
+		}
+	}
+	if c.tryWriter != nil {
+		c.setWriteDeadline(time.Time{}) // an attempt fails once there is one that has passed
+	}
+	return true
+}
+
+// sent counts bytes that the connection took.
+func (c *Client) sent(n int) {
+	c.bytesOut.Add(uint64(n))
+	c.process.Counters.written.wrote(0, n)
+}
+
+// setWriteDeadline gives the next write its deadline.
+func (c *Client) setWriteDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.hasLeft() { // else the deadline is that of the close
+		_ = c.conn.SetWriteDeadline(t)
+	}
+}
+
+// sayGoodbye sends what is due and the close frame, and ends our half of the connection.
+func (c *Client) sayGoodbye() {
+	if !c.sendPending() || c.State() != Closing {
+		return
+	}
+	if c.send(c.Cause().Frame()) {
+		c.hub.farewell(c, c.conn.CloseWrite())
+	}
+}
+
+// push hands a control frame to the writer, unless the client is ending.
+func (c *Client) push(opcode int, payload []byte) {
+	c.mu.Lock()
+	if !c.isEnding() {
+		if len(c.pending)+ws.FrameSize(len(payload)) > maxPending {
+			c.pending = c.pending[:0]
+		}
+		c.pending = ws.AppendFrame(c.pending, opcode, payload)
+		c.due.Store(true)
+	}
+	c.mu.Unlock()
+	c.wake()
+}
+
+// tell sends c alone a frame, before what its writer takes from the hub next. It may be called under the hub's lock, and
+// then does not start a writer: awaitAnswers or the hub does.
+func (c *Client) tell(opcode int, payload []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.isEnding() {
+		c.answers = ws.AppendFrame(c.answers, opcode, payload)
+		c.due.Store(true)
+	}
+}
+
+// maxAnswers is how many bytes of answers may wait for a client before it is not read any more: a page of a roster.
+const maxAnswers = 16 << 10
+
+// awaitAnswers lets the writer send the answers, and waits while there are too many. It ends with the connection, because
+// every write has a deadline.
+func (c *Client) awaitAnswers() {
+	c.wake()
+	for {
+		c.mu.Lock()
+		if c.IsMute() || len(c.answers) <= maxAnswers {
+			c.mu.Unlock()
+			return
+		}
+		if c.answered == nil {
+			c.answered = make(chan struct{})
+		}
+		answered := c.answered
+		c.mu.Unlock()
+		c.meter.End()
+		<-answered
+	}
+}

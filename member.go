@@ -1,0 +1,153 @@
+package chatbroadcast
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+)
+
+// A member is a client and its place in the registry. It implements hub.Owner.
+type member struct {
+	client hub.Client
+	ip     string // as Caddy sees it, behind trusted proxies too
+	scope  *scope
+	hub    *namedHub
+
+	// Guarded by registry.mu.
+	index int  // in scope.members
+	added bool // it is in scope.members
+	away  bool // it has left its hub
+
+	unreported bool // its connection never came to be: the log has no line about its end
+}
+
+// addLocked enters m, which has joined its hub, in s.
+func (s *scope) addLocked(m *member) {
+	m.added = true
+	m.index = len(s.members)
+	s.members = append(s.members, m)
+	if !m.away {
+		s.swap(m.index, s.present)
+		s.present++
+	}
+}
+
+func (s *scope) swap(i, j int) {
+	s.members[i], s.members[j] = s.members[j], s.members[i]
+	s.members[i].index, s.members[j].index = i, j
+}
+
+// abandon ends a member that has joined, but whose connection never came to be.
+func (m *member) abandon() {
+	m.unreported = true
+	m.client.Abandon()
+}
+
+// Left implements hub.Owner. The hub goes with its last client, unless it is kept for its history.
+func (m *member) Left() {
+	r := m.scope.registry
+	r.lock()
+	defer r.mu.Unlock()
+	r.leftLocked(m)
+}
+
+// leftLocked does nothing if m is away already: Finished may have been first.
+func (r *registry) leftLocked(m *member) {
+	if m.away {
+		return
+	}
+	m.away = true
+	if m.added {
+		m.scope.present--
+		m.scope.swap(m.index, m.scope.present)
+	}
+	n := m.hub
+	if m.client.Address() == n.owner && n.hub.Size() > 0 {
+		n.owner = n.hub.Heir(n.owner, func(*hub.Client) bool { return true })
+	}
+	r.settleLocked(n, m.scope)
+}
+
+// Finished implements hub.Owner. It reports the end of the connection.
+func (m *member) Finished() {
+	r, why := m.scope.registry, m.client.Cause()
+	r.metrics.closed(why)
+	if !m.unreported {
+		t := m.client.Traffic()
+		m.scope.logger().Info("client closed",
+			logName("hub", m.hub.name),
+			zap.Stringer("client_id", m.client.ID()),
+			logName("user", m.client.User()),
+			zap.String("client_ip", m.ip),
+			zap.Int("code", why.Code),
+			zap.String("reason", why.Reason),
+			zap.Duration("duration", time.Since(m.client.Began())),
+			zap.Uint64("messages_in", t.MessagesIn),
+			zap.Uint64("messages_out", t.MessagesOut),
+			zap.Uint64("bytes_in", t.BytesIn),
+			zap.Uint64("bytes_out", t.BytesOut),
+		)
+	}
+	r.finished(m)
+}
+
+// Panicked implements hub.Owner.
+func (m *member) Panicked(v any, stack []byte) {
+	m.scope.logger().Error("panic in a connection", zap.Any("panic", v), zap.ByteString("stack", stack))
+}
+
+// finished takes m out of the registry.
+func (r *registry) finished(m *member) {
+	r.lock()
+	defer r.mu.Unlock()
+	r.leftLocked(m)
+	s := m.scope
+	last := len(s.members) - 1
+	s.swap(m.index, last)
+	s.members[last] = nil
+	s.members = s.members[:last]
+	r.vacateLocked(m)
+}
+
+// vacateLocked gives m's place back. With the last client of its scope in the hub the scope may keep the hub for its
+// history, and close it to make room. An exit ends with the last place.
+func (r *registry) vacateLocked(m *member) {
+	s, n, address := m.scope, m.hub, m.client.Address()
+	o := s.perHub[n.name]
+	o.clients--
+	switch {
+	case o.clients == 0:
+		delete(s.perHub, n.name)
+		decrement(s.opened, o.opener)
+		if now := r.named[n.name]; now != nil && now.keeper == s {
+			now.place = s.kept.Push(now.owner, now)
+		}
+	case address == o.opener:
+		r.passOnLocked(s, o, n.name)
+	}
+	decrement(s.perIP, address)
+	if len(s.members)+s.joining == 0 && len(s.leases) == 0 && r.scopes[s.key] == s {
+		delete(r.scopes, s.key)
+	}
+	r.live--
+	if r.live == 0 && r.exited != nil {
+		close(r.exited) // nobody joins an exiting server
+	}
+}
+
+// passOnLocked charges the named hub to the address of another client that is there, if the opener's clients have all gone.
+func (r *registry) passOnLocked(s *scope, o *occupancy, name string) {
+	n := r.named[name]
+	if n == nil || !n.isOpen() {
+		return
+	}
+	heir := n.hub.Heir(o.opener, func(c *hub.Client) bool { return c.Owner().(*member).scope == s })
+	decrement(s.opened, o.opener)
+	o.opener = heir
+	s.opened[heir]++
+}
+
+// Interface guard
+var _ hub.Owner = (*member)(nil)

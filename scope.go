@@ -1,0 +1,293 @@
+package chatbroadcast
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+)
+
+// A scope is what directives with the same `hub` value, as written, share in this and the following configurations: the
+// clients that came in through them, and the limits on those. Its fields are guarded by registry.mu, except current.
+type scope struct {
+	registry *registry
+	key      string
+	leases   []*lease // oldest first
+	removals int      // how often the last lease was released
+	// members[:present] are members of their hubs. The others have left, and are still being told so. They count for the
+	// limits until they are finished, because until then they cost as much as a member.
+	members []*member
+	present int
+	joining int // members that have a place and have not joined yet
+	perHub  map[string]*occupancy
+	perIP   map[netip.Prefix]int
+	// opened is how many of perHub each address has opened.
+	opened map[netip.Prefix]int
+	// kept are hubs without clients, kept for their history, by the addresses that opened them. A hub that clients have left
+	// through this scope is not among them before their connections are closed: until then it is in perHub.
+	kept fair.Queue[*namedHub]
+	// buckets end with the scope, which is not before the last client is finished.
+	buckets buckets
+
+	// current is the oldest of leases, or nil: that of the configuration that runs. A newer one may yet fail.
+	current atomic.Pointer[lease]
+}
+
+// An occupancy is what a scope has in a hub.
+type occupancy struct {
+	clients int          // also those that have left, while their connections are not closed
+	opener  netip.Prefix // the address that has opened it, or that of a client that was there when all of that address had gone
+}
+
+// A lease is a configuration's hold on a scope.
+type lease struct {
+	scope   *scope
+	logger  *zap.Logger
+	emitter emitter
+	bounds  bounds
+	drain   time.Duration // how long an exit may take
+}
+
+// lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it cleans up
+// the old one, a scope that both name goes from one lease to two to one, and its clients notice nothing. The registry uses
+// logger for the clients' lines once the leases before it are released, and emitter while its configuration is the one that
+// runs.
+func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, bounds bounds, drain time.Duration) *lease {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.scopes[key]
+	if s == nil {
+		s = &scope{
+			registry: r,
+			key:      key,
+			perHub:   map[string]*occupancy{},
+			perIP:    map[netip.Prefix]int{},
+			opened:   map[netip.Prefix]int{},
+		}
+		r.scopes[key] = s
+	}
+	l := &lease{scope: s, logger: logger, emitter: emitter, bounds: bounds, drain: drain}
+	s.leases = append(s.leases, l)
+	s.current.Store(s.leases[0])
+	r.notifier.add(l)
+	r.leases = append(r.leases, l)
+	r.boundLocked()
+	return l
+}
+
+// boundLocked sets the bounds of memory to those of the oldest lease: a newer configuration may yet fail.
+func (r *registry) boundLocked() {
+	if len(r.leases) > 0 {
+		r.process.Memory.Histories.SetMost(orDefault(r.leases[0].bounds.history, hub.DefaultMaxHistory))
+		r.process.Memory.Buffers.SetMost(orDefault(r.leases[0].bounds.buffers, hub.DefaultMaxBuffers))
+	}
+}
+
+// release gives the lease back. With a scope's last lease its clients are closed in the background, unless Caddy exits. Then
+// all clients are closed, and release waits for that, at most for the drain of the leases. Releasing a lease again does
+// nothing.
+func (r *registry) release(l *lease) {
+	if caddy.Exiting() {
+		r.beginExit()
+		r.awaitExit()
+		r.refusals.flush()
+	}
+	r.releaseScope(l)
+}
+
+func (r *registry) releaseScope(l *lease) {
+	s := l.scope
+	r.lock()
+	defer r.mu.Unlock()
+	i := slices.Index(s.leases, l)
+	if i < 0 {
+		return
+	}
+	s.leases = slices.Delete(s.leases, i, i+1)
+	r.notifier.remove(l)
+	r.leases = slices.DeleteFunc(r.leases, func(other *lease) bool { return other == l })
+	r.boundLocked()
+	if len(s.leases) > 0 {
+		s.current.Store(s.leases[0])
+		return
+	}
+	s.current.Store(nil)
+	for _, n := range r.named {
+		if n.keeper == s {
+			r.closeKeptLocked(n)
+		}
+	}
+	if len(s.members)+s.joining == 0 {
+		delete(r.scopes, s.key)
+		return
+	}
+	s.removals++
+	if !caddy.Exiting() {
+		// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
+		go r.closeUnleased(s, s.removals)
+	}
+}
+
+// beginExit closes every client: its writer flushes what was published, and says goodbye. Nobody joins any more, because
+// Caddy exits. Called again it does nothing.
+func (r *registry) beginExit() {
+	r.mu.Lock()
+	if r.exited != nil {
+		r.mu.Unlock()
+		return
+	}
+	var members []*member
+	var drain time.Duration
+	for _, s := range r.scopes {
+		members = append(members, s.members[:s.present]...)
+		for _, l := range s.leases {
+			drain = max(drain, l.drain)
+		}
+	}
+	r.exited, r.exitBy = make(chan struct{}), time.Now().Add(drain)
+	if r.live == 0 {
+		close(r.exited)
+	}
+	r.mu.Unlock()
+	for _, m := range members {
+		m.client.Close(hub.CloseShuttingDown)
+	}
+}
+
+// cutPatience is how long an exit waits until clients that it has cut, which takes a moment each, are reported.
+const cutPatience = 200 * time.Millisecond
+
+// awaitExit waits, after beginExit, until all clients are finished. At the end of the longest drain it cuts those that are
+// not, so that the log has a line about them, too.
+func (r *registry) awaitExit() {
+	r.mu.Lock()
+	exited, exitBy := r.exited, r.exitBy
+	r.mu.Unlock()
+	select {
+	case <-exited:
+		return
+	case <-time.After(time.Until(exitBy)):
+	}
+	var stuck []*member
+	r.mu.Lock()
+	for _, s := range r.scopes {
+		stuck = append(stuck, s.members...)
+	}
+	r.mu.Unlock()
+	for _, m := range stuck {
+		m.client.Cut(hub.CloseShuttingDown)
+	}
+	select {
+	case <-exited:
+	case <-time.After(time.Until(exitBy.Add(cutPatience))):
+	}
+}
+
+// removalSpread is the time over which the clients of a removed hub value are closed, so that they do not all reconnect at
+// the same moment, wherever to. removalStep is how often some are closed.
+const (
+	removalSpread = 10 * time.Second
+	removalStep   = 100 * time.Millisecond
+)
+
+// closeUnleased closes the clients of s, spread over removalSpread, for as long as s has no lease since the given removal.
+func (r *registry) closeUnleased(s *scope, removal int) {
+	for steps := int(removalSpread / removalStep); steps > 0; steps-- {
+		r.mu.Lock()
+		if len(s.leases) > 0 || s.removals != removal || s.present == 0 {
+			r.mu.Unlock()
+			return
+		}
+		n := (s.present + steps - 1) / steps
+		some := slices.Clone(s.members[s.present-n : s.present])
+		r.mu.Unlock()
+		for _, m := range some {
+			m.client.Close(hub.CloseHubRemoved)
+		}
+		time.Sleep(removalStep)
+	}
+}
+
+// logger returns the logger of the configuration that runs, if it has a lease on s, or Caddy's own.
+func (s *scope) logger() *zap.Logger {
+	if l := s.current.Load(); l != nil {
+		return l.logger
+	}
+	return processLogger()
+}
+
+// The refusals of join and admit.
+var (
+	errMaxClients       = &refusal{errors.New("the directive's max_clients is reached"), refusedMaxClients}
+	errMaxClientsPerHub = &refusal{errors.New("the directive's max_clients_per_hub is reached"), refusedMaxClientsPerHub}
+	errMaxClientsPerIP  = &refusal{errors.New("the directive's max_clients_per_ip is reached"), refusedMaxClientsPerIP}
+	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
+	errMaxHubsPerIP     = &refusal{errors.New("the address has as many of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
+	errBusy             = &refusal{errors.New("too many large messages are being received, or too many from this address"), refusedBusy}
+	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
+	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
+	errRate             = &refusal{errors.New("the directive's rate is exceeded from this address"), refusedRate}
+)
+
+// openScopeLocked returns the scope of a hub value, unless that is closed to new requests. The request may come from a
+// configuration that has been replaced meanwhile. What counts is whether its hub value is still configured, in the scope
+// that there is now.
+func (r *registry) openScopeLocked(key string) (*scope, error) {
+	s := r.scopes[key]
+	switch {
+	case caddy.Exiting():
+		return nil, errShuttingDown
+	case s == nil || len(s.leases) == 0:
+		return nil, errHubRemoved
+	}
+	return s, nil
+}
+
+// checkOpen returns a refusal if the scope of a hub value is closed to new requests.
+func (r *registry) checkOpen(key string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.openScopeLocked(key)
+	return err
+}
+
+// admit lets somebody publish one message over HTTP through the scope of a hub value. It returns a refusal if the scope is
+// closed, or if the rate of the address is exceeded, and for how long it is; a zero rate is no limit.
+func (r *registry) admit(key string, address netip.Prefix, rate hub.Rate) (wait time.Duration, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.openScopeLocked(key)
+	if err != nil || rate == (hub.Rate{}) {
+		return 0, err
+	}
+	if wait, ok := s.buckets.take(time.Now(), address, rate); !ok {
+		return wait, errRate
+	}
+	return 0, nil
+}
+
+// allMembers returns the members of all hubs that there are now, in no order.
+func (r *registry) allMembers() []*member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*member, 0, r.live)
+	for _, s := range r.scopes {
+		all = append(all, s.members[:s.present]...)
+	}
+	return all
+}
+
+// decrement counts m[k] down and forgets it at zero, so that what is gone costs nothing.
+func decrement[K comparable](m map[K]int, k K) {
+	m[k]--
+	if m[k] == 0 {
+		delete(m, k)
+	}
+}
