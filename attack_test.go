@@ -292,11 +292,11 @@ func BenchmarkAttack_CostPerByte(b *testing.B) {
 	}
 }
 
-// TestREADME_World attacks the recipe for a room that is open to the world with everything at once. Its honest clients
+// TestDocs_World attacks the recipe for a server that is open to the world with everything at once. Its honest clients
 // keep to the recipe's limits.
-func TestREADME_World(t *testing.T) {
+func TestDocs_World(t *testing.T) {
 	const perIP, mostMemory = 20, 150 << 20
-	recipe := readmeBlock(t, "recipe: world")
+	recipe := docBlock(t, "recipe: world")
 	p := startPlainProcess(t, "", strings.Replace(recipe, "example.com", "http://localhost:9081", 1))
 	o := newObservers(t, processHTTP, "/chat/honest", perIP-2, 30*time.Millisecond)
 	connections := allAtOnce()

@@ -822,7 +822,7 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 	c.waitFor(`document.querySelector("#state").textContent.startsWith("Disconnected")`)
 }
 
-// TestExample_Sizes holds the example to what the README says about it.
+// TestExample_Sizes holds the example to what docs/clients.md says about it.
 func TestExample_Sizes(t *testing.T) {
 	module, err := os.ReadFile("example/chat.js")
 	if err != nil {

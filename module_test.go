@@ -6,8 +6,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -385,22 +385,33 @@ func TestHandler_ValidatesJSON(t *testing.T) {
 	}
 }
 
-// TestREADME_CloseCodes compares the table in the README with the causes.
-func TestREADME_CloseCodes(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestDocs_CloseCodes compares the table in docs/clients.md with the causes, and with the codes that chat.js takes as final.
+func TestDocs_CloseCodes(t *testing.T) {
+	rows := tableRows(t, "docs/clients.md", "| code | reason | when | reconnect? |")
 	for _, why := range []ws.Close{
 		hub.CloseShuttingDown, ws.ProtocolError, ws.InvalidUTF8, hub.CloseReadOnly, hub.CloseRateLimited, hub.CloseKicked, ws.TooBig, hub.CloseInternal,
-		hub.CloseHubRemoved, hub.CloseLagged, hub.CloseWriteTimeout, hub.ClosePingTimeout,
+		hub.CloseHubRemoved, hub.CloseMaxAge, hub.CloseLagged, hub.CloseWriteTimeout, hub.CloseBusy, hub.ClosePingTimeout,
 	} {
-		row := fmt.Sprintf(`(?m)^\| %d[^|]*\|[^|]*`, why.Code)
+		beginning := fmt.Sprintf(`^\| %d[^|]*\|[^|]*`, why.Code)
 		if why.Reason != "" {
-			row += "`" + why.Reason + "`"
+			beginning += "`" + why.Reason + "`"
 		}
-		if !regexp.MustCompile(row).Match(readme) {
-			t.Errorf("the README's table has no row for %d %s", why.Code, why.Reason)
+		row := regexp.MustCompile(beginning)
+		if !slices.ContainsFunc(rows, row.MatchString) {
+			t.Errorf("the table has no row for %d %s", why.Code, why.Reason)
+		}
+	}
+	_, codes, _ := strings.Cut(readDocument(t, "example/chat.js"), "const FINAL = [")
+	codes, _, _ = strings.Cut(codes, "]")
+	if !strings.Contains(docBlock(t, "go: bot"), "var final = []int{"+codes+"}") {
+		t.Errorf("the bot's final codes are not those of chat.js, %s", codes)
+	}
+	for _, row := range rows {
+		cells := strings.Split(row, "|")
+		code, _, _ := strings.Cut(strings.TrimSpace(cells[1]), " ")
+		final := slices.Contains(strings.Split(codes, ", "), code)
+		if again := strings.TrimSpace(cells[4]); again != "" && final != (again == "no") {
+			t.Errorf("%s: chat.js does not do as the table says", row)
 		}
 	}
 }

@@ -295,7 +295,7 @@ func TestAlerts_AreTested(t *testing.T) {
 	}
 }
 
-// TestPrometheus has a Prometheus with the README's configuration scrape the server, over both ways, before and after
+// TestPrometheus has a Prometheus with the documented configuration scrape the server, over both ways, before and after
 // reloads, while clients do a bit of everything. Then it asks it everything that the alerts and the dashboard would.
 func TestPrometheus(t *testing.T) {
 	prometheus, promtool := findProgram(t, "prometheus"), findProgram(t, "promtool")
@@ -312,7 +312,7 @@ func TestPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	recipe := strings.NewReplacer("alerts.yml", strconv.Quote(alerts), "localhost:2019", adminAddr).
-		Replace(readmeBlock(t, "recipe: prometheus"))
+		Replace(docBlock(t, "recipe: prometheus"))
 	p := startPrometheus(t, prometheus, fmt.Sprintf(`global:
   scrape_interval: %[1]s
   evaluation_interval: %[1]s

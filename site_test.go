@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -298,12 +297,8 @@ func TestSite_DefaultHubSurvivesAReloadThatAddsASite(t *testing.T) {
 	}
 }
 
-// TestSite_NamesInTheREADME includes ports that only a privileged process can listen on.
-func TestSite_NamesInTheREADME(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestDocs_DefaultHubs includes ports that only a privileged process can listen on.
+func TestDocs_DefaultHubs(t *testing.T) {
 	var names []string
 	for _, tc := range []struct {
 		listen, pattern, host string
@@ -315,7 +310,7 @@ func TestSite_NamesInTheREADME(t *testing.T) {
 		{":8080", "", "localhost:8080", nil, "http://*:8080/localhost/chat/lobby"},
 		{":443", "*.example.com", "a.example.com", new(tls.ConnectionState), "https://*.example.com/a.example.com/chat/lobby"},
 		{"10.0.0.1:443", "example.com", "example.com", new(tls.ConnectionState), "https://example.com@10.0.0.1/chat/lobby"},
-		// These are not in the README.
+		// These are not in docs/caddyfile.md.
 		{":80", "example.com", "example.com", nil, "http://example.com/chat/lobby"},
 		{":80", "example.com", "example.com", new(tls.ConnectionState), "https://example.com:80/chat/lobby"},
 		{"[::1]:443", "example.com", "example.com", nil, "http://example.com@[::1]:443/chat/lobby"},
@@ -336,8 +331,8 @@ func TestSite_NamesInTheREADME(t *testing.T) {
 			t.Errorf("%s on %s: got %s, error %v, want %s", tc.pattern, tc.listen, got, err, tc.want)
 		}
 	}
-	for row := range strings.SplitSeq(string(readme), "\n") {
-		if strings.Contains(row, "| `/chat/lobby`") && !slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(row, "`"+name+"` |") }) {
+	for _, row := range tableRows(t, "docs/caddyfile.md", "| site | request | hub |") {
+		if !slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(row, "`"+name+"` |") }) {
 			t.Errorf("no case has the name in %s", row)
 		}
 	}

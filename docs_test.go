@@ -18,16 +18,16 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// startRecipe runs a recipe of the README on the test's addresses.
+// startRecipe runs a recipe of the documents on the test's addresses.
 func startRecipe(t *testing.T, name string, replacements ...string) *server {
 	t.Helper()
 	return startRecipeBeside(t, "", name, replacements...)
 }
 
-// startRecipeBeside runs a recipe of the README on the test's addresses, and beside it other sites.
+// startRecipeBeside runs a recipe of the documents on the test's addresses, and beside it other sites.
 func startRecipeBeside(t *testing.T, sites, name string, replacements ...string) *server {
 	t.Helper()
-	recipe := readmeBlock(t, "recipe: "+name)
+	recipe := docBlock(t, "recipe: "+name)
 	recipe = strings.NewReplacer(append(replacements,
 		"http://example.com:8080", "http://localhost:9080", "http://example.com", "http://localhost:9080",
 		"example.com", "http://localhost:9080")...).Replace(recipe)
@@ -40,29 +40,71 @@ func startRecipeBeside(t *testing.T, sites, name string, replacements ...string)
 	return s
 }
 
-// readmeBlock returns the block of the README that stands below a comment.
-func readmeBlock(t *testing.T, comment string) string {
+// documents returns the text of every document, by its path.
+func documents(t testing.TB) map[string]string {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	texts := map[string]string{}
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			texts[filepath.ToSlash(path)] = readDocument(t, path)
+		}
+	}
+	return texts
+}
+
+func readDocument(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(readme), "<!-- "+comment+" -->\n```\n")
-	block, _, ended := strings.Cut(block, "```\n")
-	if !found || !ended {
-		t.Fatalf("the README has no block %q", comment)
+	return string(text)
+}
+
+// docBlock returns the fenced block below a comment of the documents. Where several documents have that block, they must
+// have the same.
+func docBlock(t testing.TB, comment string) string {
+	t.Helper()
+	fenced := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(comment) + " -->\n```[a-z]*\n(.*?)```\n")
+	block := ""
+	for path, text := range documents(t) {
+		for _, match := range fenced.FindAllStringSubmatch(text, -1) {
+			if block != "" && match[1] != block {
+				t.Fatalf("%s has another block %q than another document", path, comment)
+			}
+			block = match[1]
+		}
+	}
+	if block == "" {
+		t.Fatalf("no document has a block %q", comment)
 	}
 	return block
 }
 
-// postAsREADME sends the POST that a command line or a URL in the README stands for, after the shell has filled in its
-// variables, with body where the line has none.
-func postAsREADME(t *testing.T, name, body string) answer {
+// tableRows returns the rows of the table of a document that has the given header, without the line below the header.
+func tableRows(t testing.TB, path, header string) []string {
 	t.Helper()
-	line := readmeBlock(t, "request: "+name)
+	_, table, found := strings.Cut(readDocument(t, path), header+"\n")
+	if !found {
+		t.Fatalf("%s has no table %q", path, header)
+	}
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := strings.Split(table, "\n")
+	return rows[1:]
+}
+
+// postAsDocumented sends the POST that a command line or a URL in the documents stands for, after the shell has filled in its
+// variables, with body where the line has none.
+func postAsDocumented(t *testing.T, name, body string) answer {
+	t.Helper()
+	line := docBlock(t, "request: "+name)
 	url := regexp.MustCompile(`https://example\.com(\S*)`).FindStringSubmatch(line)
 	if url == nil {
-		t.Fatalf("the README's %s has no URL", name)
+		t.Fatalf("the documents' %s has no URL", name)
 	}
 	if data := regexp.MustCompile(`--data-binary (?:"([^"]*)"|'([^']*)')`).FindStringSubmatch(line); data != nil {
 		body = os.ExpandEnv(data[1]) + data[2]
@@ -74,7 +116,7 @@ func postAsREADME(t *testing.T, name, body string) answer {
 	return publish(t, os.ExpandEnv(url[1]), body, header...)
 }
 
-func TestREADME_Static(t *testing.T) {
+func TestDocs_Static(t *testing.T) {
 	site := t.TempDir()
 	if err := os.WriteFile(filepath.Join(site, "index.html"), []byte("welcome"), 0o600); err != nil {
 		t.Fatal(err)
@@ -87,8 +129,36 @@ func TestREADME_Static(t *testing.T) {
 	refused(t, 404, "/elsewhere")
 }
 
-func TestREADME_Rooms(t *testing.T) {
-	startRecipe(t, "rooms")
+func TestDocs_History(t *testing.T) {
+	startRecipe(t, "history")
+	first := join(t, "/chat/lobby")
+	for i := range 110 {
+		first.text(fmt.Sprint(i))
+		first.wantText(fmt.Sprint(i))
+	}
+	second := joinEvents(t, "/chat/lobby")
+	if second.hello.Replay != 100 || second.hello.Head != 110 {
+		t.Errorf("got %s, want the last 100 of 110 messages", second.hello.raw)
+	}
+	for i := 10; i < 110; i++ {
+		if e := second.want("message"); e.text() != fmt.Sprint(i) {
+			t.Fatalf("got %s, want message %d", e.raw, i)
+		}
+	}
+	if e := second.want("presence"); e.Clients != 2 {
+		t.Errorf("got %s, want that 2 clients are here", e.raw)
+	}
+}
+
+func TestDocs_HandlePath(t *testing.T) {
+	startRecipe(t, "handle_path")
+	a, b := join(t, "/v1/lobby"), join(t, "/v2/lobby")
+	a.text("hello")
+	b.wantText("hello")
+}
+
+func TestDocs_KindsOfHubs(t *testing.T) {
+	startRecipe(t, "kinds")
 	a, b := join(t, "/chat/a"), join(t, "/chat/b")
 	a.text("in a")
 	a.wantText("in a")
@@ -107,7 +177,7 @@ func TestREADME_Rooms(t *testing.T) {
 	refused(t, 429, "/chat/a")
 }
 
-func TestREADME_Names(t *testing.T) {
+func TestDocs_Names(t *testing.T) {
 	startRecipe(t, "names", "www.example.com", "http://127.0.0.1:9080")
 	a := join(t, "/chat/a")
 	b := joinOn(t, a.dial(), "127.0.0.1:9080", "/chat/a")
@@ -118,7 +188,7 @@ func TestREADME_Names(t *testing.T) {
 	other.wantText("elsewhere")
 }
 
-func TestREADME_Members(t *testing.T) {
+func TestDocs_Members(t *testing.T) {
 	s := startRecipe(t, "members")
 	refused(t, 401, "/news/write")
 	member, public := join(t, "/news/write", "Authorization: Basic YWRhOmxvdmVsYWNl\r\n"), join(t, "/news")
@@ -134,7 +204,7 @@ func TestREADME_Members(t *testing.T) {
 	}
 }
 
-func TestREADME_ForwardAuth(t *testing.T) {
+func TestDocs_ForwardAuth(t *testing.T) {
 	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Header.Get("Upgrade") != "" || r.Header.Get("Connection") != "":
@@ -192,7 +262,7 @@ func wantTenOfTwenty(t *testing.T) {
 	}
 }
 
-func TestREADME_Proxy(t *testing.T) {
+func TestDocs_Proxy(t *testing.T) {
 	s := startRecipe(t, "proxy")
 	const client = "X-Forwarded-For: 203.0.113.7\r\n"
 	for range 10 {
@@ -208,18 +278,18 @@ func TestREADME_Proxy(t *testing.T) {
 	}
 }
 
-func TestREADME_ProxyClientsCannotForgeTheirAddress(t *testing.T) {
+func TestDocs_ProxyClientsCannotForgeTheirAddress(t *testing.T) {
 	startRecipeBeside(t, proxySite("127.0.0.1:9080"), "proxy", "127.0.0.0/8", "127.0.0.1") // the client is none of the proxies
 	wantTenOfTwenty(t)
 }
 
-func TestREADME_ProxyOnAUnixSocket(t *testing.T) {
+func TestDocs_ProxyOnAUnixSocket(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "chat.sock")
 	startRecipeBeside(t, proxySite("unix/"+socket), "proxy_unix", "/run/caddy/chat.sock", socket)
 	wantTenOfTwenty(t)
 }
 
-func TestREADME_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
+func TestDocs_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "chat.sock")
 	hubs.addressWarning = occasionalWarning{} // tests before may have had it
 	s := startRecipeBeside(t, proxySite("unix/"+socket), "proxy_unix",
@@ -236,8 +306,8 @@ func TestREADME_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
 	}
 }
 
-// tokenFile returns the path of a file in which token stands as a line. The path is the one in the README, for a replacement.
-func tokenFile(t *testing.T, name, token string) (inREADME, path string) {
+// tokenFile returns the path of a file in which token stands as a line. The path is the one in the document, for a replacement.
+func tokenFile(t *testing.T, name, token string) (documented, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), name)
 	writeToken(t, path, token)
@@ -251,15 +321,15 @@ func writeToken(t *testing.T, path, token string) {
 	}
 }
 
-func TestREADME_Publish(t *testing.T) {
+func TestDocs_Publish(t *testing.T) {
 	t.Setenv("PUBLISH_TOKEN", "secret")
 	t.Setenv("GITHUB_REF_NAME", "v1.0.0")
-	inREADME, file := tokenFile(t, "publish-token", "secret")
-	s := startRecipe(t, "publish", inREADME, file)
+	documented, file := tokenFile(t, "publish-token", "secret")
+	s := startRecipe(t, "publish", documented, file)
 	p := join(t, "/news")
-	postAsREADME(t, "curl", "").wantPublished(t, 1, 1)
+	postAsDocumented(t, "curl", "").wantPublished(t, 1, 1)
 	p.wantText(`{"title": "We are live"}`)
-	postAsREADME(t, "ci", "").wantPublished(t, 1, 2)
+	postAsDocumented(t, "ci", "").wantPublished(t, 1, 2)
 	p.wantText("v1.0.0 is out")
 	for _, authorization := range []string{"", "Bearer ", "Bearer wrong", "Bearer secret2", "bearer secret", "Basic secret"} {
 		if got := publish(t, "/news", "x", "Authorization", authorization); got.status != http.StatusForbidden {
@@ -281,9 +351,28 @@ func TestREADME_Publish(t *testing.T) {
 	p.wantClose(websocket.ClosePolicyViolation, "read_only")
 }
 
-// TestREADME_PublishWithoutToken is about the recipe's header_regexp. HTTP/2 keeps the space in an Authorization of
+func TestDocs_PublishFromPython(t *testing.T) {
+	python := findProgram(t, "python3")
+	documented, file := tokenFile(t, "publish-token", "secret")
+	startRecipe(t, "publish", documented, file)
+	p := join(t, "/news")
+	for _, tc := range []struct{ token, want string }{
+		{"secret", `{"clients":1,"seq":1}`},
+		{"wrong", "HTTPError: HTTP Error 403"},
+	} {
+		cmd := exec.Command(python, "-")
+		cmd.Stdin = strings.NewReader(strings.ReplaceAll(docBlock(t, "python: publish"), "https://example.com", "http://"+httpAddr))
+		cmd.Env = append(os.Environ(), "PUBLISH_TOKEN="+tc.token)
+		if got, _ := cmd.CombinedOutput(); !strings.Contains(string(got), tc.want) {
+			t.Errorf("with the token %s: got %s, want %s", tc.token, got, tc.want)
+		}
+	}
+	p.wantText("The backup is done")
+}
+
+// TestDocs_PublishWithoutToken is about the recipe's header_regexp. HTTP/2 keeps the space in an Authorization of
 // "Bearer ", which is what the recipe's header line comes to where the file is missing or empty.
-func TestREADME_PublishWithoutToken(t *testing.T) {
+func TestDocs_PublishWithoutToken(t *testing.T) {
 	const header = "\theader Authorization \"Bearer {file./etc/caddy/publish-token}\"\n"
 	empty := filepath.Join(t.TempDir(), "empty")
 	writeToken(t, empty, "")
@@ -309,21 +398,21 @@ func TestREADME_PublishWithoutToken(t *testing.T) {
 	}
 }
 
-func TestREADME_Webhook(t *testing.T) {
+func TestDocs_Webhook(t *testing.T) {
 	t.Setenv("HOOK_TOKEN", "topsecret")
-	inREADME, file := tokenFile(t, "hook-token", "topsecret")
-	s := startRecipe(t, "webhook", inREADME, file, "\tlog {", "\tdebug\n\tlog {", // so that every error is logged
+	documented, file := tokenFile(t, "hook-token", "topsecret")
+	s := startRecipe(t, "webhook", documented, file, "\tlog {", "\tdebug\n\tlog {", // so that every error is logged
 		"\trespond @stranger 403\n", "\trespond @stranger 403\n\thandle_errors {\n\t\trespond {err.message}\n\t}\n")
 	p := join(t, "/builds")
 	const payload = `{"status": "passed"}`
-	postAsREADME(t, "webhook", payload).wantPublished(t, 1, 1)
+	postAsDocumented(t, "webhook", payload).wantPublished(t, 1, 1)
 	p.wantText(payload)
 	for _, path := range []string{"/builds", "/builds?token=", "/builds?token=wrong", "/builds?token=*"} {
 		if got := publish(t, path, payload); got.status != http.StatusForbidden {
 			t.Errorf("%s: got %d, want 403", path, got.status)
 		}
 	}
-	if got := postAsREADME(t, "webhook", "\xff"); got.status != http.StatusBadRequest {
+	if got := postAsDocumented(t, "webhook", "\xff"); got.status != http.StatusBadRequest {
 		t.Errorf("got %d, want 400", got.status)
 	}
 	writeToken(t, file, "")
@@ -341,44 +430,51 @@ func TestREADME_Webhook(t *testing.T) {
 	}
 }
 
-func TestREADME_Metrics(t *testing.T) {
+func TestDocs_Metrics(t *testing.T) {
 	got := func() string { return request(t, http.MethodGet, "http://"+httpAddr+"/metrics", nil).body }
 	s := startRecipe(t, "metrics", "192.0.2.7", "127.0.0.1 ::1")
 	if body := got(); !strings.Contains(body, "\ncaddy_chat_broadcast_clients 0\n") {
 		t.Errorf("got %.200q for Prometheus, want the metrics", body)
 	}
-	recipe := readmeBlock(t, "recipe: metrics")
+	recipe := docBlock(t, "recipe: metrics")
 	s.load(strings.ReplaceAll(recipe, "example.com", "http://localhost:9080"))
 	if body := got(); body != "" {
 		t.Errorf("got %.200q for somebody else, want nothing", body)
 	}
 }
 
-// TestREADME_MetricsTable compares the table in the README with what is exposed.
-func TestREADME_MetricsTable(t *testing.T) {
+// TestDocs_MetricsAreThoseThatAreExposed compares the list of metrics with the endpoint.
+func TestDocs_MetricsAreThoseThatAreExposed(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
+	_, list, found := strings.Cut(readDocument(t, "docs/operating.md"), "All names begin with `caddy_chat_broadcast_`.")
+	list, _, ended := strings.Cut(list, "\n#")
+	if !found || !ended {
+		t.Fatal("docs/operating.md has no list of metrics")
 	}
-	_, table, _ := strings.Cut(string(readme), "| metric | type | labels | meaning |\n")
-	table, _, _ = strings.Cut(table, "\n\n")
 	documented := map[string]bool{}
 	exposed := scrape(t)
+	item := regexp.MustCompile("(?s)^`([a-z_]+)` \\(([a-z]+)((?:, `[a-z_]+`)*)\\): (.*)$")
 	quoted := regexp.MustCompile("`([a-z_]+)`")
-	for _, row := range strings.Split(table, "\n")[1:] {
-		cells := strings.Split(row, "|")
-		if len(cells) != 6 || !quoted.MatchString(cells[1]) {
-			t.Fatalf("%q is no row of the table", row)
+	words := func(text string) (words []string) {
+		for _, match := range quoted.FindAllStringSubmatch(text, -1) {
+			words = append(words, match[1])
 		}
-		name := quoted.FindStringSubmatch(cells[1])[1]
+		slices.Sort(words)
+		return words
+	}
+	for _, text := range strings.Split(list, "\n- ")[1:] {
+		parts := item.FindStringSubmatch(text)
+		if parts == nil {
+			t.Fatalf("%q is not an item of the list of metrics", text)
+		}
+		name, kind, labeled, meaning := parts[1], parts[2], parts[3], parts[4]
 		documented[name] = true
 		if exposed[name] == nil {
 			t.Errorf("%s is documented, but not exposed", name)
 			continue
 		}
-		if got, want := strings.TrimSpace(cells[2]), strings.ToLower(exposed[name].GetType().String()); got != want {
-			t.Errorf("%s: got type %s in the README, want %s", name, got, want)
+		if got, want := kind, strings.ToLower(exposed[name].GetType().String()); got != want {
+			t.Errorf("%s: got type %s in the document, want %s", name, got, want)
 		}
 		labels, values := map[string]bool{}, map[string]bool{}
 		for _, m := range exposed[name].GetMetric() {
@@ -387,22 +483,15 @@ func TestREADME_MetricsTable(t *testing.T) {
 				values[l.GetValue()] = true
 			}
 		}
-		words := func(cell string) (words []string) {
-			for _, match := range quoted.FindAllStringSubmatch(cell, -1) {
-				words = append(words, match[1])
-			}
-			slices.Sort(words)
-			return words
-		}
-		if got, want := words(cells[3]), slices.Sorted(maps.Keys(labels)); !slices.Equal(got, want) {
-			t.Errorf("%s: got labels %v in the README, want %v", name, got, want)
+		if got, want := words(labeled), slices.Sorted(maps.Keys(labels)); !slices.Equal(got, want) {
+			t.Errorf("%s: got labels %v in the document, want %v", name, got, want)
 		}
 		if name == "closes_total" {
-			continue // its values are in another table, which TestREADME_CloseCodes compares
+			continue // its values are in another table, which TestDocs_CloseCodes compares
 		}
 		for value := range values {
-			if !slices.Contains(words(cells[4]), value) {
-				t.Errorf("%s: its meaning in the README does not name the label's value %s", name, value)
+			if !slices.Contains(words(meaning), value) {
+				t.Errorf("%s: its meaning in the document does not name the label's value %s", name, value)
 			}
 		}
 	}
@@ -413,10 +502,10 @@ func TestREADME_MetricsTable(t *testing.T) {
 	}
 }
 
-// TestREADME_WatchAndSteer runs every line of the two recipes in a shell, with clients that make it succeed.
-func TestREADME_WatchAndSteer(t *testing.T) {
+// TestDocs_AdminCommands runs every line of the two recipes in a shell, with clients that make it succeed.
+func TestDocs_AdminCommands(t *testing.T) {
 	const lobby = "http://localhost:9080/chat/lobby"
-	inREADME := strings.NewReplacer(
+	documented := strings.NewReplacer(
 		"localhost:2019", adminAddr, "https://example.com/", "http://localhost:9080/",
 		"https:%2F%2Fexample.com%2F", "http:%2F%2Flocalhost:9080%2F")
 	findProgram(t, "curl")
@@ -435,7 +524,7 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 	}
 	for _, recipe := range []string{"admin", "command"} {
 		ran := 0
-		for line := range strings.Lines(readmeBlock(t, "recipe: "+recipe)) {
+		for line := range strings.Lines(docBlock(t, "recipe: "+recipe)) {
 			line = strings.TrimSpace(line)
 			if line == "" || strings.HasPrefix(line, "#") {
 				continue
@@ -445,7 +534,7 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 				p, other := join(t, "/chat/lobby", "X-User: ada\r\n"), join(t, "/chat/other")
 				var page clientsPage
 				s.ask("GET", strings.TrimPrefix(hubPath(lobby), "/chat_broadcast"), "", "", &page)
-				line := strings.ReplaceAll(inREADME.Replace(line), "dq3e5qf4t0xs", page.Clients[0].ID)
+				line := strings.ReplaceAll(documented.Replace(line), "dq3e5qf4t0xs", page.Clients[0].ID)
 				follows := strings.Contains(line, "curl -N") || strings.Contains(line, " tail ")
 
 				cmd := exec.Command("sh", "-c", "exec "+line)
@@ -498,5 +587,75 @@ func TestREADME_WatchAndSteer(t *testing.T) {
 		if ran < 8 {
 			t.Errorf("the recipe %s has %d lines", recipe, ran)
 		}
+	}
+}
+
+// TestDocs_JavaScript runs the first lines of a page with chat.js.
+func TestDocs_JavaScript(t *testing.T) {
+	node := findProgram(t, "node")
+	startCaddy(t, plainChat)
+	module := readDocument(t, "example/chat.js")
+	page := strings.NewReplacer("import { Chat } from './chat.js';", module, "'/chat/lobby'", "'ws://"+httpAddr+"/chat/lobby'").
+		Replace(docBlock(t, "javascript: chat"))
+	// Node 20 has WebSocket with this flag only; later ones take it, too.
+	cmd := exec.CommandContext(t.Context(), node, "--experimental-websocket", "--input-type=module")
+	cmd.Stdin = strings.NewReader(page + "chat.addEventListener('message', () => chat.close());")
+	got, err := cmd.CombinedOutput()
+	if want := " hello\n"; err != nil || string(got) != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+}
+
+// TestDocs_GoBot builds the bot and talks to it, also while it is away.
+func TestDocs_GoBot(t *testing.T) {
+	s := startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat hub {
+		history 100
+	}
+	chat_broadcast /bot hub {
+		history 100
+		max_age 2s
+	}
+}`)
+	folder := t.TempDir()
+	source, program := filepath.Join(folder, "main.go"), filepath.Join(folder, "bot")
+	if err := os.WriteFile(source, []byte(docBlock(t, "go: bot")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("go", "build", "-o", program, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	clients := func() int {
+		var page clientsPage
+		s.ask("GET", "/hubs/hub", "", "", &page)
+		return len(page.Clients)
+	}
+	p := join(t, "/chat")
+	p.text("!ping")
+	p.wantText("!ping") // it is older than the bot, which must not answer it
+
+	cmd := exec.Command(program, "ws://"+httpAddr+"/bot")
+	var log output
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // ends with the bot
+	defer func() { _ = cmd.Process.Kill() }()
+	eventually(t, "the bot", func() bool { return clients() == 2 })
+	p.text("!ping")
+	p.wantText("!ping")
+	p.wantText("pong")
+
+	eventually(t, "the end of its connection", func() bool { return strings.Contains(log.String(), "max_age") })
+	p.text("!ping")
+	p.wantText("!ping")
+	p.wantText("pong")
+
+	s.ask("DELETE", "/hubs/hub", "", "", nil)
+	p.wantClose(websocket.ClosePolicyViolation, "kicked")
+	if err := <-ended; err == nil || !strings.Contains(log.String(), "kicked") {
+		t.Errorf("got %v, %s, want that it ends with a final close code", err, log.String())
 	}
 }
