@@ -22,7 +22,7 @@ const eventsHeader = "Sec-WebSocket-Protocol: chat-broadcast.v1\r\n"
 
 // ---- the schema ----
 
-// protocolSchema returns a definition of protocol.schema.json.
+// protocolSchema returns a definition of docs/protocol.schema.json.
 var protocolSchema = func() func(t testing.TB, definition string) *jsonschema.Schema {
 	var mu sync.Mutex
 	compiler := jsonschema.NewCompiler()
@@ -33,7 +33,7 @@ var protocolSchema = func() func(t testing.TB, definition string) *jsonschema.Sc
 		mu.Lock()
 		defer mu.Unlock()
 		if compiled[definition] == nil {
-			schema, err := compiler.Compile("protocol.schema.json#" + definition)
+			schema, err := compiler.Compile("docs/protocol.schema.json#" + definition)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -17,13 +17,13 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// ---- the examples of PROTOCOL.md ----
+// ---- the examples of docs/protocol.md ----
 
-// documentedExamples returns the frames of PROTOCOL.md by the names of their blocks: kind is "example" for what the server
+// documentedExamples returns the frames of docs/protocol.md by the names of their blocks: kind is "example" for what the server
 // sends, "send" for what a client does.
 func documentedExamples(t *testing.T, kind string) map[string][]string {
 	t.Helper()
-	document, err := os.ReadFile("PROTOCOL.md")
+	document, err := os.ReadFile("docs/protocol.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func documentedExamples(t *testing.T, kind string) map[string][]string {
 		}
 	}
 	if len(examples) == 0 {
-		t.Fatalf("PROTOCOL.md has no block of kind %q", kind)
+		t.Fatalf("docs/protocol.md has no block of kind %q", kind)
 	}
 	return examples
 }
@@ -170,7 +170,7 @@ func joinExample(t *testing.T, query string) *eventsPeer {
 	return joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/chat/lobby?"+query)
 }
 
-// TestProtocol_ServerSendsWhatTheDocumentShows plays the examples of PROTOCOL.md: ada comes to a hub in which eve has said
+// TestProtocol_ServerSendsWhatTheDocumentShows plays the examples of docs/protocol.md: ada comes to a hub in which eve has said
 // something, loses her connection, comes back, meets bob and cid, and is away for longer.
 func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	const site = `http://example.com:9080, http://localhost:9080 {

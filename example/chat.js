@@ -1,5 +1,5 @@
 /**
- * A connection to a hub that comes back by itself (PROTOCOL.md).
+ * A connection to a hub that comes back by itself (docs/protocol.md).
  *
  *     import { Chat } from './chat.js';
  *
@@ -19,7 +19,7 @@
  * @property {number} [stable=10000] a connection this long starts the waits over
  * @property {number} [timeout=15000] for an attempt or an answer
  * @property {number} [queue=100] messages that may wait to be sent or answered
- * @property {boolean} [raw=false] the server does not speak PROTOCOL.md
+ * @property {boolean} [raw=false] the server does not speak docs/protocol.md
  */
 
 /** The codes of connections that must not be opened again. */

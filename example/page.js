@@ -273,7 +273,7 @@ $('connect').addEventListener('click', () => {
   text.focus();
 });
 
-/** @param {object} hello what the server says first: see PROTOCOL.md */
+/** @param {object} hello what the server says first: see docs/protocol.md */
 function opened(hello) {
   if (hello.epoch !== epoch) [epoch, start] = [hello.epoch, newest];
   // A server with authentication tells who one is.
