@@ -1,6 +1,6 @@
-// Command gotest runs "go test -json" with the given arguments and prints what "go test" would: a line a package,
-// and the output of what failed. Other than "go test" it takes a skipped test for a failure, and says which, since
-// a test that CI skips protects nothing. It ends with the number of tests.
+// Command gotest runs "go test -json" with the given arguments and prints the same as "go test": a line for each package,
+// and the output of each test that failed. Unlike "go test" it counts a skipped test as a failure and names it, because a
+// test that CI skips protects nothing. Its last line has the number of tests.
 package main
 
 import (
@@ -12,11 +12,11 @@ import (
 	"strings"
 )
 
-// An event is what "go test -json" reports (see "go doc test2json").
+// An event is one line of "go test -json" (see "go doc test2json").
 type event struct {
 	Action  string
 	Package string
-	Test    string // empty: the package itself
+	Test    string // empty for the package itself
 	Output  string
 }
 
@@ -34,11 +34,11 @@ func main() {
 
 	var passed, failed, skipped int
 	type test struct{ pkg, name string }
-	outputs := map[test]*strings.Builder{} // of what has not ended yet
+	outputs := map[test]*strings.Builder{} // of the tests that have not ended yet
 	for lines := bufio.NewReader(stdout); ; {
 		line, err := lines.ReadString('\n')
 		if err != nil {
-			break // the end: of what went wrong the exit status speaks
+			break // the end; the exit status tells about errors
 		}
 		var e event
 		if json.Unmarshal([]byte(line), &e) != nil {
@@ -61,7 +61,7 @@ func main() {
 			delete(outputs, id)
 			switch {
 			case e.Test == "" && e.Action == "fail":
-				// A panic or a timeout leaves tests that have not ended.
+				// After a panic or a timeout some tests have not ended.
 				for other, rest := range outputs {
 					if other.pkg == e.Package {
 						fmt.Print(rest)
@@ -70,7 +70,7 @@ func main() {
 				}
 				fmt.Print(out)
 			case e.Test == "":
-				// The last line is the result: ok, or that there are no test files.
+				// The last line is the result: ok, or no test files.
 				result := strings.TrimSuffix(out.String(), "\n")
 				fmt.Println(result[strings.LastIndex(result, "\n")+1:])
 			case e.Action == "skip":
