@@ -1,5 +1,5 @@
 /**
- * A connection to a hub that comes back by itself (docs/protocol.md).
+ * A connection to a hub that reconnects by itself (docs/protocol.md).
  *
  *     import { Chat } from './chat.js';
  *
@@ -7,25 +7,25 @@
  *     chat.addEventListener('message', ({ user, data }) => console.log(user, data));
  *     chat.send('hello');
  *
- * What comes is text from strangers: show it with `textContent`.
+ * Messages are text from strangers: show them with `textContent`.
  */
 
 /**
- * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `closed` is for good
+ * @typedef {'connecting' | 'open' | 'waiting' | 'closed'} State `closed` is final
  *
- * @typedef {object} Options times are in milliseconds
- * @property {number} [base=1000] the first wait is at most so long, each next twice that
- * @property {number} [cap=30000] no wait is longer
- * @property {number} [stable=10000] a connection this long starts the waits over
- * @property {number} [timeout=15000] for an attempt or an answer
- * @property {number} [queue=100] messages that may wait to be sent or answered
- * @property {boolean} [raw=false] the server does not speak docs/protocol.md
+ * @typedef {object} Options times in milliseconds
+ * @property {number} [base=1000] the longest first wait; each further wait may be twice as long
+ * @property {number} [cap=30000] the longest wait of all
+ * @property {number} [stable=10000] after a connection of this length the waits start over
+ * @property {number} [timeout=15000] how long to wait for a connection or an answer
+ * @property {number} [queue=100] how many messages may wait to be sent or answered
+ * @property {boolean} [raw=false] whether the server does not speak the protocol
  */
 
-/** The codes of connections that must not be opened again. */
+/** The close codes after which a client must not reconnect. */
 const FINAL = [1000, 1002, 1007, 1008, 1009];
 
-/** The message as it stays, whatever becomes of the caller's: as WebSocket would send it. */
+/** Returns a copy of a message as WebSocket would send it, so that the caller may change the original. */
 function copy(data) {
   if (typeof data === 'string') return data.toWellFormed?.() ?? data;
   if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));
@@ -34,54 +34,55 @@ function copy(data) {
 }
 
 /**
- * Messages come in order and once. The events and their fields:
+ * Messages arrive in order and once. The events and their fields:
  *
  * - `message`: `data` (string or Uint8Array), `seq`, `time` (Date), `client`, `user`, `own` (sent by this object),
  *   `replayed` (older than the connection)
- * - `sent`: `id`, `seq`, `time`: published
- * - `failed`: `id`, `data`, `code`, `message`: not published. The code is the server's, `closed`, or `unknown`: it was on its
- *   way, and may have arrived.
- * - `missed`: `count` messages are lost; if `restarted`, the hub is new, and more may be
- * - `join`, `leave`, `presence`, `error`: from the server, but not answers
- * - `open`: what is in `hello`
+ * - `sent`: `id`, `seq`, `time`: the server published the message
+ * - `failed`: `id`, `data`, `code`, `message`: the message was not published. The code is the server's, `closed`, or
+ *   `unknown`: then the message was on its way and may have arrived.
+ * - `missed`: `count` messages are lost; if `restarted`, the hub is new and more may be lost
+ * - `join`, `leave`, `presence`, `error`: frames of the server that answer nothing
+ * - `open`: the fields of `hello`
  * - `close`: `code`, `reason`: a connection has ended
- * - `state`: `state`; if `waiting`, `retryIn`; then or if `closed`, `code` and `reason`. With 1006 it is `closed` because
- *   `WebSocket` did not take the `url`, and the reason is the error's.
+ * - `state`: `state`; `retryIn` if it is `waiting`; `code` and `reason` if it is `waiting` or `closed`. It is `closed` with
+ *   1006 if `WebSocket` refused the `url`; the reason is then the message of the error.
  *
- * With `raw` there are the last three, `failed`, and `message` with `data`.
+ * With `raw` the events are the last three, `failed`, and `message` with `data`.
  */
 export class Chat extends EventTarget {
-  /** May be changed to another of the same kinds. Changes hold from the next attempt on. */
+  /** The address, a string or URL. A change applies to the next attempt. */
   url;
   #options;
   #state = 'connecting';
   /** @type {?WebSocket} */
   #socket = null;
-  // Since the last stable connection.
+  // Failed attempts since the last stable connection.
   #failures = 0;
-  // For the handshake, stability, or the next attempt.
+  // Waits for the handshake, for stability, or for the next attempt.
   #timer = 0;
-  // For an answer.
+  // Waits for an answer.
   #watchdog;
   // Finds a connection that died with its network.
   #online = () => (this.#state === 'waiting' ? this.#retry() : this.who({ limit: 1 }));
   #hello = {};
   #seq = 0;
-  // The client ids so far.
+  // The client ids of this object's connections.
   #own = new Set();
-  // Nobody else can guess the ids of messages.
+  // Makes message ids that nobody else can guess.
   #prefix = crypto.getRandomValues(new Uint32Array(4)).join('-');
   #lastId = 0;
   // When the bucket of the hub's `rate` is full.
   #full = 0;
   #pacer;
-  // Not answered. `wire`: the socket it went to; `token`, `user`, `at` (the time): of the first one.
+  // Unanswered messages. `wire` is the last socket that a message went to; `token`, `user` and `at` (the time) are those
+  // of the first.
   #queue = [];
-  // Who waits for `who`.
+  // The callers that wait for an answer to `who`.
   #asking = [];
 
   /**
-   * @param {string | URL} url may be relative (in a page), http or https
+   * @param {string | URL} url may be relative (in a page), and http or https
    * @param {Options} [options]
    */
   constructor(url, options = {}) {
@@ -98,10 +99,10 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Sends a message as soon as connection and `rate` allow. What was on its way when a connection broke is sent again
-   * where `history` makes that once, else it has `failed`; with `raw` it may be lost.
+   * Sends a message as soon as connection and `rate` allow. If the connection breaks while the message is on its way, it
+   * is sent again where the hub's `history` prevents a duplicate, and otherwise it has `failed`. With `raw` it may be lost.
    * @param {string | ArrayBuffer | ArrayBufferView} data
-   * @returns {?string} the id of `sent` or `failed`; null: the queue is full
+   * @returns {?string} the id in `sent` or `failed`; null if the queue is full or the state is `closed`
    * @throws {TypeError} for anything else
    */
   send(data) {
@@ -114,9 +115,9 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Asks who is here.
+   * Asks who is in the hub.
    * @param {{ after?: string, limit?: number }} [page]
-   * @returns {Promise<?object>} `presence` with `users`, or null: no answer
+   * @returns {Promise<?object>} `presence` with `users`, or null if no answer came
    */
   async who(page) {
     if (this.#state !== 'open' || !this.#socket.protocol) return null;
@@ -126,14 +127,14 @@ export class Chat extends EventTarget {
   }
 
   /**
-   * Now instead of later, or again after `closed`.
-   * @throws where `WebSocket` does: for a `url` that it does not take
+   * Connects now instead of later, or again after `closed`.
+   * @throws if `WebSocket` refuses the `url`
    */
   connect() {
     if (this.#socket) return;
     const url = this.#resolve(), { epoch } = this.#hello;
     if (epoch) {
-      // Not with searchParams, which would write the page's own query in another way.
+      // searchParams would rewrite the page's own query.
       const own = url.search.slice(1).split('&').filter((pair) => pair && !pair.startsWith('chat_broadcast_since='));
       url.search = [...own, `chat_broadcast_since=${epoch}:${this.#seq}`].join('&');
     }
@@ -147,13 +148,13 @@ export class Chat extends EventTarget {
       else this.#emit('message', { data: copy(data) });
     };
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
-    // Browsers may try for minutes.
+    // A browser may try for minutes.
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
     this.#become('connecting');
   }
 
-  /** As `WebSocket` takes it: with a scheme of its own, and without a hash. */
+  /** Returns the URL as `WebSocket` accepts it: absolute, with the scheme ws or wss, without a hash. */
   #resolve() {
     const url = new URL(this.url, globalThis.document?.baseURI ?? globalThis.location?.href);
     url.protocol = url.protocol.replace('http', 'ws');
@@ -161,7 +162,7 @@ export class Chat extends EventTarget {
     return url;
   }
 
-  /** Until `connect` is called. What waits has `failed`. */
+  /** Closes the connection until `connect` is called. Messages that wait have `failed`. */
   close() {
     if (this.#state !== 'closed') this.#ended(1000, '');
   }
@@ -198,7 +199,7 @@ export class Chat extends EventTarget {
 
   #opened(hello) {
     clearTimeout(this.#timer);
-    // Who accepts and then closes must not be asked at once.
+    // A server that accepts and then closes must not be asked again at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
     const { epoch, user, age, missed: count = 0 } = hello, before = this.#hello.epoch;
     const restarted = !!before && epoch !== before;
@@ -208,8 +209,8 @@ export class Chat extends EventTarget {
       this.#own.add(hello.client);
       this.#full = 0;
     }
-    // Nobody can know what became of these. The others are sent again, with the token of the first time.
-    const known = (m) => m.token && m.user === user && Date.now() - m.at < 0.9 * age; // the way takes time, too
+    // Nobody can know whether these arrived. The others are sent again, with the token of the first time.
+    const known = (m) => m.token && m.user === user && Date.now() - m.at < 0.9 * age; // the frame takes time, too
     const lost = this.#queue.filter((m) => m.wire && !known(m));
     for (const m of lost) this.#take(m.id);
     this.#become('open');
@@ -232,7 +233,7 @@ export class Chat extends EventTarget {
       this.#become('closed', { code, reason });
       for (const m of given) this.#fail(m, m.wire ? 'unknown' : 'closed');
     } else {
-      // Full jitter: a restart loses all clients at once.
+      // Full jitter, because a restart disconnects all clients at once.
       const { base, cap } = this.#options;
       const retryIn = Math.random() * Math.min(cap, base * 2 ** this.#failures++);
       this.#timer = setTimeout(() => this.#retry(), retryIn);

@@ -1,30 +1,30 @@
 import { Chat } from './chat.js';
 
-/** In characters. In the worst case JSON makes six bytes of one: well below the server's 64 KiB a message. */
+/** The longest message, in characters. JSON needs at most six bytes for one, so it stays well below the server's 64 KiB. */
 const MAX_TEXT = 4000;
 const MAX_NAME = 32;
 const MAX_ROOM = 40;
-/** More messages than that only make the page slow. */
+/** The most messages on the page; more only make it slow. */
 const MAX_SHOWN = 500;
-/** Messages of one author within this many milliseconds stand together. */
+/** Within this many milliseconds, messages of one author form one group. */
 const TOGETHER = 120_000;
-/** So many people are listed; of more nobody reads the names. */
+/** The most people in the list; nobody reads more names. */
 const MAX_LISTED = 200;
 
 const $ = (id) => document.getElementById(id);
 const copy = (template) => $(template).content.firstElementChild.cloneNode(true);
 const text = $('text'), log = $('log'), messages = $('messages');
 
-/** What a storage keeps, where the browser allows it. */
+/** Reads and writes a storage, if the browser allows it. */
 const memoryIn = (storage) => ({
   get(key) { try { return window[storage].getItem(key) ?? ''; } catch { return ''; } },
-  set(key, value) { try { window[storage].setItem(key, value); } catch { /* it is a comfort only */ } },
+  set(key, value) { try { window[storage].setItem(key, value); } catch { /* only a convenience */ } },
 });
 const memory = memoryIn('localStorage');
-/** Of this tab, across reloads. */
+/** The storage of this tab, which outlasts a reload. */
 const session = memoryIn('sessionStorage');
 
-// ---- who ----
+// ---- names ----
 
 const pick = (words) => words[Math.floor(Math.random() * words.length)];
 const guest = () => [
@@ -32,16 +32,16 @@ const guest = () => [
   pick(['Badger', 'Finch', 'Fox', 'Hare', 'Heron', 'Koala', 'Lynx', 'Otter', 'Owl', 'Panda', 'Robin', 'Seal']),
 ].join(' ');
 
-/** One line of at most max characters, which does not turn what stands beside it; a name or a room consists of that. */
+/** Makes a name or a room: one line of at most max characters, without characters that reverse the text beside it. */
 const clean = (s, max) => [...s.normalize().replace(/\p{Bidi_C}/gu, '').replace(/[\p{Cc}\p{Cs}\s]+/gu, ' ').trim()]
   .slice(0, max).join('').trim();
 
 const codePoint = (c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
 
 /**
- * The name of another, as one line that nobody else's name looks like because of characters that show nothing or cover others.
- * These stand there by their numbers: everything but letters, marks, numbers, punctuation, symbols and emoji, spaces that one
- * does not see, and marks without a letter or beyond four on one.
+ * Returns another person's name as one line. Characters that are invisible or cover others could make two names look the
+ * same, so the line has their numbers instead: everything but letters, marks, numbers, punctuation, symbols and emoji;
+ * spaces at the ends or in a row; marks without a letter, or more than four on one.
  */
 function legible(user) {
   const s = user.normalize().replace(
@@ -62,27 +62,27 @@ name.addEventListener('change', () => {
 });
 name.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.isComposing) return;
-  event.preventDefault(); // else Enter would go on to the box
+  event.preventDefault(); // or Enter would also act on the message box
   text.focus();
 });
 memory.set('chat.name', name.value);
-/** The names that this tab has had: that one of these has come or gone is no news. */
+/** The names that this tab has had. The page does not announce them. */
 const names = new Set();
 
-// ---- where ----
+// ---- rooms ----
 
-/** A slash, or a name of dots, would lead out of /chat/. */
+/** Returns a valid room. A slash, or a name of dots, would lead out of /chat/. */
 const cleanRoom = (s) => {
   const room = clean(s.replace(/[/\\]/g, '-'), MAX_ROOM);
   return /^\.*$/.test(room) ? 'lobby' : room;
 };
 
-/** The room that the page's URL names: ?room=garden or #garden. */
+/** Returns the room in the page's URL: ?room=garden or #garden. */
 function roomOfURL() {
   const { hash, searchParams } = new URL(location);
   let room = searchParams.get('room') ?? hash.slice(1);
   if (!searchParams.has('room')) {
-    try { room = decodeURIComponent(room); } catch { /* a % that means itself */ }
+    try { room = decodeURIComponent(room); } catch { /* a literal % */ }
   }
   return cleanRoom(room);
 }
@@ -130,7 +130,7 @@ $('rooms').addEventListener('click', (event) => {
     $('rooms').close();
     goTo(link.textContent);
   } else if (event.target === $('rooms')) {
-    $('rooms').close(); // a click beside it
+    $('rooms').close(); // a click outside the dialog
   }
 });
 
@@ -139,7 +139,7 @@ for (const button of document.querySelectorAll('button.share')) {
   button.addEventListener('click', async () => {
     const url = urlOf(room).href;
     if (navigator.share && matchMedia('(pointer: coarse)').matches) {
-      navigator.share({ title: document.title, url }).catch(() => { /* changed their mind */ });
+      navigator.share({ title: document.title, url }).catch(() => { /* the visitor canceled */ });
       return;
     }
     try {
@@ -160,7 +160,7 @@ for (const button of document.querySelectorAll('button.share')) {
 /** @type {Chat} */
 let chat;
 let room = '';
-/** Whether there has been a connection to this room, and when it was lost. */
+/** Whether this room has had a connection, and when the last one was lost. */
 let met = false, away = null;
 let renaming = false;
 let ticker = 0;
@@ -176,7 +176,7 @@ const REASONS = {
   1009: 'The server has refused a message: it was too big.',
 };
 
-/** Joins the room that the URL names, and leaves the one before. */
+/** Joins the room in the URL and leaves the previous one. */
 function enter() {
   if (chat && room === roomOfURL()) return;
   if (chat) {
@@ -214,7 +214,7 @@ function enter() {
   showState({ state: chat.state });
 }
 
-/** Goes on with the name that the visitor has chosen. The server may know better: see opened. */
+/** Reconnects under the name that the visitor has chosen. A server with authentication overrides it: see opened. */
 function rename() {
   if (chat.url.searchParams.get('name') === name.value) return;
   chat.url.searchParams.set('name', name.value);
@@ -273,10 +273,10 @@ $('connect').addEventListener('click', () => {
   text.focus();
 });
 
-/** @param {object} hello what the server says first: see docs/protocol.md */
+/** @param {object} hello the server's first frame: see docs/protocol.md */
 function opened(hello) {
   if (hello.epoch !== epoch) [epoch, start] = [hello.epoch, newest];
-  // A server with authentication tells who one is.
+  // With authentication the server decides the name.
   $('me').hidden = !hello.user;
   names.add(hello.user);
   name.readOnly = Boolean(hello.user) && hello.user !== chat.url.searchParams.get('name');
@@ -284,8 +284,8 @@ function opened(hello) {
   mine.add(hello.client);
   session.set('chat.clients', [...mine].slice(-50).join(' '));
   head = hello.head;
-  log.ariaBusy = String(hello.replay > 0); // a screen reader need not read the history out
-  if (hello.resumed !== false) away = null; // else missed tells since when
+  log.ariaBusy = String(hello.replay > 0); // a screen reader need not read out the history
+  if (hello.resumed !== false) away = null; // otherwise missed() still needs it
   met = true;
   ask();
 }
@@ -301,12 +301,12 @@ function missed({ count: lost, restarted }) {
 
 // ---- who is here ----
 
-/** How many connections each has, by name. */
+/** The number of connections of each person, by name. */
 const people = new Map();
-/** How many more people are here than are listed. */
+/** Whether more people are here than the list has. */
 let more = false;
 
-/** Asks who is here. What changes after that comes by itself, if the server has join_leave. */
+/** Asks who is here. If the server has join_leave, it announces later changes by itself. */
 async function ask() {
   const asked = chat;
   const answer = await asked.who({ limit: MAX_LISTED });
@@ -328,7 +328,7 @@ function leave({ user }) {
 
 function presence({ clients, joined = [], left = [] }) {
   change(joined, left);
-  // Somebody has one window more or less. In a small room that is worth a question.
+  // Somebody opened or closed a further window. In a small room that is worth asking again.
   if (joined.length + left.length === 0 && clients <= MAX_LISTED) ask();
 }
 
@@ -339,7 +339,7 @@ function change(joined, left) {
   const others = (users) => users.filter((user) => user && !names.has(user));
   const item = messages.lastElementChild?.changes ? messages.lastElementChild : null;
   const changes = item?.changes ?? { joined: new Set(), left: new Set() };
-  // Who comes and goes at once is no news.
+  // Somebody who comes and goes at once is not announced.
   for (const user of others(joined)) if (!changes.left.delete(user)) changes.joined.add(user);
   for (const user of others(left)) if (!changes.joined.delete(user)) changes.left.add(user);
   const news = [[changes.joined, 'joined'], [changes.left, 'left']].filter(([users]) => users.size)
@@ -349,7 +349,7 @@ function change(joined, left) {
   else if (news) notice(news).changes = changes;
 }
 
-/** At most three names. */
+/** Joins names into a phrase: all of up to three, or two and a number. */
 function list(users) {
   const named = users.length > 3 ? [...users.slice(0, 2), `${users.length - 2} others`] : users;
   return named.join(', ').replace(/, ([^,]*)$/, ' and $1');
@@ -385,7 +385,7 @@ function togglePeople(open) {
 
 // ---- sending ----
 
-/** What has been sent and was not answered, by its id: the elements that show it. */
+/** The elements that show unanswered messages, by id. */
 const pending = new Map();
 
 function send() {
@@ -403,7 +403,7 @@ function send() {
   seen();
 }
 
-/** Sends a message and shows it as one that is on its way. */
+/** Sends a message and shows it as pending. */
 function post(said) {
   const id = chat.send(said);
   if (id === null) {
@@ -420,7 +420,7 @@ function post(said) {
   return true;
 }
 
-/** The server has published it. */
+/** Handles the answer of a server that published a message. */
 function sent({ id, seq, time }) {
   const item = pending.get(id);
   if (item) confirm(item, start + seq, time);
@@ -449,7 +449,7 @@ function failed({ id, code }) {
   item.order = newest;
   item.classList.replace('pending', 'gone');
   item.querySelector('.failed span').textContent = FAILURES[code] ?? 'Not sent.';
-  if (atEnd) toEnd(); // it has grown
+  if (atEnd) toEnd(); // the item has grown
 }
 
 function sendAgain(item) {
@@ -473,7 +473,7 @@ function count() {
   $('count').textContent = `${n} of ${MAX_TEXT}`;
 }
 
-/** Keeps what is written for when the visitor comes back to this room in this tab; if they leave, what waits, too. */
+/** Stores the draft for this room in this tab. If the visitor leaves, it includes messages that still wait. */
 function keepDraft(leaving) {
   const waiting = leaving ? [...pending.values()].map(({ said }) => said) : [];
   session.set(`chat.draft.${room}`, [...waiting, text.value].filter(Boolean).join('\n'));
@@ -485,7 +485,7 @@ text.addEventListener('input', () => {
   keepDraft();
 });
 text.addEventListener('keydown', (event) => {
-  // Enter also ends the composition of a Japanese or Chinese word; Safari tells so by the key code only.
+  // Enter also ends the composition of a Japanese or Chinese word. Safari shows that only in the key code.
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   send();
@@ -499,27 +499,27 @@ $('compose').addEventListener('submit', (event) => {
 // ---- receiving ----
 
 /**
- * What is shown has an order, which is its number in the hub, and goes on counting where the hub starts anew. What
- * waits to be sent stands at the end.
+ * Each item on the page has an order: its number in the hub, which continues when the hub starts anew. Messages that wait
+ * to be sent stand at the end.
  */
 let epoch = '', start = 0, newest = 0;
-/** The number up to which there was a history to replay. */
+/** The number of the newest message in the replayed history. */
 let head = 0;
-/** What is shown, by its order. */
+/** The messages on the page, by their order. */
 const shown = new Map();
-/** The clients that this tab was, also before it was loaded again. */
+/** The client ids of this tab, including those from before a reload. */
 const mine = new Set(session.get('chat.clients').split(' '));
 let atEnd = true;
 let unread = 0;
 
-/** Shows one message. Anybody may send anything: it is cut to size, and never more than text. */
+/** Shows one message. Anybody may send anything, so the page cuts it to size and shows it as text. */
 function receive({ data, seq, time, client, user, own, replayed }) {
   if (typeof data !== 'string') return;
   const order = start + seq;
   if (seq >= head) log.ariaBusy = 'false';
-  if (shown.has(order)) return; // of ours: `sent` was faster, or the page has been renamed
+  if (shown.has(order)) return; // our own: `sent` came first, or the name has changed
   const ours = own || mine.has(client);
-  // Our own messages come back in the order in which we have sent them, and those that may not have arrived from the history.
+  // Our own messages return in the order in which we sent them. Those that may not have arrived return from the history.
   const waiting = own && [...pending.values(), ...messages.querySelectorAll('.gone')]
     .find((item) => item.said === data.trim() && (item.code ?? 'unknown') === 'unknown');
   if (waiting) return confirm(waiting, order, time);
@@ -536,7 +536,7 @@ function receive({ data, seq, time, client, user, own, replayed }) {
 
 const cut = (s) => (s.length > MAX_TEXT ? `${s.slice(0, MAX_TEXT)}…` : s);
 
-/** Makes what shows a message. */
+/** Makes the element that shows a message. */
 function bubble(body, author, ours, time) {
   const item = copy('message');
   item.author = author;
@@ -568,7 +568,7 @@ function notice(what, more) {
   return item;
 }
 
-/** Puts an element where its order is, and shows it if the visitor has read up to there, or has written it. */
+/** Puts an element at its order. Scrolls to it if the visitor had read everything or wrote it. */
 function place(item, follow) {
   follow ||= atEnd;
   const from = item.nextElementSibling;
@@ -591,28 +591,28 @@ function remove(item) {
   if (after) group(after);
 }
 
-/** Whether a message stands together with the one before it. */
+/** Groups a message with the one before it, if both belong together. */
 function group(item) {
   const before = item.previousElementSibling;
   item.classList.toggle('follows', Boolean(before?.author) && before.author === item.author
     && before.classList.contains('mine') === item.classList.contains('mine') && item.time - before.time < TOGETHER);
 }
 
-/** The time, with the day if it is not today. */
+/** Formats a time, with the day if it is not today. */
 const clock = (time) => time.toLocaleString([], {
   hour: 'numeric',
   minute: '2-digit',
   ...(time.toDateString() === new Date().toDateString() ? {} : { weekday: 'short' }),
 });
 
-/** A colour for a name: the same in every window. */
+/** Returns a hue for a name, the same in every window. */
 function hue(author) {
   let h = 0;
   for (const c of author) h = (h * 31 + c.codePointAt(0)) % 360;
   return h;
 }
 
-/** The text, with the web addresses in it as links. */
+/** Splits a text into strings and links to the web addresses in it. */
 function linked(body) {
   return body.split(/(https?:\/\/[^\s<>"]+[^\s<>".,:;!?')\]])/).map((part, i) => {
     if (i % 2 === 0 || !URL.canParse(part)) return part;
@@ -656,7 +656,7 @@ document.addEventListener('visibilitychange', () => {
   if (!document.hidden) seen();
 });
 
-// Safari on phones lays its keyboard over the page instead of resizing it.
+// Safari on phones covers the page with its keyboard instead of resizing it.
 function fit() {
   const { height, offsetTop, scale } = visualViewport;
   if (scale > 1) return; // zoomed in
@@ -672,5 +672,5 @@ addEventListener('pagehide', () => keepDraft(true));
 addEventListener('popstate', enter);
 addEventListener('hashchange', enter);
 enter();
-// On phones that would bring up the keyboard before there is anything to read.
+// On phones this would open the keyboard before there is anything to read.
 if (!matchMedia('(pointer: coarse)').matches) text.focus();
