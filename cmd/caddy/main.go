@@ -4,7 +4,7 @@ package main
 import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
-	// The modules.
+	// The standard modules and this plugin.
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	_ "github.com/chat-broadcast/caddy-chat-broadcast"
 )

@@ -2,26 +2,26 @@ package main
 
 import "time"
 
-// A hub is the clients that shall receive the same messages.
+// A hub is a group of clients that must all receive the same messages.
 type hub struct {
 	clients []*client
 	senders []*sender
 	live    int32 // clients that are connected
 }
 
-// A client is one connection. Its engine owns what is below "engine".
+// A client is one connection. Its engine owns the fields below "engine".
 type client struct {
 	parser
 	hub    *hub
 	wants  []uint64 // the next sequence number of each of the hub's senders
-	digest uint64   // of what was received, in its order
-	faulty bool     // something was lost, doubled or reordered: the digest says nothing
+	digest uint64   // of the received messages, in their order
+	faulty bool     // something was lost, doubled or reordered, so the digest is useless
 	gone   bool
 
 	// engine
 	conn    connection
-	out     []byte // what is to be sent
-	writing bool   // somebody is sending it, or waits until it can be
+	out     []byte // bytes to send
+	writing bool   // the engine is sending out, or waits until it can
 }
 
 // A sender is a client that sends.
@@ -30,11 +30,11 @@ type sender struct {
 	id       uint64        // run and number, as in its messages
 	index    int           // in its hub
 	interval time.Duration // between messages; 0 in a closed loop
-	due      time.Duration // when to send the next
+	due      time.Duration // when to send the next message
 
 	seq         uint64 // of the next message
-	first       uint64 // of the first that is under way
-	outstanding int    // messages that not all clients have
+	first       uint64 // of the oldest message that is under way
+	outstanding int    // messages that some client does not have yet
 	slots       []slot // the messages from first to seq, at seq % len(slots), which is a power of two
 }
 
@@ -59,9 +59,9 @@ func (s *sender) push(at time.Duration, clients int32) uint64 {
 	return s.seq - 1
 }
 
-// take says that one client has the message, or never will, and whether that was the last. A message that is not under
-// way any more is nobody's loss.
-func (s *sender) take(seq uint64) (at time.Duration, done bool) {
+// ack notes that one more client has the message, or will never have it. It returns when the message was due, and
+// whether no other client is left. It ignores messages that are no longer under way.
+func (s *sender) ack(seq uint64) (at time.Duration, done bool) {
 	if seq < s.first || seq >= s.seq {
 		return 0, false
 	}
@@ -79,41 +79,41 @@ func (s *sender) take(seq uint64) (at time.Duration, done bool) {
 	return at, true
 }
 
-// Faults are what must not happen to a message.
+// faults count the errors of a server.
 type faults struct {
-	Lost         int64 `json:"lost"`         // deliveries that never came, to clients that are connected
+	Lost         int64 `json:"lost"`         // deliveries that never came to a connected client
 	Doubled      int64 `json:"doubled"`      // deliveries that came again
 	Reordered    int64 `json:"reordered"`    // deliveries after a later message of the same sender
 	Misordered   int   `json:"misordered"`   // clients that saw the hub's senders in another order than its first client
 	Foreign      int64 `json:"foreign"`      // deliveries in another hub
-	Disconnected int   `json:"disconnected"` // clients; what they miss is not counted as lost
+	Disconnected int   `json:"disconnected"` // clients; their missing deliveries do not count as lost
 }
 
 func (f faults) any() bool { return f != faults{} }
 
-// A checker knows what was sent, and checks what arrives.
+// A checker knows all sent messages and checks every delivery.
 type checker struct {
 	faults
 	run        uint64 // where the senders' ids begin
 	byNumber   []*sender
 	deliveries int64
-	others     int64 // messages that are none of ours
-	missing    map[missing]struct{}
+	others     int64 // messages of other programs
+	missing    map[delivery]struct{}
 }
 
-// missing is a delivery that was overtaken.
-type missing struct {
+// A delivery is one message to one client. The checker keeps those that a later message overtook.
+type delivery struct {
 	c    *client
 	s    *sender
 	want uint64
 }
 
-// maxMissing bounds the memory of a run against a server that loses much. What is overtaken beyond it is taken for lost
-// at once, and for doubled should it still come.
+// maxMissing bounds the memory of a run against a server that loses many messages. Beyond it the checker counts an
+// overtaken delivery as lost at once, and as doubled if it still comes.
 const maxMissing = 1 << 20
 
-// deliver checks the message that c has just received. It says when the message was due, whether it was one of ours that
-// was still wanted, and whose window may have opened by it.
+// deliver checks the message that c has just received. It returns when the message was due, whether c still waited for
+// it, and the sender whose window may have opened, or nil.
 func (k *checker) deliver(c *client) (at time.Duration, ok bool, opened *sender) {
 	id, seq, ok := parseID(&c.id)
 	number := id - k.run
@@ -129,44 +129,44 @@ func (k *checker) deliver(c *client) (at time.Duration, ok bool, opened *sender)
 	want := c.wants[s.index]
 	if seq < want {
 		c.faulty = true
-		if _, late := k.missing[missing{c, s, seq}]; !late {
+		if _, late := k.missing[delivery{c, s, seq}]; !late {
 			k.Doubled++
 			return 0, false, nil
 		}
-		delete(k.missing, missing{c, s, seq})
+		delete(k.missing, delivery{c, s, seq})
 		k.Reordered++
 		k.deliveries++
 		return 0, false, nil
 	}
 	for ; want < seq; want++ {
 		c.faulty = true
-		k.overtaken(missing{c, s, want})
-		if _, done := s.take(want); done {
+		k.overtaken(delivery{c, s, want})
+		if _, done := s.ack(want); done {
 			opened = s
 		}
 	}
 	c.wants[s.index] = seq + 1
 	c.digest = (c.digest ^ (number<<idBits | seq)) * 0x100000001b3 // FNV's prime
 	k.deliveries++
-	at, done := s.take(seq)
+	at, done := s.ack(seq)
 	if done {
 		opened = s
 	}
 	return at, true, opened
 }
 
-func (k *checker) overtaken(m missing) {
+func (k *checker) overtaken(m delivery) {
 	if len(k.missing) >= maxMissing {
 		k.Lost++
 		return
 	}
 	if k.missing == nil {
-		k.missing = map[missing]struct{}{}
+		k.missing = map[delivery]struct{}{}
 	}
 	k.missing[m] = struct{}{}
 }
 
-// leave takes a client out that is not connected any more: nobody waits for it.
+// leave removes a client that has disconnected, so that no message waits for it.
 func (k *checker) leave(c *client) {
 	if c.gone {
 		return
@@ -176,12 +176,12 @@ func (k *checker) leave(c *client) {
 	k.Disconnected++
 	for _, s := range c.hub.senders {
 		for q := c.wants[s.index]; q < s.seq; q++ {
-			s.take(q)
+			s.ack(q)
 		}
 	}
 }
 
-// underWay reports whether a message of a connected sender is still expected.
+// underWay reports whether a message of a connected sender has not reached all clients yet.
 func (k *checker) underWay() bool {
 	for _, s := range k.byNumber {
 		if !s.client.gone && s.outstanding > 0 {
@@ -191,7 +191,7 @@ func (k *checker) underWay() bool {
 	return false
 }
 
-// finish adds to the faults what can be known only when nothing is under way any more.
+// finish adds the faults that show only when no message is under way.
 func (k *checker) finish(hubs []*hub) {
 	for m := range k.missing {
 		if !m.c.gone {
@@ -200,7 +200,8 @@ func (k *checker) finish(hubs []*hub) {
 	}
 	for _, h := range hubs {
 		for _, s := range h.senders {
-			// What was sent and by a sender that is gone may never have been published, except what somebody has.
+			// The server may never have published the last messages of a sender that is gone, except those that some
+			// client has.
 			published := s.seq
 			if s.client.gone {
 				published = 0

@@ -2,14 +2,14 @@ package main
 
 import "testing"
 
-// A script is a hub of three clients, of which the first two send, and what they receive.
-type script struct {
+// A checkedHub is a hub of three clients, the first two of which send, with a checker of their deliveries.
+type checkedHub struct {
 	checker
 	hub hub
 }
 
-func newScript() *script {
-	s := &script{}
+func newCheckedHub() *checkedHub {
+	s := &checkedHub{}
 	for range 3 {
 		s.hub.clients = append(s.hub.clients, &client{hub: &s.hub, wants: make([]uint64, 2)})
 	}
@@ -21,8 +21,8 @@ func newScript() *script {
 	return s
 }
 
-// receive lets a client receive messages: sender and sequence number.
-func (s *script) receive(client int, messages ...[2]uint64) {
+// receive delivers messages to a client, each given by sender and sequence number.
+func (s *checkedHub) receive(client int, messages ...[2]uint64) {
 	c := s.hub.clients[client]
 	for _, m := range messages {
 		putID(c.id[:], s.run+m[0], m[1])
@@ -38,20 +38,20 @@ func TestChecker_FindsEachFault(t *testing.T) {
 		received messages // by the third client
 		want     faults
 	}{
-		"nothing wrong":            {good, faults{}},
-		"the last is lost":         {messages{{0, 0}, {0, 1}, {0, 2}}, faults{Lost: 1}},
-		"the first is lost":        {messages{{0, 1}, {0, 2}, {1, 0}}, faults{Lost: 1}},
-		"all are lost":             {nil, faults{Lost: 4}},
-		"two in the middle":        {messages{{0, 0}, {1, 0}}, faults{Lost: 2}},
-		"doubled":                  {messages{{0, 0}, {0, 1}, {0, 1}, {0, 2}, {1, 0}}, faults{Doubled: 1}},
-		"doubled later":            {messages{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {0, 0}}, faults{Doubled: 1}},
-		"a sender's order":         {messages{{0, 0}, {0, 2}, {0, 1}, {1, 0}}, faults{Reordered: 1}},
-		"reordered and doubled":    {messages{{0, 2}, {0, 0}, {0, 1}, {0, 0}, {1, 0}}, faults{Reordered: 2, Doubled: 1}},
-		"the senders' order":       {messages{{0, 0}, {1, 0}, {0, 1}, {0, 2}}, faults{Misordered: 1}},
-		"never sent, so of others": {append(messages{{0, 7}, {9, 0}}, good...), faults{}},
+		"nothing wrong":          {good, faults{}},
+		"the last is lost":       {messages{{0, 0}, {0, 1}, {0, 2}}, faults{Lost: 1}},
+		"the first is lost":      {messages{{0, 1}, {0, 2}, {1, 0}}, faults{Lost: 1}},
+		"all are lost":           {nil, faults{Lost: 4}},
+		"two in the middle":      {messages{{0, 0}, {1, 0}}, faults{Lost: 2}},
+		"doubled":                {messages{{0, 0}, {0, 1}, {0, 1}, {0, 2}, {1, 0}}, faults{Doubled: 1}},
+		"doubled later":          {messages{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {0, 0}}, faults{Doubled: 1}},
+		"a sender's order":       {messages{{0, 0}, {0, 2}, {0, 1}, {1, 0}}, faults{Reordered: 1}},
+		"reordered and doubled":  {messages{{0, 2}, {0, 0}, {0, 1}, {0, 0}, {1, 0}}, faults{Reordered: 2, Doubled: 1}},
+		"the senders' order":     {messages{{0, 0}, {1, 0}, {0, 1}, {0, 2}}, faults{Misordered: 1}},
+		"never sent by this run": {append(messages{{0, 7}, {9, 0}}, good...), faults{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newScript()
+			s := newCheckedHub()
 			for _, m := range good {
 				s.byNumber[m[0]].push(0, 3)
 			}
@@ -67,7 +67,7 @@ func TestChecker_FindsEachFault(t *testing.T) {
 }
 
 func TestChecker_FindsMessagesOfAnotherHub(t *testing.T) {
-	s := newScript()
+	s := newCheckedHub()
 	s.byNumber[0].push(0, 3)
 	s.hub.clients[2].hub = &hub{}
 	s.receive(2, [2]uint64{0, 0})
@@ -76,8 +76,8 @@ func TestChecker_FindsMessagesOfAnotherHub(t *testing.T) {
 	}
 }
 
-func TestChecker_WaitsForNobodyWhoLeft(t *testing.T) {
-	s := newScript()
+func TestChecker_DisconnectedClientIsNotAwaited(t *testing.T) {
+	s := newCheckedHub()
 	first := s.byNumber[0]
 	for range 100 {
 		first.push(0, 3)
@@ -100,9 +100,9 @@ func TestChecker_WaitsForNobodyWhoLeft(t *testing.T) {
 	}
 }
 
-// What a sender that was cut has sent is lost only if somebody has it.
-func TestChecker_ExpectsOfASenderThatLeftWhatSomebodyHas(t *testing.T) {
-	s := newScript()
+// TestChecker_MessageOfLeftSenderIsLostOnlyIfSomeClientHasIt: the server may never have received the others.
+func TestChecker_MessageOfLeftSenderIsLostOnlyIfSomeClientHasIt(t *testing.T) {
+	s := newCheckedHub()
 	for range 5 {
 		s.byNumber[0].push(0, 3)
 	}

@@ -14,15 +14,15 @@ import (
 	"time"
 )
 
-// A contender is a server with its configuration.
+// A contender is a server to measure, with its configuration.
 type contender struct {
 	name  string
-	serve []string // a subcommand of this program; none: Caddy
+	serve []string // a subcommand of this program; nil for Caddy
 	tls   bool
 	log   bool // with log and metrics
 }
 
-// contenders are what compare starts, the floors first: ratios are against them.
+// contenders are the servers that compare starts. The floors come first, because ratios are against them.
 var contenders = []contender{
 	{name: "floor", serve: []string{"serve-floor"}},
 	{name: "floor-batched", serve: []string{"serve-floor", "-batched"}},
@@ -34,44 +34,44 @@ var contenders = []contender{
 	{name: "caddy-tls", tls: true},
 }
 
-// A scenario is a load.
+// A scenario is one load on a server.
 type scenario struct {
 	name    string
-	what    string
+	summary string
 	args    []string // of chatbench run, or of idle
-	floor   string   // the contender that ratios are against
-	against string   // instead: the scenarios, of the same server, whose mean they are against
+	floor   string   // the contender to which ratios compare
+	against string   // or the scenarios of the same server to whose mean ratios compare
 	tls     bool     // also with TLS
-	without string   // contenders that cannot do it
+	without string   // contenders that cannot run it
 }
 
 var scenarios = []scenario{
-	{name: "saturation-10", what: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched"},
-	{name: "saturation-1000", what: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
-	{name: "saturation-both", what: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", without: notEvents},
-	{name: "saturation-events", what: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", without: notEvents},
-	{name: "saturation-5000", what: "the same, raw, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
-	{name: "rate-1000", what: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
-	{name: "rate-both", what: "the same, every other client speaks events; ratios against the mean of rate-1000 and -events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-events", without: notEvents},
-	{name: "rate-events", what: "the same, all but the sender speak events", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000", without: notEvents},
-	{name: "hubs", what: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor"},
-	{name: "growth-100", what: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
-	{name: "growth-10000", what: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
-	{name: "large", what: "4 messages of 64 KiB under way to 1000 clients", args: words("-clients 1000 -rate 0 -window 4 -size 65536"), floor: "floor"},
-	{name: "mixed", what: "100 hubs of 10 clients, 5 to 50 messages/s of 4 KiB each", args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096"), floor: "floor"},
+	{name: "saturation-10", summary: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched"},
+	{name: "saturation-1000", summary: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
+	{name: "saturation-both", summary: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", without: notEvents},
+	{name: "saturation-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", without: notEvents},
+	{name: "saturation-5000", summary: "the same, raw, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
+	{name: "rate-1000", summary: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
+	{name: "rate-both", summary: "the same, every other client speaks events; ratios against the mean of rate-1000 and -events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-events", without: notEvents},
+	{name: "rate-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000", without: notEvents},
+	{name: "hubs", summary: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor"},
+	{name: "growth-100", summary: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
+	{name: "growth-10000", summary: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
+	{name: "large", summary: "4 messages of 64 KiB under way to 1000 clients", args: words("-clients 1000 -rate 0 -window 4 -size 65536"), floor: "floor"},
+	{name: "mixed", summary: "100 hubs of 10 clients, 5 to 50 messages/s of 4 KiB each", args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096"), floor: "floor"},
 	{
-		name: "mixed-slow", what: "mixed, and 5 % more clients that do not read; ratios against mixed", against: "mixed", without: "floor floor-batched",
+		name: "mixed-slow", summary: "mixed, and 5 % more clients that do not read; ratios against mixed", against: "mixed", without: "floor floor-batched",
 		args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096 -slow 5 -warmup 5s"),
 	},
-	{name: "idle", what: "10,000 idle clients in one hub, then 5000 in a hub of their own each", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
+	{name: "idle", summary: "10,000 idle clients in one hub, then 5000 in a hub of their own each", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
 }
 
-// notEvents are the contenders that do not speak the events protocol.
+// notEvents names the contenders that do not speak the events protocol.
 const notEvents = "floor floor-batched gorilla"
 
 func words(s string) []string { return strings.Fields(s) }
 
-// A measurement is what one scenario gave with one contender: the median of rounds, or of the ratios of each round.
+// A measurement is the result of one scenario with one contender: of one round, or the median of the rounds or of their ratios.
 type measurement struct {
 	PerSecond   float64 `json:"deliveries_per_second,omitempty"`
 	PerDelivery float64 `json:"cpu_us_per_delivery,omitempty"`
@@ -83,12 +83,12 @@ type measurement struct {
 	Faults      float64 `json:"rounds_with_faults"`
 }
 
-// fields are those of m, to reckon with.
+// fields returns pointers to the figures of m, for arithmetic.
 func (m *measurement) fields() []*float64 {
 	return []*float64{&m.PerSecond, &m.PerDelivery, &m.P50, &m.P99, &m.PerClient, &m.PerHub, &m.Generator, &m.Faults}
 }
 
-// median is the median of each field on its own.
+// median returns the median of each field separately.
 func median(ms []measurement) (m measurement) {
 	for i, field := range m.fields() {
 		values := make([]float64, 0, len(ms))
@@ -103,15 +103,15 @@ func median(ms []measurement) (m measurement) {
 	return m
 }
 
-// mean is what a load would give that is spread evenly over those that gave ms. Of deliveries a second it is the harmonic
-// mean: a load takes as long as its halves.
+// mean returns the expected result of a load that consists in equal parts of the loads behind ms. For deliveries a
+// second that is the harmonic mean, because times add up.
 func mean(ms []measurement) (m measurement) {
 	for i, field := range m.fields() {
 		for _, m := range ms {
 			*field += *m.fields()[i] / float64(len(ms))
 		}
 	}
-	var seconds float64 // that a delivery takes
+	var seconds float64 // for one delivery
 	for _, m := range ms {
 		seconds += 1 / m.PerSecond / float64(len(ms))
 	}
@@ -119,7 +119,7 @@ func mean(ms []measurement) (m measurement) {
 	return m
 }
 
-// ratio divides field by field.
+// ratio divides a by b, field by field. It leaves out fields that are 0 in b.
 func ratio(a, b measurement) (m measurement) {
 	for i, field := range m.fields() {
 		if divisor := *b.fields()[i]; divisor != 0 {
@@ -129,7 +129,7 @@ func ratio(a, b measurement) (m measurement) {
 	return m
 }
 
-// comparison is a row of the table.
+// A comparison is one row of the table.
 type comparison struct {
 	Scenario string        `json:"scenario"`
 	Server   string        `json:"server"`
@@ -141,23 +141,23 @@ type comparison struct {
 
 func compareCommand(name string, args []string) error {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
-	program := workshopFlags(f)
-	rounds := f.Int("rounds", 3, "how often each is measured")
-	duration := f.Duration("duration", 5*time.Second, "of each measurement")
-	only := f.String("only", "", "`scenarios`, with commas between: "+names(scenarios, func(s scenario) string { return s.name + " (" + s.what + ")" }))
-	servers := f.String("servers", "", "`servers`, with commas between: "+names(contenders, func(c contender) string { return c.name }))
-	serverCores := f.String("server-cores", "0", "cores of the server, empty: any")
+	program := launcherFlags(f)
+	rounds := f.Int("rounds", 3, "how often to measure each")
+	duration := f.Duration("duration", 5*time.Second, "duration of each measurement")
+	only := f.String("only", "", "comma-separated `scenarios`: "+names(scenarios, func(s scenario) string { return s.name + " (" + s.summary + ")" }))
+	servers := f.String("servers", "", "comma-separated `servers`: "+names(contenders, func(c contender) string { return c.name }))
+	serverCores := f.String("server-cores", "0", "cores of the server; empty for any")
 	toolCores := f.String("tool-cores", "1", "cores of the load")
 	asJSON := f.Bool("json", false, "print JSON")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	ctx, w, closeIt, err := newWorkshop(*program)
+	ctx, l, closeIt, err := newLauncher(*program)
 	if err != nil {
 		return err
 	}
 	defer closeIt()
-	if w.cores, err = coreList(*serverCores); err != nil {
+	if l.cores, err = coreList(*serverCores); err != nil {
 		return err
 	}
 	load, err := coreList(*toolCores)
@@ -184,7 +184,7 @@ func compareCommand(name string, args []string) error {
 				if !listed(*servers, c.name) || c.tls && !s.tls || slices.Contains(words(s.without), c.name) {
 					continue
 				}
-				m, err := measureOne(ctx, w, load, s, c, *duration)
+				m, err := measureOne(ctx, l, load, s, c, *duration)
 				if err != nil {
 					return fmt.Errorf("%s with %s: %w", s.name, c.name, err)
 				}
@@ -219,7 +219,7 @@ func compareCommand(name string, args []string) error {
 	return report(true, rows, nil, faults{})
 }
 
-// basesOf is what row's ratios are against: the mean of these scenarios.
+// basesOf returns the scenarios, and their server, to whose mean the ratios of row compare.
 func basesOf(row *comparison) (names []string, server string) {
 	for _, s := range scenarios {
 		switch {
@@ -235,13 +235,13 @@ func basesOf(row *comparison) (names []string, server string) {
 	return []string{row.Scenario}, row.Server
 }
 
-// measureOne starts a contender, loads it from a process of its own, and ends it.
-func measureOne(ctx context.Context, w *workshop, cores []int, s scenario, c contender, d time.Duration) (m measurement, err error) {
+// measureOne starts a contender, loads it from a separate process, and stops it.
+func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c contender, d time.Duration) (m measurement, err error) {
 	address, err := freeAddress()
 	if err != nil {
 		return m, err
 	}
-	server, scheme, err := w.startContender(ctx, c, address)
+	server, scheme, err := l.startContender(ctx, c, address)
 	if err != nil {
 		return m, err
 	}
@@ -251,13 +251,13 @@ func measureOne(ctx context.Context, w *workshop, cores []int, s scenario, c con
 		args = words("idle")
 	}
 	args = append(args, "-json", "-insecure", "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
-	load := exec.CommandContext(ctx, w.self, append(args, s.args...)...)
+	load := exec.CommandContext(ctx, l.self, append(args, s.args...)...)
 	var out, progress bytes.Buffer
 	load.Stdout, load.Stderr = &out, &progress
 	if err := startOn(load, cores); err != nil {
 		return m, err
 	}
-	// An exit status tells of faults, too.
+	// Faults also make the exit status 1.
 	if failed := load.Wait(); out.Len() == 0 {
 		return m, fmt.Errorf("%w\n%s", failed, progress.Bytes())
 	}
@@ -285,7 +285,7 @@ func measureOne(ctx context.Context, w *workshop, cores []int, s scenario, c con
 	return m, nil
 }
 
-func (w *workshop) startContender(ctx context.Context, c contender, address string) (server *exec.Cmd, scheme string, err error) {
+func (l *launcher) startContender(ctx context.Context, c contender, address string) (server *exec.Cmd, scheme string, err error) {
 	scheme = "ws"
 	if c.tls {
 		scheme = "wss"
@@ -296,20 +296,20 @@ func (w *workshop) startContender(ctx context.Context, c contender, address stri
 			globals, site = "metrics", "log"
 		}
 		if c.tls {
-			site, http = fmt.Sprintf("tls %s %s", w.cert(), w.key()), "https"
+			site, http = fmt.Sprintf("tls %s %s", l.cert(), l.key()), "https"
 		}
-		server, err = w.startCaddy(ctx, address, caddyfile("off", globals, http, address, site))
+		server, err = l.startCaddy(ctx, address, caddyfile("off", globals, http, address, site))
 		return server, scheme, err
 	}
 	args := append(slices.Clone(c.serve), "-listen", address)
 	if c.tls {
-		args = append(args, "-cert", w.cert(), "-key", w.key())
+		args = append(args, "-cert", l.cert(), "-key", l.key())
 	}
-	server = exec.CommandContext(ctx, w.self, args...)
-	return server, scheme, w.start(ctx, server, address)
+	server = exec.CommandContext(ctx, l.self, args...)
+	return server, scheme, l.start(ctx, server, address)
 }
 
-// printComparison prints the table, as Markdown.
+// printComparison prints the table as Markdown.
 func printComparison(rows []*comparison) {
 	fmt.Print("| scenario | server | deliveries/s | × | CPU µs a delivery | × | p50 ms | p99 ms | × | peak KiB a client | × | tool's CPU |\n" +
 		"|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n")
@@ -333,7 +333,7 @@ func printComparison(rows []*comparison) {
 	}
 }
 
-// listed reports whether a list with commas has the name, or is empty.
+// listed reports whether a comma-separated list is empty or has the name.
 func listed(list, name string) bool {
 	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }

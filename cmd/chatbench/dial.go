@@ -19,27 +19,27 @@ import (
 	"time"
 )
 
-// connectTimeout is how long a client may take to connect. A server that is started a moment earlier compiles its
-// configuration; one that takes longer is not ready for a load.
+// connectTimeout is how long a client may take to connect. A server that has just started may still load its
+// configuration; one that needs longer is not ready for a load.
 const connectTimeout = 15 * time.Second
 
-// perSourceAddress is how many clients connect from one loopback address: a connection needs a local port of its
-// own, of which Linux offers some 28,000 an address.
+// perSourceAddress is how many clients connect from one loopback address. Each connection needs its own local port, and
+// Linux offers some 28,000 for each address.
 const perSourceAddress = 20000
 
-// eventsProtocol is the subprotocol of those clients that speak events.
+// eventsProtocol is the subprotocol of clients that speak events.
 const eventsProtocol = "chat-broadcast.v1"
 
-// A target is where clients connect to.
+// A target is the server that clients connect to.
 type target struct {
-	url      string // with {hub} for the hub's number
+	url      string // {hub} in it stands for the hub's number
 	header   http.Header
 	insecure bool             // do not verify the server's certificate
-	control  func(fd uintptr) // sets options of a socket before it connects, may be nil
-	tls      *tls.Config      // made by check
+	control  func(fd uintptr) // sets options of a socket before it connects; may be nil
+	tls      *tls.Config      // set by check; nil for ws
 }
 
-// check parses the URL and completes t.
+// check validates the URL and sets t.tls.
 func (t *target) check(hubs int) error {
 	u, err := url.Parse(strings.ReplaceAll(t.url, "{hub}", "0"))
 	switch {
@@ -48,7 +48,7 @@ func (t *target) check(hubs int) error {
 	case u.Scheme != "ws" && u.Scheme != "wss":
 		return fmt.Errorf("-url %q: not ws:// or wss://", t.url)
 	case hubs > 1 && !strings.Contains(t.url, "{hub}"):
-		return fmt.Errorf("-url %q: several hubs want a {hub} in it", t.url)
+		return fmt.Errorf("-url %q: several hubs need {hub} in the URL", t.url)
 	}
 	if u.Scheme == "wss" {
 		t.tls = &tls.Config{InsecureSkipVerify: t.insecure, ServerName: u.Hostname()}
@@ -56,8 +56,8 @@ func (t *target) check(hubs int) error {
 	return nil
 }
 
-// dial connects client i to a hub, as one that speaks events or not, and returns the connection and what the server has
-// already sent behind its 101.
+// dial connects client i to a hub, with or without the events protocol. It returns the connection and the bytes that the
+// server has already sent after its 101.
 func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Conn, rest []byte, err error) {
 	defer func() {
 		if err != nil && conn != nil {
@@ -98,8 +98,8 @@ func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Co
 	return conn, rest, err
 }
 
-// handshake is RFC 6455 §4.1, without extensions, and with this subprotocol, if any. It returns what follows the
-// server's 101.
+// handshake performs the opening handshake (RFC 6455 §4.1) without extensions, offering the subprotocol unless it is
+// empty. It returns the bytes that follow the server's 101.
 func handshake(conn net.Conn, u *url.URL, header http.Header, protocol string) (rest []byte, err error) {
 	var nonce [16]byte
 	rand.Read(nonce[:])
@@ -135,7 +135,7 @@ func handshake(conn net.Conn, u *url.URL, header http.Header, protocol string) (
 	return r.Peek(r.Buffered())
 }
 
-// dialed is what dialAll hands over.
+// dialed is the result of one dial.
 type dialed struct {
 	hub    int
 	events bool
@@ -144,12 +144,12 @@ type dialed struct {
 	err    error
 }
 
-// dialers is how many connect at a time: enough for a server that is 50 ms away to see a thousand a second, few enough
-// not to overflow the server's backlog of connections.
+// dialers is how many clients connect at a time: enough to connect a thousand a second to a server that is 50 ms away, too
+// few to overflow the server's backlog of connections.
 const dialers = 64
 
-// dialAll connects the clients from first up to n, client i as place(i) says, at most ramp a second (0: as fast as it
-// goes), and closes the channel when it is done or ctx is.
+// dialAll connects the clients from first up to n, client i as place(i) says. It connects at most ramp clients a second,
+// or as many as possible if ramp is 0. It closes the channel when all have connected or ctx has ended.
 func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, place func(i int) (hub int, events bool)) <-chan dialed {
 	out := make(chan dialed, dialers)
 	next := make(chan int)
@@ -187,7 +187,7 @@ func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, place 
 			}
 		})
 	}
-	go func() { // ends with the last of them
+	go func() { // ends with the last dialer
 		wg.Wait()
 		close(out)
 	}()

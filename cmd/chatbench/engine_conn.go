@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// A connEngine has a goroutine for each connection. It is for TLS, and for systems without epoll: there the load
-// tool takes several times the processor time of a good server.
+// A connEngine runs a goroutine for each connection. It serves TLS, and systems without epoll. With it the tool takes
+// several times the processor time of a good server.
 type connEngine struct {
 	load *load
-	mu   sync.Mutex    // held by whoever calls the engine, and within its callbacks
+	mu   sync.Mutex    // held by the caller of any method, and during callbacks
 	wake chan struct{} // something was received
 	wg   sync.WaitGroup
 	all  []net.Conn
 }
 
-// newConnEngine returns with its lock held: poll gives it to the readers.
+// newConnEngine returns an engine whose lock is held. Only poll releases it to the readers.
 func newConnEngine(l *load) *connEngine {
 	e := &connEngine{load: l, wake: make(chan struct{}, 1)}
 	e.mu.Lock()
@@ -32,7 +32,7 @@ func (e *connEngine) add(c *client, conn net.Conn) error {
 }
 
 func (e *connEngine) read(c *client) {
-	buf := make([]byte, 4096) // there are many of them
+	buf := make([]byte, 4096) // small, because there is one for each client
 	for {
 		n, err := c.conn.conn.Read(buf)
 		now := e.load.now()
@@ -41,7 +41,7 @@ func (e *connEngine) read(c *client) {
 			err = e.load.received(c, buf[:n], now)
 		}
 		if err != nil {
-			e.load.left(c, err)
+			e.load.ended(c, err)
 			c.conn.conn.Close()
 		}
 		e.mu.Unlock()
@@ -94,7 +94,7 @@ func (e *connEngine) close() {
 	e.wg.Wait()
 }
 
-// controlOf makes a net.Dialer's Control of a function that sets options.
+// controlOf turns a function that sets socket options into a net.Dialer's Control.
 func controlOf(set func(fd uintptr)) func(network, address string, c syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) error { return c.Control(set) }
 }

@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connection is what an engine knows of a client's connection.
+// A connection is an engine's part of a client.
 type connection struct {
-	fd   int      // of the epoll engine
-	conn net.Conn // of the other
+	fd   int      // used by epollEngine
+	conn net.Conn // used by connEngine
 }
 
-// newEngine is the fastest engine that can do what is wanted.
+// newEngine returns the fastest engine for the connection: epollEngine unless it has TLS.
 func newEngine(l *load, tls bool) (engine, error) {
 	if tls {
 		return newConnEngine(l), nil
@@ -35,19 +35,19 @@ func newEngine(l *load, tls bool) (engine, error) {
 		poller:  poll,
 		timer:   timer,
 		clients: map[int32]*client{},
-		buf:     make([]byte, 256<<10), // what fits a core's cache
+		buf:     make([]byte, 256<<10), // fits in a core's cache
 		events:  make([]unix.EpollEvent, 512),
 	}, err
 }
 
-// largeMessage is from which size on it pays to have the kernel skip a message's payload, at three calls a message.
+// largeMessage is the size from which it pays to let the kernel discard a payload, which takes three calls a message.
 const largeMessage = 32 << 10
 
 // An epollEngine reads all connections from one thread, into one buffer.
 type epollEngine struct {
 	load    *load
 	poller  int // epoll
-	timer   int // timerfd: epoll waits for milliseconds, which is too coarse to send in time
+	timer   int // timerfd, because epoll waits for whole milliseconds, which is too coarse to send in time
 	armed   time.Duration
 	clients map[int32]*client
 	buf     []byte
@@ -60,7 +60,7 @@ func (e *epollEngine) add(c *client, conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	// A duplicate, so that the runtime's poller has nothing to do with it. It stays non-blocking.
+	// Duplicate the descriptor, so that the runtime's poller ignores it. It stays non-blocking.
 	var dupErr error
 	err = raw.Control(func(fd uintptr) {
 		c.conn.fd, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
@@ -90,7 +90,7 @@ func (e *epollEngine) flush(c *client) {
 	e.wait(c, false)
 }
 
-// wait makes epoll tell when c can be written to, or not.
+// wait tells epoll whether to report that c can be written to.
 func (e *epollEngine) wait(c *client, writable bool) {
 	if c.writing == writable || c.gone {
 		return
@@ -107,7 +107,7 @@ func (e *epollEngine) wait(c *client, writable bool) {
 
 func (e *epollEngine) drop(c *client, err error) {
 	if !c.gone {
-		e.load.left(c, err)
+		e.load.ended(c, err)
 		delete(e.clients, int32(c.conn.fd))
 		unix.Close(c.conn.fd)
 	}
@@ -116,9 +116,9 @@ func (e *epollEngine) drop(c *client, err error) {
 func (e *epollEngine) poll(until time.Duration) {
 	if until != e.armed {
 		e.armed = until
-		// A zero would disarm it.
+		// A zero would disarm the timer.
 		wait := unix.NsecToTimespec(max(1, int64(until-e.load.now())))
-		// It can fail only on a bad argument.
+		// The call can fail only on a bad argument.
 		_ = unix.TimerfdSettime(e.timer, 0, &unix.ItimerSpec{Value: wait}, nil)
 	}
 	n, err := unix.EpollWait(e.poller, e.events, 1000)
@@ -129,7 +129,7 @@ func (e *epollEngine) poll(until time.Duration) {
 		c := e.clients[event.Fd]
 		switch {
 		case event.Fd == int32(e.timer):
-			// How often it expired is of no interest; not reading it would only wake again.
+			// The number of expirations does not matter, but an unread timer would wake epoll again.
 			_, _ = unix.Read(e.timer, make([]byte, 8))
 			e.armed = 0
 		case c == nil || c.gone:
@@ -149,7 +149,8 @@ func (e *epollEngine) read(c *client) {
 	var err error
 	large := e.load.size >= largeMessage
 	if large && c.inPayload && c.idN == idSize && c.left > largeMessage/2 {
-		// TCP discards instead of copying (tcp(7)). The last byte is left, for the parser to end the frame with.
+		// With MSG_TRUNC, TCP discards the bytes instead of copying them (tcp(7)). The last byte stays, so that the parser
+		// sees the end of the frame.
 		if n, _, err = unix.Recvfrom(c.conn.fd, e.buf[:min(c.left-1, uint64(len(e.buf)))], unix.MSG_TRUNC); n > 0 {
 			c.left -= uint64(n)
 			return
@@ -180,7 +181,7 @@ func (e *epollEngine) close() {
 	unix.Close(e.poller)
 }
 
-// pin lets this thread, and processes that it starts, run on these cores only.
+// pin restricts this thread, and processes that it starts, to these cores. undo lifts the restriction.
 func pin(cores []int) (undo func(), err error) {
 	var old, set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &old); err != nil {
@@ -192,7 +193,7 @@ func pin(cores []int) (undo func(), err error) {
 	return func() { _ = unix.SchedSetaffinity(0, &old) }, unix.SchedSetaffinity(0, &set)
 }
 
-// raiseFileLimit allows n open files, where it may.
+// raiseFileLimit raises the limit of open files to n if it is lower.
 func raiseFileLimit(n int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= uint64(n) {
@@ -204,8 +205,8 @@ func raiseFileLimit(n int) error {
 	return nil
 }
 
-// likeEthernet makes a socket on the loopback interface as one across an Ethernet: segments of 1400 bytes, and with
-// them the server's kernel buffers for it, of which loopback's are 2.5 MiB; and the smallest receive buffer.
+// likeEthernet makes a loopback socket resemble one across an Ethernet: segments of 1400 bytes, and the smallest receive
+// buffer. With such segments the server's kernel buffers are as small as for an Ethernet; loopback's are 2.5 MiB.
 func likeEthernet(fd uintptr) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
 	_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)

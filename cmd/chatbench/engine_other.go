@@ -4,18 +4,18 @@ package main
 
 import "net"
 
-// connection is what an engine knows of a client's connection.
+// A connection is an engine's part of a client.
 type connection struct {
 	conn net.Conn
 }
 
-// newEngine is the portable engine.
+// newEngine returns the portable engine.
 func newEngine(l *load, _ bool) (engine, error) { return newConnEngine(l), nil }
 
 // pin does nothing here.
 func pin([]int) (undo func(), err error) { return func() {}, nil }
 
-// raiseFileLimit does nothing here: Go has raised the limit as far as it may.
+// raiseFileLimit does nothing here: Go raises the limit by itself.
 func raiseFileLimit(int) error { return nil }
 
 // likeEthernet does nothing here.

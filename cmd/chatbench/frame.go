@@ -16,51 +16,51 @@ const (
 	opPong         = 0xA
 )
 
-// A parser splits what a server sends into frames (RFC 6455 §5.2), however it arrives. It keeps the first bytes of a
-// message and the payload of a control frame, and skips the rest. Where the server speaks events, a message is what an
-// event has as its text, and events without are skipped.
+// A parser splits a server's bytes into frames (RFC 6455 §5.2), however they arrive. It keeps the first bytes of each
+// message and the payload of each control frame, and skips the rest. With events, a message is the text of an event, and
+// the parser skips events without text.
 type parser struct {
 	events      bool
 	header      [10]byte // of the frame that is being parsed
 	headerN     uint8
 	inPayload   bool
-	inMessage   bool   // a message has begun: continuations are legal, other data frames are not
+	inMessage   bool   // a message has begun, so that only continuations are legal data frames
 	idN         uint8  // bytes in id
-	left        uint64 // bytes of the payload that are still to come
+	left        uint64 // bytes of the payload that are missing
 	id          [idSize]byte
 	controlData []byte // payload of the control frame, valid until the next
-	textAt      int    // where the text of the last event began; less than len(textKey): it had none
-	envelope    []byte // the beginning of an event that came in pieces, as long as id is not complete
+	textAt      int    // where the text of the last event began; less than len(textKey) if it had no text
+	envelope    []byte // the beginning of an event that arrives in pieces, until id is complete
 }
 
-// An event is what a parser has found.
-type event uint8
+// A finding is the kind of thing that a parser has found.
+type finding uint8
 
-// The events.
+// The findings.
 const (
-	eventNone    event = iota // all data is consumed
-	eventMessage              // a message is complete; its beginning is id[:idN], with an event's JSON behind a shorter text
-	eventPing                 // its payload is controlData
-	eventPong
-	eventClose // its payload is controlData
+	foundNothing finding = iota // all data is consumed
+	foundMessage                // a message is complete and begins with id[:idN]; in an event JSON may follow a shorter text
+	foundPing                   // its payload is controlData
+	foundPong
+	foundClose // its payload is controlData
 )
 
 var errProtocol = errors.New("the server broke the WebSocket protocol")
 
-// next consumes data up to the next event and returns what follows.
-func (p *parser) next(data []byte) (rest []byte, ev event, err error) {
+// next consumes data up to the next finding and returns the rest.
+func (p *parser) next(data []byte) (rest []byte, found finding, err error) {
 	for {
 		if !p.inPayload {
 			for need := p.headerSize(); p.headerN < need; need = p.headerSize() {
 				if len(data) == 0 {
-					return nil, eventNone, nil
+					return nil, foundNothing, nil
 				}
 				n := copy(p.header[p.headerN:need], data)
 				p.headerN += uint8(n)
 				data = data[n:]
 			}
 			if err := p.begin(); err != nil {
-				return nil, eventNone, err
+				return nil, foundNothing, err
 			}
 		}
 		n := min(p.left, uint64(len(data)))
@@ -72,24 +72,24 @@ func (p *parser) next(data []byte) (rest []byte, ev event, err error) {
 		data = data[n:]
 		p.left -= n
 		if p.left > 0 {
-			return nil, eventNone, nil
+			return nil, foundNothing, nil
 		}
 		p.inPayload, p.headerN = false, 0
-		if ev := p.end(); ev != eventNone {
-			return data, ev, nil
+		if found := p.end(); found != foundNothing {
+			return data, found, nil
 		}
 	}
 }
 
-// textKey is what the text of a message stands behind. Within a string of JSON its quotes would be escaped, so that it
-// is the key wherever it stands.
+// textKey precedes the text of a message. Inside a JSON string its quotes would be escaped, so every occurrence is the
+// key.
 var textKey = []byte(`"data":"`)
 
-// maxEnvelope bounds what is kept of an event whose text does not come: all that stands before it is short.
+// maxEnvelope bounds the kept bytes of an event without text. Everything before a text is shorter.
 const maxEnvelope = 4096
 
-// look finds id in what comes next of a message. Events are not parsed, only searched: a load of a million events a
-// second could not be read otherwise. What is sent is written in JSON as it is, see putID.
+// look searches the next bytes of a message for its id. It does not parse events, because the tool must read a million a
+// second. JSON does not escape an id; see putID.
 func (p *parser) look(data []byte) {
 	if !p.events {
 		p.idN += uint8(copy(p.id[p.idN:], data))
@@ -99,7 +99,7 @@ func (p *parser) look(data []byte) {
 		p.envelope = append(p.envelope, data[:min(len(data), maxEnvelope-len(p.envelope))]...)
 		data = p.envelope
 	}
-	// It is mostly where it was in the last event.
+	// The text mostly begins where it began in the last event.
 	if len(data) < p.textAt || !bytes.HasSuffix(data[:p.textAt], textKey) {
 		p.textAt = bytes.Index(data, textKey) + len(textKey)
 	}
@@ -111,7 +111,7 @@ func (p *parser) look(data []byte) {
 	}
 }
 
-// headerSize is the size of the frame's header as far as it is known.
+// headerSize returns the size of the frame's header, as far as the bytes so far tell.
 func (p *parser) headerSize() uint8 {
 	switch {
 	case p.headerN < 2:
@@ -157,28 +157,28 @@ func (p *parser) begin() error {
 	return nil
 }
 
-// end says what a complete frame means.
-func (p *parser) end() event {
+// end returns the finding that a complete frame makes.
+func (p *parser) end() finding {
 	switch p.header[0] & 0xF {
 	case opClose:
-		return eventClose
+		return foundClose
 	case opPing:
-		return eventPing
+		return foundPing
 	case opPong:
-		return eventPong
+		return foundPong
 	}
 	if p.header[0]&0x80 == 0 {
-		return eventNone
+		return foundNothing
 	}
 	p.inMessage = false
 	if p.events && p.idN == 0 {
-		return eventNone
+		return foundNothing
 	}
-	return eventMessage
+	return foundMessage
 }
 
-// appendFrame appends a whole frame to dst: a client's if masked, else a server's. The masking key is zero, which is
-// legal, costs the server the same work and leaves the payload as it is.
+// appendFrame appends a whole frame to dst: a client's if masked, a server's otherwise. The masking key is zero, which is
+// legal, costs the server the same work, and leaves the payload as it is.
 func appendFrame(dst []byte, opcode byte, masked bool, payload []byte) []byte {
 	var mask byte
 	if masked {
@@ -201,12 +201,12 @@ func appendFrame(dst []byte, opcode byte, masked bool, payload []byte) []byte {
 	return append(dst, payload...)
 }
 
-// A message begins with its id: the run and the sender in 4 characters each, and the sender's sequence number in 8,
-// 5 bits a character from ']' up, so that it is printable text of a fixed size, with nothing that JSON escapes. The run
-// tells the messages from those of another run, as in a hub's history.
+// A message begins with its id: the run and the sender in 4 characters each, and the sender's sequence number in 8. Each
+// character has 5 bits, from ']' up, so an id is printable text of a fixed size that JSON does not escape. The run
+// distinguishes these messages from those of an earlier run in a hub's history.
 const (
 	idSize     = 16
-	idBits     = 5 * idSize / 2 // of either half
+	idBits     = 5 * idSize / 2 // in each half
 	senderBits = idBits / 2
 )
 
@@ -218,7 +218,7 @@ func putID(b []byte, runAndSender, seq uint64) {
 	}
 }
 
-// parseID reads what putID wrote. It is not ok where the message is none of ours.
+// parseID reads an id that putID wrote. ok is false for any other text.
 func parseID(b *[idSize]byte) (runAndSender, seq uint64, ok bool) {
 	var bad byte
 	for i := range 8 {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// parseAll gives a parser the stream in pieces that end at the cuts, and lists what it finds.
+// parseAll gives a parser the stream in pieces that end at the cuts, and lists its findings.
 func parseAll(stream []byte, cuts ...int) (found []string, err error) {
 	return parseWith(&parser{}, stream, cuts...)
 }
@@ -18,18 +18,18 @@ func parseWith(p *parser, stream []byte, cuts ...int) (found []string, err error
 	from := 0
 	for _, to := range append(cuts, len(stream)) {
 		for rest := stream[from:to]; ; {
-			var ev event
-			if rest, ev, err = p.next(rest); err != nil {
+			var f finding
+			if rest, f, err = p.next(rest); err != nil {
 				return found, err
 			}
-			if ev == eventNone {
+			if f == foundNothing {
 				break
 			}
-			switch ev {
-			case eventMessage:
+			switch f {
+			case foundMessage:
 				found = append(found, fmt.Sprintf("message %s", p.id[:p.idN]))
 			default:
-				found = append(found, fmt.Sprintf("%d %s", ev, p.controlData))
+				found = append(found, fmt.Sprintf("%d %s", f, p.controlData))
 			}
 		}
 		from = to
@@ -37,7 +37,8 @@ func parseWith(p *parser, stream []byte, cuts ...int) (found []string, err error
 	return found, nil
 }
 
-// stream has frames of each kind and each size of header, with control frames within a fragmented message.
+// stream returns frames of each kind and each size of header, with control frames within a fragmented message, and the
+// expected findings.
 func stream() (stream []byte, want []string) {
 	id := bytes.Repeat([]byte("0123456789abcdef!"), 8000)
 	for _, size := range []int{0, 1, 15, 16, 17, 125, 126, 127, 65535, 65536} {
@@ -49,16 +50,16 @@ func stream() (stream []byte, want []string) {
 	stream = append(stream, opContinuation, 0)
 	stream = appendFrame(stream, opPong, false, nil)
 	stream = appendFrame(stream, opContinuation, false, id[3:300])
-	want = append(want, fmt.Sprintf("%d ping", eventPing), fmt.Sprintf("%d ", eventPong), "message "+string(id[:idSize]))
+	want = append(want, fmt.Sprintf("%d ping", foundPing), fmt.Sprintf("%d ", foundPong), "message "+string(id[:idSize]))
 	stream = appendFrame(stream, opBinary, false, id[5:50])
 	stream = appendFrame(stream, opClose, false, []byte("\x03\xe8bye"))
-	return stream, append(want, "message "+string(id[5:5+idSize]), fmt.Sprintf("%d \x03\xe8bye", eventClose))
+	return stream, append(want, "message "+string(id[5:5+idSize]), fmt.Sprintf("%d \x03\xe8bye", foundClose))
 }
 
 func TestParser_FindsTheSameWhereverTheStreamIsCut(t *testing.T) {
 	stream, want := stream()
 	for cut := range len(stream) {
-		// Most of the stream is payload, which is alike.
+		// Most of the stream is uniform payload: there a sample of the cuts is enough.
 		if cut > 1000 && cut < len(stream)-1000 && cut%61 != 0 {
 			continue
 		}
@@ -109,7 +110,7 @@ func TestParser_KeepsLittleOfAnEventWithoutText(t *testing.T) {
 	}
 }
 
-// BenchmarkParser reads what a client of a busy hub reads at once.
+// BenchmarkParser parses the bytes that a client of a busy hub reads at once.
 func BenchmarkParser(b *testing.B) {
 	message := bytes.Repeat([]byte("x"), 128)
 	putID(message, 1<<30, 1<<20)
@@ -122,7 +123,7 @@ func BenchmarkParser(b *testing.B) {
 			}
 			p := parser{events: kind == "events"}
 			for b.Loop() {
-				for rest, ev, _ := p.next(stream); ev == eventMessage; rest, ev, _ = p.next(rest) {
+				for rest, f, _ := p.next(stream); f == foundMessage; rest, f, _ = p.next(rest) {
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/32, "ns/message")
@@ -130,17 +131,17 @@ func BenchmarkParser(b *testing.B) {
 	}
 }
 
-func TestParser_RefusesWhatNoServerMaySend(t *testing.T) {
+func TestParser_RefusesIllegalFrames(t *testing.T) {
 	for name, stream := range map[string][]byte{
-		"a mask":                        {0x81, 0x81, 0, 0, 0, 0, 'x'},
-		"a reserved bit":                {0xC1, 0},
-		"a reserved opcode":             {0x83, 0},
-		"a continuation of nothing":     {0x80, 0},
-		"a message within a message":    {0x01, 0, 0x81, 0},
-		"a fragmented ping":             {0x09, 0},
-		"a long ping":                   {0x89, 126, 0, 126},
-		"a length that is negative":     {0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0},
-		"a length that is negative yet": {0x82, 127, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF},
+		"a mask":                     {0x81, 0x81, 0, 0, 0, 0, 'x'},
+		"a reserved bit":             {0xC1, 0},
+		"a reserved opcode":          {0x83, 0},
+		"a continuation of nothing":  {0x80, 0},
+		"a message within a message": {0x01, 0, 0x81, 0},
+		"a fragmented ping":          {0x09, 0},
+		"a long ping":                {0x89, 126, 0, 126},
+		"a negative length":          {0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0},
+		"the most negative length":   {0x82, 127, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := parseAll(stream); err == nil {
@@ -165,13 +166,13 @@ func FuzzParser(f *testing.F) {
 	})
 }
 
-func TestID_SurvivesTheWay(t *testing.T) {
+func TestID_SurvivesJSONAndParsing(t *testing.T) {
 	const top = 1<<idBits - 1
 	for _, n := range []uint64{0, 1, 31, 32, 1 << 20, 0x8864204531, top} {
 		var id [idSize]byte
 		putID(id[:], n, top-n)
 		if inJSON, err := json.Marshal(string(id[:])); err != nil || string(inJSON[1:len(inJSON)-1]) != string(id[:]) {
-			t.Errorf("id of %d: JSON makes %s of %q, %v", n, inJSON, id, err)
+			t.Errorf("id of %d: JSON turns %q into %s, %v", n, id, inJSON, err)
 		}
 		if sender, seq, ok := parseID(&id); sender != n || seq != top-n || !ok {
 			t.Errorf("got %d, %d, %t, want %d, %d", sender, seq, ok, n, top-n)

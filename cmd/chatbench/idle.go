@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// idleResult is what idle clients cost.
+// An idleResult is the cost of idle clients.
 type idleResult struct {
 	URL       string  `json:"url"`
 	Clients   int     `json:"clients"`
 	Hubs      int     `json:"hubs"`
 	Before    int64   `json:"rss_before"` // bytes, without clients
 	PerClient float64 `json:"kib_per_client"`
-	PerHub    float64 `json:"kib_per_hub"` // what a hub takes beyond its client, with -hubs
+	PerHub    float64 `json:"kib_per_hub"` // the cost of a hub beyond its client, with -hubs
 	Faults    faults  `json:"faults"`
 }
 
-// idleCommand connects clients to one hub and measures, then as many as there are hubs, each to a hub of its own, and
-// measures again.
+// idleCommand connects clients to one hub and measures. Then it connects one client to each further hub and measures
+// again.
 func idleCommand(name string, args []string) error {
 	o := options{hubs: 1, senders: 1, size: idSize, window: 1, progress: os.Stderr}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	targetFlags(f, &o)
 	f.IntVar(&o.clients, "clients", 10000, "clients in the first hub")
-	hubs := f.Int("hubs", 0, "further hubs, with one client each")
-	settle := f.Duration("settle", 5*time.Second, "how long to wait before memory is read")
+	hubs := f.Int("hubs", 0, "further hubs with one client each")
+	settle := f.Duration("settle", 5*time.Second, "how long to wait before reading the memory")
 	if err := parse(f, args, &o); err != nil {
 		return err
 	}

@@ -16,56 +16,56 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// options are what a load consists of.
+// options describe a load.
 type options struct {
 	target
-	clients  int // in all
+	clients  int // in all hubs
 	hubs     int
 	senders  int           // in a hub
 	size     int           // bytes of a message
-	rateLow  float64       // messages a second and hub; each hub has a rate from here to rateHigh
-	rateHigh float64       // 0: closed loop
-	window   int           // messages of a hub under way, in a closed loop
-	warmup   time.Duration // before what is measured
-	duration time.Duration // of what is measured
-	drain    time.Duration // what is under way at the end may take before it counts as lost
-	ramp     float64       // clients connected a second, 0: as fast as it goes
-	events   float64       // percent of the clients that do not send: they speak the events protocol
-	slow     float64       // percent of the clients that are slow
+	rateLow  float64       // messages a second and hub; each hub has its own rate from here to rateHigh
+	rateHigh float64       // 0 for a closed loop
+	window   int           // messages of a hub that are under way, in a closed loop
+	warmup   time.Duration // before the measurement
+	duration time.Duration // of the measurement
+	drain    time.Duration // how long messages under way at the end may take before they count as lost
+	ramp     float64       // clients to connect a second; 0 for as many as possible
+	events   float64       // percent of the clients that do not send which speak the events protocol
+	slow     float64       // slow clients in addition, in percent of clients
 	slowRate int           // bytes a second that a slow client reads
-	pid      int           // of the server, 0: do not measure it
-	progress io.Writer     // where to a line a second goes, may be nil
-	stop     chan struct{} // closed: ends what is measured before duration is over; may be nil
-	started  func()        // called when what is measured begins; may be nil
+	pid      int           // of the server to measure; 0 for none
+	progress io.Writer     // receives a line of progress a second; may be nil
+	stop     chan struct{} // closing it ends the measurement before duration; may be nil
+	started  func()        // called when the measurement begins; may be nil
 	asJSON   bool          // print JSON
 }
 
-// place is where client i belongs: to a hub, and whether it speaks events. The first ones of each hub send, and are raw;
-// from there on the share of those that speak events is even.
+// place returns the hub of client i, and whether the client speaks events. The first clients of each hub send and are
+// raw. The clients that speak events are spread evenly over the others.
 func (o *options) place(i int) (hub int, events bool) {
 	n := float64(i/o.hubs - o.senders)
 	return i % o.hubs, n >= 0 && int((n+1)*o.events/100) > int(n*o.events/100)
 }
 
-// maxOut is how many bytes may wait for a server that does not read. What is due beyond it is not sent, and counted.
+// maxOut is how many bytes may wait for a server that does not read. Beyond it the tool counts a due message as unsent.
 const maxOut = 1 << 20
 
-// tick is how often the conditions of a phase are looked at when nothing happens.
+// tick is how often an idle phase checks whether it is over.
 const tick = 50 * time.Millisecond
 
-// An engine moves bytes. Its callbacks, load.received and load.left, run within its methods.
+// An engine moves bytes. It calls load.received and load.ended within its methods.
 type engine interface {
 	// add takes over a connection.
 	add(c *client, conn net.Conn) error
-	// flush sends c.out as far as the connection takes it, and the rest later.
+	// flush sends as much of c.out as the connection takes, and the rest later.
 	flush(c *client)
-	// poll receives until there was something, or until the moment, whichever is first.
+	// poll waits until it has received something, or until the given moment.
 	poll(until time.Duration)
-	// close closes all connections and waits until nothing runs.
+	// close closes all connections and waits for the engine's goroutines.
 	close()
 }
 
-// A load is one run. Its engine sees to it that only one goroutine at a time uses it.
+// A load is one run. Its engine ensures that only one goroutine at a time uses it.
 type load struct {
 	options
 	checker
@@ -73,13 +73,13 @@ type load struct {
 	start     time.Time
 	hubs      []*hub
 	live      int
-	frame     []byte // a message as it goes on the wire, but for its id
-	idAt      int    // where in frame the id goes
+	frame     []byte // a message as it goes on the wire, except its id
+	idAt      int    // offset of the id in frame
 	queue     dueQueue
-	opened    []*sender // whose window may have opened
+	opened    []*sender // their window may have opened
 	sending   bool
 	latency   *hdrhistogram.Histogram
-	sample    int64 // the latency of one in so many deliveries is recorded
+	sample    int64 // every sample-th delivery records its latency
 	messages  int64
 	unsent    int64
 	closes    map[string]int
@@ -87,7 +87,7 @@ type load struct {
 	progressT time.Duration
 }
 
-// newLoad prepares a run. Whoever calls it calls close.
+// newLoad prepares a run. The caller must close its engine.
 func newLoad(o options) (*load, error) {
 	if err := o.target.check(o.hubs); err != nil {
 		return nil, err
@@ -96,12 +96,12 @@ func newLoad(o options) (*load, error) {
 		options: o,
 		start:   time.Now(),
 		closes:  map[string]int{},
-		// Latencies from 1 µs to a minute, to 3 digits.
+		// Latencies from 1 µs to a minute, with 3 significant digits.
 		latency: hdrhistogram.New(1, 60_000_000, 3),
 		sample:  1,
 	}
 	if o.rateHigh == 0 {
-		l.sample = 17 // a prime, so that it is in step with nothing
+		l.sample = 17 // a prime, so that it is not in step with clients or messages
 	}
 	var run [4]byte
 	rand.Read(run[:])
@@ -122,7 +122,7 @@ func newLoad(o options) (*load, error) {
 
 func (l *load) now() time.Duration { return time.Since(l.start) }
 
-// connect connects the clients from the one with number first up to n, client i as place(i) says.
+// connect connects the clients from number first up to n, client i as place(i) says.
 func (l *load) connect(ctx context.Context, first, n int, place func(i int) (hub int, events bool)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -158,15 +158,15 @@ func (l *load) join(d dialed) error {
 		return err
 	}
 	if err := l.received(c, d.rest, l.now()); err != nil {
-		l.left(c, err)
+		l.ended(c, err)
 	}
 	return nil
 }
 
-// appoint makes the first clients of each hub that are raw its senders. Those of an open loop begin at random moments, so that
+// chooseSenders makes the first raw clients of each hub its senders. In an open loop they begin at random moments, so that
 // hubs do not send in step.
-func (l *load) appoint() {
-	seeded := mathrand.New(mathrand.NewPCG(1, 2)) // the same rates each time
+func (l *load) chooseSenders() {
+	seeded := mathrand.New(mathrand.NewPCG(1, 2)) // the same rates in each run
 	for _, h := range l.hubs {
 		rate := l.rateLow + (l.rateHigh-l.rateLow)*seeded.Float64()
 		for _, c := range h.clients {
@@ -190,7 +190,7 @@ func (l *load) appoint() {
 	}
 }
 
-// runFor sends and receives for so long, or until a condition holds or no client is left.
+// runFor sends and receives for d, or until the condition holds or no client is left.
 func (l *load) runFor(d time.Duration, phase string, until func() bool) {
 	end := l.now() + d
 	for now := l.now(); now < end && l.live > 0 && !until(); now = l.now() {
@@ -203,7 +203,7 @@ func (l *load) runFor(d time.Duration, phase string, until func() bool) {
 	}
 }
 
-// send sends what is due and returns when the next is.
+// send sends all due messages and returns when the next one is due.
 func (l *load) send(now time.Duration) time.Duration {
 	for _, s := range l.opened {
 		for s.outstanding < max(1, l.window/l.senders) && !s.client.gone {
@@ -241,37 +241,37 @@ func (l *load) publish(s *sender, at time.Duration) {
 	l.messages++
 }
 
-// received takes what a client has received at the moment now.
+// received handles the bytes that a client received at the moment now.
 func (l *load) received(c *client, data []byte, now time.Duration) error {
 	for {
-		rest, ev, err := c.next(data)
+		rest, found, err := c.next(data)
 		if err != nil {
 			return err
 		}
 		data = rest
-		switch ev {
-		case eventNone:
+		switch found {
+		case foundNothing:
 			return nil
-		case eventMessage:
+		case foundMessage:
 			at, ok, opened := l.deliver(c)
 			if opened != nil && opened.interval == 0 {
 				l.opened = append(l.opened, opened)
 			}
 			if ok && l.deliveries%l.sample == 0 {
-				// It can fail only beyond the histogram's range: more than a minute is a minute.
+				// This cannot fail: the value is within the histogram's range. More than a minute counts as a minute.
 				_ = l.latency.RecordValue(min((now - at).Microseconds(), 60_000_000))
 			}
-		case eventPing:
+		case foundPing:
 			c.out = appendFrame(c.out, opPong, true, c.controlData)
 			l.engine.flush(c)
-		case eventPong:
-		case eventClose:
+		case foundPong:
+		case foundClose:
 			return closeError(c.controlData)
 		}
 	}
 }
 
-// closeError is a close frame's payload, as the end of a connection.
+// A closeError is the payload of the close frame that ended a connection.
 type closeError []byte
 
 func (e closeError) Error() string {
@@ -281,8 +281,8 @@ func (e closeError) Error() string {
 	return strconv.Itoa(int(binary.BigEndian.Uint16(e))) + " " + string(e[2:])
 }
 
-// left takes the end of a connection. Without a close frame it is 1006, abnormal (RFC 6455 §7.1.5).
-func (l *load) left(c *client, err error) {
+// ended handles the end of a connection. Without a close frame the code is 1006, abnormal (RFC 6455 §7.1.5).
+func (l *load) ended(c *client, err error) {
 	if c.gone {
 		return
 	}
@@ -297,7 +297,7 @@ func (l *load) left(c *client, err error) {
 	l.leave(c)
 }
 
-// report writes a line of progress, at most one a second.
+// report writes a line of progress, at most once a second.
 func (l *load) report(phase string, of time.Duration) {
 	now := l.now()
 	passed := now - l.progressT
@@ -313,7 +313,7 @@ func (l *load) report(phase string, of time.Duration) {
 	l.progressN, l.progressT = l.deliveries, now
 }
 
-// A dueQueue is a heap of senders, the next to send first.
+// A dueQueue is a heap of senders. The one whose message is due next comes first.
 type dueQueue []*sender
 
 func (q dueQueue) Len() int           { return len(q) }
@@ -323,7 +323,7 @@ func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
 // Push adds a sender.
 func (q *dueQueue) Push(s any) { *q = append(*q, s.(*sender)) }
 
-// Pop removes the last.
+// Pop removes the last sender.
 func (q *dueQueue) Pop() any {
 	old := *q
 	s := old[len(old)-1]

@@ -1,16 +1,16 @@
-// Command chatbench loads a server that broadcasts WebSocket messages and measures what comes back: every delivery is
-// counted and checked, latency, and the server's CPU and memory. It works with any server that sends what one client
-// sends to all clients of a hub, the sender included, where a hub is a URL:
+// Command chatbench loads a server that broadcasts WebSocket messages. It counts and checks every delivery, and measures
+// latency and the server's CPU and memory. It works with any server that sends each client's messages to all clients of
+// its hub, including the sender, if each hub is a URL:
 //
 //	chatbench run     -url 'ws://localhost:8080/chat/{hub}' -clients 1000 -hubs 10 -rate 5 -pid "$(pgrep caddy)"
 //	chatbench idle    -url ws://localhost:8080/chat/{hub} -clients 10000 -hubs 1000 -pid "$(pgrep caddy)"
-//	chatbench compare # Caddy with chat_broadcast beside floors and gorilla's chat example
-//	chatbench reload  # are messages lost while Caddy reloads its configuration?
-//	chatbench slow    # do clients that do not read disturb the others?
+//	chatbench compare # compares Caddy with chat_broadcast, floors, and gorilla's chat example
+//	chatbench reload  # checks that no message is lost while Caddy reloads its configuration
+//	chatbench slow    # checks whether clients that do not read disturb the others
 //
-// The first two want a server that runs. The others start theirs, and build Caddy, so they want the repository as
-// their working directory (or -caddy). Each has -help. The exit status is 1 where anything was lost, doubled, out of
-// order or disconnected.
+// The first two need a running server. The others start their servers and build Caddy, so run them in the repository's
+// folder or give them -caddy. Each has -help. The exit status is 1 if any message was lost, doubled or out of order, or
+// any client was disconnected.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"text/tabwriter"
 )
 
-// commands are the subcommands. The servers that compare starts are among them, so that all is one program.
+// commands are the subcommands. They include the servers that compare starts, so that one program is enough.
 var commands = map[string]func(name string, args []string) error{
 	"run":           runCommand,
 	"idle":          idleCommand,
@@ -33,7 +33,7 @@ var commands = map[string]func(name string, args []string) error{
 	"serve-gorilla": serveCommand,
 }
 
-// errFaults is the end of a run whose table shows what went wrong.
+// errFaults ends a run that had faults. Its table shows them.
 var errFaults = errors.New("not everything was delivered once and in order")
 
 func main() {
@@ -50,7 +50,7 @@ func main() {
 	}
 }
 
-// report prints v for programs, or rows of a name and a value for people. It is an error that there were faults.
+// report prints v as JSON for programs, or rows of a name and a value for people. It returns errFaults if f has any.
 func report(asJSON bool, v any, rows [][2]string, f faults) error {
 	if asJSON {
 		e := json.NewEncoder(os.Stdout)

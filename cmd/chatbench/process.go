@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// usage is what a process has used.
+// usage is the CPU time and memory of a process.
 type usage struct {
 	cpu            time.Duration // user and system, since its start
 	resident, peak int64         // bytes
@@ -20,7 +20,7 @@ func readUsage(pid int) (u usage, err error) {
 	if err != nil {
 		return u, err
 	}
-	// The fields behind the command's name, which may have spaces: state is the first, utime and stime the 12th and
+	// The fields follow the command's name, which may have spaces. State is the first; utime and stime are the 12th and
 	// 13th, in ticks of 10 ms (proc(5); the unit is fixed for programs).
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	for _, field := range fields[11:13] {

@@ -14,18 +14,18 @@ import (
 	"time"
 )
 
-// stage parses the flags of a scenario and prepares its servers. Whoever calls it calls close.
-func stage(f *flag.FlagSet, args []string, o *options) (ctx context.Context, w *workshop, closeIt func(), err error) {
-	program := workshopFlags(f)
+// prepare parses the flags of a scenario and prepares to start its servers. The caller must call closeIt.
+func prepare(f *flag.FlagSet, args []string, o *options) (ctx context.Context, l *launcher, closeIt func(), err error) {
+	program := launcherFlags(f)
 	loadFlags(f, o)
 	if err := parse(f, args, o); err != nil {
 		return nil, nil, nil, err
 	}
-	return newWorkshop(*program)
+	return newLauncher(*program)
 }
 
-// startForScenario starts a Caddy for a run of o, with an administration endpoint, and completes o.
-func (w *workshop) startForScenario(ctx context.Context, o *options) (server *exec.Cmd, admin, config string, err error) {
+// startForScenario starts Caddy with an admin endpoint for a run of o, and sets the URL and pid in o.
+func (l *launcher) startForScenario(ctx context.Context, o *options) (server *exec.Cmd, admin, config string, err error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, "", "", err
@@ -34,7 +34,7 @@ func (w *workshop) startForScenario(ctx context.Context, o *options) (server *ex
 		return nil, "", "", err
 	}
 	config = caddyfile(admin, "", "http", address, "header X-Config 0")
-	if server, err = w.startCaddy(ctx, address, config); err != nil {
+	if server, err = l.startCaddy(ctx, address, config); err != nil {
 		return nil, "", "", err
 	}
 	o.url, o.pid = "ws://"+address+"/{hub}", server.Process.Pid
@@ -44,28 +44,28 @@ func (w *workshop) startForScenario(ctx context.Context, o *options) (server *ex
 	return server, admin, config, nil
 }
 
-// reloadCommand reloads Caddy's configuration under load, each time another one.
+// reloadCommand loads a different configuration into Caddy again and again, under load.
 func reloadCommand(name string, args []string) error {
 	o := options{clients: 50, hubs: 5, size: 128, rateLow: 100, rateHigh: 100, progress: os.Stderr}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
-	reloads := f.Int("reloads", 20, "how many")
-	every := f.Duration("every", 200*time.Millisecond, "between two")
-	ctx, w, closeIt, err := stage(f, args, &o)
+	reloads := f.Int("reloads", 20, "how many reloads")
+	every := f.Duration("every", 200*time.Millisecond, "time between two reloads")
+	ctx, l, closeIt, err := prepare(f, args, &o)
 	if err != nil {
 		return err
 	}
 	defer closeIt()
-	server, admin, config, err := w.startForScenario(ctx, &o)
+	server, admin, config, err := l.startForScenario(ctx, &o)
 	if err != nil {
 		return err
 	}
 	defer stop(server)
 
-	o.duration = time.Duration(*reloads) * (*every + 10*time.Second) // stop ends it
+	o.duration = time.Duration(*reloads) * (*every + 10*time.Second) // closing stop ends the run
 	o.stop = make(chan struct{})
-	var reloadErr error // of the goroutine, until stop is closed
+	var reloadErr error // owned by the goroutine until it closes stop
 	o.started = func() {
-		go func() { // ends with the last reload; stop says so
+		go func() { // ends with the last reload and then closes stop
 			defer close(o.stop)
 			for i := range *reloads {
 				pause(ctx, *every)
@@ -88,7 +88,7 @@ func reloadCommand(name string, args []string) error {
 	return report(o.asJSON, r, append([][2]string{{"reloads", strconv.Itoa(*reloads)}}, r.rows()...), r.Faults)
 }
 
-// postConfig loads a Caddyfile through Caddy's administration endpoint.
+// postConfig loads a Caddyfile through Caddy's admin endpoint.
 func postConfig(ctx context.Context, admin, config string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -109,12 +109,12 @@ func postConfig(ctx context.Context, admin, config string) error {
 	return nil
 }
 
-// slowCommand makes the same run twice, without and with slow clients. By default it lasts long enough for Caddy to cut
-// those that do not read (write_timeout) and for them to come again.
+// slowCommand makes the same run twice, without and with slow clients. By default a run is long enough for Caddy to close
+// clients that do not read (write_timeout), and for these to reconnect.
 func slowCommand(name string, args []string) error {
 	o := options{clients: 100, hubs: 1, size: 4096, rateLow: 100, rateHigh: 100, slow: 5, duration: 30 * time.Second, progress: os.Stderr}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
-	ctx, w, closeIt, err := stage(f, args, &o)
+	ctx, l, closeIt, err := prepare(f, args, &o)
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func slowCommand(name string, args []string) error {
 	var results [2]result
 	for i, slow := range []float64{0, o.slow} {
 		o.slow = slow
-		server, _, _, err := w.startForScenario(ctx, &o)
+		server, _, _, err := l.startForScenario(ctx, &o)
 		if err != nil {
 			return err
 		}

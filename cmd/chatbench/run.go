@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// A result is what a run has measured.
+// A result has the figures of one run.
 type result struct {
 	URL        string  `json:"url"`
 	Clients    int     `json:"clients"`
@@ -25,38 +25,38 @@ type result struct {
 	Deliveries int64   `json:"deliveries"`
 	PerSecond  float64 `json:"deliveries_per_second"`
 	Latency    struct {
-		P50 float64 `json:"p50"`
-		P90 float64 `json:"p90"`
-		P99 float64 `json:"p99"`
-		P3N float64 `json:"p999"`
-		Max float64 `json:"max"`
+		P50  float64 `json:"p50"`
+		P90  float64 `json:"p90"`
+		P99  float64 `json:"p99"`
+		P999 float64 `json:"p999"`
+		Max  float64 `json:"max"`
 	} `json:"latency_ms"`
 	Faults  faults         `json:"faults"`
 	Closes  map[string]int `json:"closes"`
-	Unsent  int64          `json:"unsent"`  // messages that were due while the server did not read
-	Others  int64          `json:"others"`  // messages that are none of ours
-	Rejoins int64          `json:"rejoins"` // connections that the slow clients made again
+	Unsent  int64          `json:"unsent"`  // messages that were due but not sent, because the server did not read
+	Others  int64          `json:"others"`  // messages of other programs
+	Rejoins int64          `json:"rejoins"` // reconnections of slow clients
 	Server  *serverUsage   `json:"server,omitempty"`
-	// How much of one core this tool took. Close to 1, it is the tool that is measured.
+	// How much of one core this tool took. Near 1 the run measures the tool.
 	GeneratorCPU float64 `json:"generator_cpu"`
 }
 
-// serverUsage is what the server used while deliveries were measured, and its resident memory.
+// serverUsage is the server's CPU time during the measurement, and its resident memory.
 type serverUsage struct {
 	CPU         float64 `json:"cpu"` // cores
 	PerDelivery float64 `json:"cpu_us_per_delivery"`
 	Before      int64   `json:"rss_before"`     // bytes, before clients connected
-	Ramped      int64   `json:"rss_after_ramp"` // when all had
+	Ramped      int64   `json:"rss_after_ramp"` // when all had connected
 	Peak        int64   `json:"rss_peak"`       // since the server started
-	PerClient   float64 `json:"kib_per_client"` // by which the peak is above before
+	PerClient   float64 `json:"kib_per_client"` // of the peak above before
 }
 
-// measure makes a run.
+// measure makes one run.
 func measure(ctx context.Context, o options) (r result, err error) {
 	if err := raiseFileLimit(o.clients + o.slowClients() + 100); err != nil {
 		return r, err
 	}
-	// The tool is one thread that allocates next to nothing.
+	// The tool is one thread that allocates almost nothing.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	l, err := newLoad(o)
@@ -64,7 +64,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 		return r, err
 	}
 	defer l.engine.close()
-	never := func() bool { return ctx.Err() != nil }
+	canceled := func() bool { return ctx.Err() != nil }
 
 	var before, ramped, from, to, self0, self1 usage
 	if o.pid > 0 {
@@ -80,9 +80,9 @@ func measure(ctx context.Context, o options) (r result, err error) {
 	if o.pid > 0 {
 		ramped, err = readUsage(o.pid)
 	}
-	l.appoint()
+	l.chooseSenders()
 	l.sending = true
-	l.runFor(o.warmup, "warming up", never)
+	l.runFor(o.warmup, "warming up", canceled)
 
 	l.latency.Reset()
 	l.messages, l.unsent = 0, 0
@@ -99,7 +99,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 		case <-o.stop:
 			return true
 		default:
-			return never()
+			return canceled()
 		}
 	})
 	r.Seconds = (l.now() - start).Seconds()
@@ -117,7 +117,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 	r.URL, r.Clients, r.Hubs, r.Size = o.url, o.clients, o.hubs, o.size
 	r.PerSecond = float64(r.Deliveries) / r.Seconds
 	ms := func(percent float64) float64 { return float64(l.latency.ValueAtQuantile(percent)) / 1000 }
-	r.Latency.P50, r.Latency.P90, r.Latency.P99, r.Latency.P3N, r.Latency.Max = ms(50), ms(90), ms(99), ms(99.9), ms(100)
+	r.Latency.P50, r.Latency.P90, r.Latency.P99, r.Latency.P999, r.Latency.Max = ms(50), ms(90), ms(99), ms(99.9), ms(100)
 	r.Faults, r.Closes, r.Unsent, r.Others, r.Rejoins = l.faults, l.closes, l.unsent, l.others, slow.rejoins.Load()
 	r.GeneratorCPU = (self1.cpu - self0.cpu).Seconds() / r.Seconds
 	if o.pid > 0 {
@@ -131,14 +131,14 @@ func measure(ctx context.Context, o options) (r result, err error) {
 	return r, errors.Join(err, ctx.Err())
 }
 
-// rows is r for people.
+// rows returns r as names and values for people.
 func (r *result) rows() [][2]string {
 	rows := [][2]string{
 		{"clients", fmt.Sprintf("%d in %d hubs", r.Clients, r.Hubs)},
 		{"messages", fmt.Sprintf("%d of %d bytes in %.1f s, %.1f a second", r.Messages, r.Size, r.Seconds, float64(r.Messages)/r.Seconds)},
 		{"deliveries", fmt.Sprintf("%d, %.0f a second, %.1f MB a second", r.Deliveries, r.PerSecond, r.PerSecond*float64(r.Size)/1e6)},
 		{"latency", fmt.Sprintf("p50 %.2f ms, p90 %.2f ms, p99 %.2f ms, p99.9 %.2f ms, max %.2f ms",
-			r.Latency.P50, r.Latency.P90, r.Latency.P99, r.Latency.P3N, r.Latency.Max)},
+			r.Latency.P50, r.Latency.P90, r.Latency.P99, r.Latency.P999, r.Latency.Max)},
 		{"faults", fmt.Sprintf("%d lost, %d doubled, %d reordered, %d in a foreign hub, %d clients saw another order, %d disconnected",
 			r.Faults.Lost, r.Faults.Doubled, r.Faults.Reordered, r.Faults.Foreign, r.Faults.Misordered, r.Faults.Disconnected)},
 	}
@@ -167,14 +167,14 @@ func (r *result) rows() [][2]string {
 
 func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 
-// targetFlags defines the flags that say where to connect to.
+// targetFlags defines the flags of the target.
 func targetFlags(f *flag.FlagSet, o *options) {
 	f.StringVar(&o.url, "url", "ws://localhost:8080/chat/{hub}", "where to connect; {hub} stands for the hub's number; wss:// takes more of the tool's CPU")
 	f.BoolVar(&o.insecure, "insecure", false, "accept any certificate")
-	f.Float64Var(&o.ramp, "ramp", 0, "connect so many clients a `second`, 0: as fast as it goes")
+	f.Float64Var(&o.ramp, "ramp", 0, "clients to connect a `second`; 0 for as many as possible")
 	f.IntVar(&o.pid, "pid", 0, "`process` whose CPU and memory to report (Linux)")
 	o.header = http.Header{}
-	f.Func("header", "`name: value` for the handshake, may be repeated", func(s string) error {
+	f.Func("header", "`name: value` for the handshake; may be repeated", func(s string) error {
 		name, value, ok := strings.Cut(s, ":")
 		if !ok {
 			return errors.New("no colon")
@@ -184,11 +184,11 @@ func targetFlags(f *flag.FlagSet, o *options) {
 	})
 }
 
-// loadFlags defines the flags that say what to send. The defaults are what is set.
+// loadFlags defines the flags of the load. The values in o are their defaults.
 func loadFlags(f *flag.FlagSet, o *options) {
 	f.IntVar(&o.clients, "clients", o.clients, "clients in all")
-	f.IntVar(&o.hubs, "hubs", o.hubs, "hubs, over which the clients are spread evenly")
-	f.IntVar(&o.senders, "senders", 1, "clients of a hub that send; they receive, too")
+	f.IntVar(&o.hubs, "hubs", o.hubs, "hubs; the clients are spread evenly over them")
+	f.IntVar(&o.senders, "senders", 1, "clients of a hub that send; they also receive")
 	f.IntVar(&o.size, "size", o.size, fmt.Sprintf("bytes of a message, at least %d", idSize))
 	f.Func("rate", "messages a second and `hub`, evenly; 1-9 gives each hub a rate from 1 to 9; 0 sends when -window allows it (default "+fmt.Sprint(o.rateLow)+")", func(s string) (err error) {
 		low, high, isRange := strings.Cut(s, "-")
@@ -200,16 +200,16 @@ func loadFlags(f *flag.FlagSet, o *options) {
 		}
 		return err
 	})
-	f.IntVar(&o.window, "window", 32, "with -rate 0: messages a hub that not all of its clients have yet")
-	f.DurationVar(&o.warmup, "warmup", time.Second, "before what is measured")
-	f.DurationVar(&o.duration, "duration", o.duration, "of what is measured")
-	f.DurationVar(&o.drain, "drain", 10*time.Second, "what is under way at the end may take before it counts as lost")
-	f.Float64Var(&o.events, "events", 0, "`percent` of the clients that do not send which speak "+eventsProtocol+": what raw clients send must reach them as events, in JSON without spaces")
-	f.Float64Var(&o.slow, "slow", o.slow, "`percent` of slow clients in addition, which count nowhere and rejoin when they are closed")
+	f.IntVar(&o.window, "window", 32, "with -rate 0: messages a hub that are under way until all its clients have them")
+	f.DurationVar(&o.warmup, "warmup", time.Second, "time before the measurement")
+	f.DurationVar(&o.duration, "duration", o.duration, "duration of the measurement")
+	f.DurationVar(&o.drain, "drain", 10*time.Second, "how long messages under way at the end may take before they count as lost")
+	f.Float64Var(&o.events, "events", 0, "`percent` of the clients that do not send which speak "+eventsProtocol+"; the server must send them the raw clients' messages as events, in JSON without spaces")
+	f.Float64Var(&o.slow, "slow", o.slow, "slow clients in addition, in `percent` of -clients; they count nowhere and reconnect when they are closed")
 	f.IntVar(&o.slowRate, "slow-rate", 0, "`bytes` a second that a slow client reads")
 }
 
-// check finds what flags cannot be.
+// check returns an error if the options do not fit together.
 func (o *options) check() error {
 	switch {
 	case o.clients < 1 || o.hubs < 1 || o.senders < 1 || o.window < 1 || o.clients < o.hubs*o.senders:
@@ -226,14 +226,14 @@ func (o *options) check() error {
 	return nil
 }
 
-// parse parses the flags of a load.
+// parse parses and checks the flags of a load.
 func parse(f *flag.FlagSet, args []string, o *options) error {
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	if f.NArg() > 0 {
-		return fmt.Errorf("what is %q?", f.Arg(0))
+		return fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	return o.check()
 }

@@ -21,7 +21,7 @@ func shortRun(url string) options {
 	}
 }
 
-func TestRun_FindsNothingWrongWithTheFloors(t *testing.T) {
+func TestRun_FindsNoFaultsInTheFloors(t *testing.T) {
 	for name, server := range map[string]*httptest.Server{
 		"floor":         httptest.NewServer(&floor{}),
 		"floor batched": httptest.NewServer(&floor{batched: true}),
@@ -49,8 +49,8 @@ func TestRun_FindsNothingWrongWithTheFloors(t *testing.T) {
 	}
 }
 
-// relay relays to all clients of its one hub, as often as times says of the n-th delivery: as it is, or as an event to
-// those that speak events.
+// A relay is a server with one hub. It delivers each message to all clients, the n-th delivery times(n) times; a negative
+// number closes the client. Clients that speak events receive it as an event, the others as it is.
 type relay struct {
 	times func(n int) int
 	mu    sync.Mutex
@@ -62,7 +62,7 @@ type relay struct {
 func (s *relay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	bilingual := upgrader
 	bilingual.Subprotocols = []string{eventsProtocol}
-	// Whoever has seen its 101 must get every message that is sent from then on: messages wait for the handshake.
+	// A client that has seen its 101 must receive every later message, so messages wait for the handshake.
 	s.mu.Lock()
 	conn, err := bilingual.Upgrade(w, r, nil)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *relay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func TestRun_FindsWhatABadServerDoes(t *testing.T) {
+func TestRun_FindsTheFaultsOfABadServer(t *testing.T) {
 	for name, test := range map[string]struct {
 		times func(n int) int
 		found func(r result) bool
@@ -117,7 +117,7 @@ func TestRun_FindsWhatABadServerDoes(t *testing.T) {
 				o := shortRun(server.URL)
 				o.hubs, o.senders, o.events = 1, 1, events
 				if name == "loses" {
-					o.drain = 100 * time.Millisecond // all of it passes: what is lost never comes
+					o.drain = 100 * time.Millisecond // all of it passes, because a lost message never comes
 				}
 				r, err := measure(t.Context(), o)
 				if err != nil || !test.found(r) {
@@ -164,17 +164,17 @@ func TestRun_SpreadsEventsEvenly(t *testing.T) {
 	}
 }
 
-func TestRun_SaysThatTheServerSpeaksNoEvents(t *testing.T) {
+func TestRun_ReportsServerWithoutEvents(t *testing.T) {
 	server := httptest.NewServer(&floor{})
 	defer server.Close()
 	o := shortRun(server.URL)
 	o.events = 50
 	if _, err := measure(t.Context(), o); err == nil || !strings.Contains(err.Error(), eventsProtocol) {
-		t.Errorf("got %v, want that it does not speak %s", err, eventsProtocol)
+		t.Errorf("got %v, want an error that it does not speak %s", err, eventsProtocol)
 	}
 }
 
-func TestRun_SaysWhyItCannotConnect(t *testing.T) {
+func TestRun_ReportsWhyItCannotConnect(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	_, err := measure(t.Context(), shortRun(server.URL))
@@ -183,9 +183,9 @@ func TestRun_SaysWhyItCannotConnect(t *testing.T) {
 	}
 }
 
-func TestDial_HasMoreThanOneSourceAddress(t *testing.T) {
+func TestDial_UsesMoreThanOneSourceAddress(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		return // elsewhere the loopback interface has but one
+		return // elsewhere the loopback interface has only one address
 	}
 	server := httptest.NewServer(&floor{})
 	defer server.Close()
@@ -212,7 +212,7 @@ func TestSlowClients_RejoinWhenTheyAreClosed(t *testing.T) {
 	}))
 	defer server.Close()
 	o := shortRun(server.URL)
-	o.slow, o.slowRate = 5, 1000 // one client, that reads
+	o.slow, o.slowRate = 5, 1000 // one client, which reads
 	slow := startSlow(o)
 	for range 3 {
 		<-closed

@@ -15,14 +15,14 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// maxServed is the longest message that the servers here accept.
+// maxServed is the longest message that these servers accept, in bytes.
 const maxServed = 1 << 20
 
-// serveCommand runs one of the servers that compare sets Caddy beside. The URL's path is the hub.
+// serveCommand runs one of the servers that compare measures beside Caddy. The URL's path is the hub.
 func serveCommand(name string, args []string) error {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	listen := f.String("listen", "127.0.0.1:8080", "address")
-	batched := f.Bool("batched", false, "of the floor: send in one write what has queued meanwhile")
+	batched := f.Bool("batched", false, "with serve-floor: send all queued messages in one write")
 	cert := f.String("cert", "", "certificate `file`: serve TLS")
 	key := f.String("key", "", "key `file`")
 	if err := f.Parse(args); err != nil {
@@ -44,17 +44,17 @@ func serveCommand(name string, args []string) error {
 	return server.ListenAndServe()
 }
 
-// upgrader has buffers of the size of gorilla's example.
+// upgrader has buffers of the size that gorilla's example has.
 var upgrader = websocket.Upgrader{
 	ReadBufferSize: 1024, WriteBufferSize: 1024,
 	CheckOrigin: func(*http.Request) bool { return true },
 }
 
-// A floor is the least that a server in Go can do. Each client has a goroutine that reads frames and unmasks them; each
+// A floor is the least that a server in Go can do. Each client has a goroutine that reads frames and unmasks them. Each
 // hub has one goroutine that takes a message, makes its frame once, and writes it to one client after the other. It
-// checks nothing, limits nothing and pings nobody; a client that does not read stops its hub.
+// has no checks, limits or pings, and a client that does not read stops its hub.
 //
-// Batched, it takes all messages that have queued while it wrote, and writes their frames to each client in one Write.
+// If batched, it takes all messages that queued while it wrote, and writes their frames to each client in one Write.
 type floor struct {
 	batched bool
 	mu      sync.Mutex
@@ -79,7 +79,7 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		go h.run(s.batched) // ends with the process
 	}
 	s.mu.Unlock()
-	// Whoever has seen its 101 must get every message that is sent from then on: messages wait for the handshake.
+	// A client that has seen its 101 must receive every later message, so messages wait for the handshake.
 	h.mu.Lock()
 	ws, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
@@ -89,7 +89,7 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := ws.NetConn()
 	h.conns[conn] = struct{}{}
 	h.mu.Unlock()
-	go func() { // ends with the connection; the handler returns, so that its stack and its request are gone
+	go func() { // ends with the connection; the handler returns, which frees its stack and its request
 		defer conn.Close()
 		br := bufio.NewReaderSize(conn, 1024)
 		for {
@@ -120,14 +120,14 @@ func (h *floorHub) run(batched bool) {
 		}
 		h.mu.Unlock()
 		for _, conn := range conns {
-			_, _ = conn.Write(frames) // the reader finds out
+			_, _ = conn.Write(frames) // the reader notices errors
 		}
 	}
 }
 
 var errClosed = errors.New("the client closed")
 
-// readMessage reads frames until one has data, and returns it unmasked: all that chatbench sends is one frame.
+// readMessage reads frames until a data frame, and returns its payload unmasked. Each of chatbench's messages is one frame.
 func readMessage(r *bufio.Reader) ([]byte, error) {
 	for {
 		var header [14]byte // of a masked frame: 2, 4 or 10 bytes and the mask
@@ -173,12 +173,15 @@ func readMessage(r *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// gorillaChat is the pattern of gorilla/websocket's chat example (examples/chat, v1.5.3): a hub is a goroutine that
-// owns its clients and hands each message to each client's channel of 256, and closes a client whose channel is
-// full; a client has a goroutine that reads and one that writes, with the example's deadlines and pings. It differs in
-// four things. There is a hub for each path. Who has seen its 101 is registered before the next message. A message may be longer than 512 bytes and keeps its newlines. And where
-// the example joins what has queued into one message, with newlines between, here each stays a frame of its own, and
-// the frames go in one Write: a write for as many messages as in the example, and nothing joined.
+// gorillaChat is the pattern of gorilla/websocket's chat example (examples/chat, v1.5.3). A hub is a goroutine that owns
+// its clients, hands each message to each client's channel of 256, and closes a client whose channel is full. A client
+// has a goroutine that reads and one that writes, with the example's deadlines and pings. Four things differ:
+//
+//   - Each path has its own hub.
+//   - A client that has seen its 101 is registered before the next message.
+//   - A message may be longer than 512 bytes and keeps its newlines.
+//   - The example joins queued messages into one, with newlines between. Here each stays a frame of its own, and one Write
+//     takes all frames, so a write has as many messages as in the example.
 type gorillaChat struct {
 	mu   sync.Mutex
 	hubs map[string]*gorillaHub
@@ -187,7 +190,7 @@ type gorillaChat struct {
 type gorillaHub struct {
 	broadcast            chan []byte
 	register, unregister chan *gorillaClient
-	joining              sync.RWMutex // held from a handshake to its registration; messages wait for it
+	joining              sync.RWMutex // held from a handshake to its registration, so that messages wait for it
 }
 
 type gorillaClient struct {

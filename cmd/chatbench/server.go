@@ -21,37 +21,37 @@ import (
 	"time"
 )
 
-// A workshop has what is needed to start servers.
-type workshop struct {
-	dir   string // for what is temporary
+// A launcher starts servers.
+type launcher struct {
+	dir   string // for temporary files
 	self  string // this program
 	caddy string
-	cores []int // where servers run; none: anywhere
+	cores []int // the cores of the servers; empty for any
 }
 
-// workshopFlags defines the flag of newWorkshop.
-func workshopFlags(f *flag.FlagSet) *string {
-	return f.String("caddy", "", "Caddy `program` with chat_broadcast, default: go build ./cmd/caddy")
+// launcherFlags defines the flag of newLauncher.
+func launcherFlags(f *flag.FlagSet) *string {
+	return f.String("caddy", "", "Caddy `program` with chat_broadcast; default: go build ./cmd/caddy")
 }
 
-// newWorkshop builds Caddy where needed. Whoever calls it calls close, which comes with a context that an interrupt ends.
-func newWorkshop(caddy string) (ctx context.Context, w *workshop, closeIt func(), err error) {
+// newLauncher builds Caddy unless it is given, and returns a context that an interrupt ends. The caller must call closeIt.
+func newLauncher(caddy string) (ctx context.Context, l *launcher, closeIt func(), err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
-	w = &workshop{caddy: caddy}
-	if w.dir, err = os.MkdirTemp("", "chatbench"); err != nil {
+	l = &launcher{caddy: caddy}
+	if l.dir, err = os.MkdirTemp("", "chatbench"); err != nil {
 		cancel()
 		return nil, nil, nil, err
 	}
 	closeIt = func() {
 		cancel()
-		_ = os.RemoveAll(w.dir) // it is the system's temporary folder
+		_ = os.RemoveAll(l.dir) // a leftover is in the system's temporary folder
 	}
-	if w.self, err = os.Executable(); err == nil {
-		err = w.writeCertificate()
+	if l.self, err = os.Executable(); err == nil {
+		err = l.writeCertificate()
 	}
 	if err == nil && caddy == "" {
-		w.caddy = filepath.Join(w.dir, "caddy")
-		build := exec.CommandContext(ctx, "go", "build", "-o", w.caddy, "./cmd/caddy")
+		l.caddy = filepath.Join(l.dir, "caddy")
+		build := exec.CommandContext(ctx, "go", "build", "-o", l.caddy, "./cmd/caddy")
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err = build.Run(); err != nil {
 			err = fmt.Errorf("building Caddy: %w", err)
@@ -60,13 +60,13 @@ func newWorkshop(caddy string) (ctx context.Context, w *workshop, closeIt func()
 	if err != nil {
 		closeIt()
 	}
-	return ctx, w, closeIt, err
+	return ctx, l, closeIt, err
 }
 
-func (w *workshop) cert() string { return filepath.Join(w.dir, "cert.pem") }
-func (w *workshop) key() string  { return filepath.Join(w.dir, "key.pem") }
+func (l *launcher) cert() string { return filepath.Join(l.dir, "cert.pem") }
+func (l *launcher) key() string  { return filepath.Join(l.dir, "key.pem") }
 
-func (w *workshop) writeCertificate() error {
+func (l *launcher) writeCertificate() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -85,11 +85,11 @@ func (w *workshop) writeCertificate() error {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(w.cert(), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600),
-		os.WriteFile(w.key(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyBytes}), 0o600))
+		os.WriteFile(l.cert(), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600),
+		os.WriteFile(l.key(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyBytes}), 0o600))
 }
 
-// freeAddress is an address on which nobody listens at this moment.
+// freeAddress returns an address on which nobody listens at this moment.
 func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -98,33 +98,33 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// caddyfile is a configuration with one site at the address.
+// caddyfile returns a configuration with one site at the address.
 func caddyfile(admin, globals, scheme, address, site string) string {
 	return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\t%s\n}\n%s://%s {\n\t%s\n\tchat_broadcast\n}\n",
 		admin, globals, scheme, address, site)
 }
 
 // startCaddy starts Caddy and waits until it listens on the address.
-func (w *workshop) startCaddy(ctx context.Context, address, config string) (*exec.Cmd, error) {
-	file := filepath.Join(w.dir, "Caddyfile")
+func (l *launcher) startCaddy(ctx context.Context, address, config string) (*exec.Cmd, error) {
+	file := filepath.Join(l.dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, w.caddy, "run", "--config", file, "--adapter", "caddyfile")
-	// Away from the user's own Caddy.
-	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+w.dir, "XDG_DATA_HOME="+w.dir)
-	return cmd, w.start(ctx, cmd, address)
+	cmd := exec.CommandContext(ctx, l.caddy, "run", "--config", file, "--adapter", "caddyfile")
+	// Keep apart from the user's own Caddy.
+	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+l.dir, "XDG_DATA_HOME="+l.dir)
+	return cmd, l.start(ctx, cmd, address)
 }
 
-// start starts a server on the workshop's cores and waits until it listens. What it prints goes to a file.
-func (w *workshop) start(ctx context.Context, cmd *exec.Cmd, address string) error {
-	log, err := os.Create(filepath.Join(w.dir, "log"))
+// start starts a server on the launcher's cores and waits until it listens. The server's output goes to a file.
+func (l *launcher) start(ctx context.Context, cmd *exec.Cmd, address string) error {
+	log, err := os.Create(filepath.Join(l.dir, "log"))
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := startOn(cmd, w.cores); err != nil {
+	if err := startOn(cmd, l.cores); err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(connectTimeout); ; pause(ctx, 20*time.Millisecond) {
@@ -140,7 +140,7 @@ func (w *workshop) start(ctx context.Context, cmd *exec.Cmd, address string) err
 	}
 }
 
-// startOn starts a process on these cores, if any.
+// startOn starts a process on the given cores, or on any core if the list is empty.
 func startOn(cmd *exec.Cmd, cores []int) error {
 	if len(cores) > 0 {
 		runtime.LockOSThread()
@@ -154,7 +154,7 @@ func startOn(cmd *exec.Cmd, cores []int) error {
 	return cmd.Start()
 }
 
-// stop ends a server. None of them has anything to save, and none can refuse.
+// stop kills a server. None of them has anything to save.
 func stop(cmd *exec.Cmd) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()

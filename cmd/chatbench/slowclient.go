@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// slowClients are clients that hardly read. Each sends a pong a second, which keeps a server from taking it for dead,
-// and which is how it finds out that it was closed; it then joins again.
+// slowClients are clients that hardly read. Each sends a pong a second, so that the server does not think it dead, and so
+// that the client notices when it was closed. Then it reconnects.
 type slowClients struct {
 	rejoins atomic.Int64
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 }
 
-// slowClients is how many there are.
+// slowClients returns the number of slow clients.
 func (o *options) slowClients() int { return int(float64(o.clients) * o.slow / 100) }
 
-// startSlow starts the slow clients of a run. Whoever calls it calls close.
+// startSlow starts the slow clients of a run. The caller must call close.
 func startSlow(o options) *slowClients {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &slowClients{cancel: cancel}
@@ -50,14 +50,14 @@ func (s *slowClients) close() {
 	s.wg.Wait()
 }
 
-// readSlowly reads about so many bytes a second until the connection ends or ctx is done.
+// readSlowly reads about rate bytes a second until the connection or ctx ends.
 func readSlowly(ctx context.Context, conn net.Conn, rate int) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	pong := appendFrame(nil, opPong, true, nil)
 	for ctx.Err() == nil {
 		if rate > 0 {
-			// What is not there within the second is not waited for.
+			// Wait for at most a second.
 			conn.SetReadDeadline(time.Now().Add(time.Second))
 			_, err := io.CopyN(io.Discard, conn, int64(rate))
 			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -72,7 +72,7 @@ func readSlowly(ctx context.Context, conn net.Conn, rate int) {
 	}
 }
 
-// pause waits, but not longer than ctx.
+// pause waits for d, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
