@@ -171,7 +171,7 @@ func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 func targetFlags(f *flag.FlagSet, o *options) {
 	f.StringVar(&o.url, "url", "ws://localhost:8080/chat/{hub}", "where to connect; {hub} stands for the hub's number; wss:// takes more of the tool's CPU")
 	f.BoolVar(&o.insecure, "insecure", false, "accept any certificate")
-	f.Float64Var(&o.ramp, "ramp", 0, "clients to connect a `second`; 0 for as many as possible")
+	f.Float64Var(&o.ramp, "ramp", 0, "`clients` to connect a second; 0 for as many as possible")
 	f.IntVar(&o.pid, "pid", 0, "`process` whose CPU and memory to report (Linux)")
 	o.header = http.Header{}
 	f.Func("header", "`name: value` for the handshake; may be repeated", func(s string) error {
@@ -190,7 +190,7 @@ func loadFlags(f *flag.FlagSet, o *options) {
 	f.IntVar(&o.hubs, "hubs", o.hubs, "hubs; the clients are spread evenly over them")
 	f.IntVar(&o.senders, "senders", 1, "clients of a hub that send; they also receive")
 	f.IntVar(&o.size, "size", o.size, fmt.Sprintf("bytes of a message, at least %d", idSize))
-	f.Func("rate", "messages a second and `hub`, evenly; 1-9 gives each hub a rate from 1 to 9; 0 sends when -window allows it (default "+fmt.Sprint(o.rateLow)+")", func(s string) (err error) {
+	f.Func("rate", "`messages` a second and hub, evenly; 1-9 gives each hub a rate from 1 to 9; 0 sends when -window allows it (default "+fmt.Sprint(o.rateLow)+")", func(s string) (err error) {
 		low, high, isRange := strings.Cut(s, "-")
 		if !isRange {
 			high = low
