@@ -17,7 +17,7 @@ import (
 )
 
 // schemaFile describes the events for clients.
-const schemaFile = "../../protocol.schema.json"
+const schemaFile = "../../docs/protocol.schema.json"
 
 // serverSchema returns the schema of events that the server may send.
 func serverSchema(t testing.TB) *jsonschema.Schema {
