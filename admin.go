@@ -367,7 +367,8 @@ func publishFrom(w http.ResponseWriter, r adminRequest, body *postBody) (publica
 	if err != nil {
 		return publication{}, adminError(http.StatusBadRequest, named("body", err))
 	}
-	published, found, err := hubs.publish(r.Context(), b.Name(), hub.Message{Source: hub.FromAdmin, Opcode: opcode, Payload: payload})
+	m := hub.Message{Message: feed.Message{Opcode: opcode, Payload: payload}, Source: hub.FromAdmin}
+	published, found, err := hubs.publish(r.Context(), b.Name(), m)
 	if err != nil {
 		return publication{}, adminError(http.StatusServiceUnavailable, err)
 	}

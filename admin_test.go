@@ -644,7 +644,7 @@ func TestAdmin_ListingManyClientsDelaysNoMessage(t *testing.T) {
 				default:
 				}
 				began := time.Now()
-				b.Publish(hub.Message{Opcode: websocket.TextMessage, Payload: []byte("hello")})
+				b.Publish(message([]byte("hello")))
 				all = append(all, time.Since(began))
 				time.Sleep(100 * time.Microsecond) // the rate of the messages
 			}
@@ -802,7 +802,7 @@ func TestAdmin_TailOutlastsTheReadTimeout(t *testing.T) {
 	t.Cleanup(server.Close) // after the follower's
 	f := follow(t, server.URL, "crowd")
 	time.Sleep(4 * server.Config.ReadTimeout) // the timeout is what is tested
-	b.Publish(hub.Message{Opcode: websocket.TextMessage, Payload: []byte("late")})
+	b.Publish(message([]byte("late")))
 	f.want(`{"seq":1,"type":"text","data":"late"}`)
 	f.body.Close()
 	eventually(t, "the tap to be removed", func() bool { return taps() == 0 })
@@ -818,7 +818,7 @@ func TestAdmin_TailThatIsNotReadHoldsUpNobody(t *testing.T) {
 	payload := []byte(strings.Repeat("x", 32<<10))
 	began := time.Now()
 	for range messages {
-		b.Publish(hub.Message{Opcode: websocket.TextMessage, Payload: payload})
+		b.Publish(message(payload))
 	}
 	t.Logf("published %d MB in %v", messages*len(payload)>>20, time.Since(began))
 	var seen, missed uint64
@@ -845,7 +845,7 @@ func TestAdmin_ShutdownEndsTailsThatAreNotRead(t *testing.T) {
 	server := httptest.NewServer(serveAdmin(t))
 	follow(t, server.URL, "crowd")
 	eventually(t, "the follower's connection to be full", func() bool {
-		b.Publish(hub.Message{Opcode: websocket.TextMessage, Payload: make([]byte, 1<<20)})
+		b.Publish(message(make([]byte, 1<<20)))
 		stacks := make([]byte, 1<<20)
 		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			if strings.Contains(stack, "adminAPI).tail") && strings.Contains(stack, "[IO wait") {

@@ -5,7 +5,9 @@ import (
 	"net"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 // What tests know of the packages below, which keep it to themselves.
@@ -34,6 +36,11 @@ func defaults() *hub.Settings {
 		PingTimeout:    time.Duration(defaultPingTimeout),
 		WriteTimeout:   time.Duration(defaultWriteTimeout),
 	}
+}
+
+// message returns a text that no client has sent.
+func message(payload []byte) hub.Message {
+	return hub.Message{Message: feed.Message{Opcode: ws.TextMessage, Payload: payload}}
 }
 
 // drain reads and discards what the peer is sent, until its connection ends.

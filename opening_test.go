@@ -65,7 +65,7 @@ func TestRegistry_OpeningHubHoldsUpOnlyItsOwnClients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, found, err := r.publish(t.Context(), "fast", hub.Message{Opcode: 1}); !found || err != nil {
+		if _, found, err := r.publish(t.Context(), "fast", message(nil)); !found || err != nil {
 			t.Errorf("got %v, %v, want a message published beside a hub that is opening", found, err)
 		}
 		if clients, hubs := r.count(); clients != 1 || hubs != 1 || r.hub("slow") != nil || len(r.allHubs()) != 1 {
@@ -79,7 +79,7 @@ func TestRegistry_OpeningHubHoldsUpOnlyItsOwnClients(t *testing.T) {
 		}
 		published := make(chan hub.Receipt)
 		go func() {
-			receipt, _, _ := r.publish(t.Context(), "slow", hub.Message{Opcode: 1})
+			receipt, _, _ := r.publish(t.Context(), "slow", message(nil))
 			published <- receipt
 		}()
 		synctest.Wait()

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
@@ -62,7 +63,11 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	if err := hubs.checkOpen(key); err != nil { // the body may have taken its time
 		return refusePublish(w.Header(), err, 0)
 	}
-	m := hub.Message{Source: hub.FromHTTP, Address: address, User: user, Opcode: opcode, Payload: payload}
+	m := hub.Message{
+		Message: feed.Message{User: user, Opcode: opcode, Payload: payload},
+		Source:  hub.FromHTTP,
+		Address: address,
+	}
 	published, _, err := hubs.publishOpening(r.Context(), name, m, key, h.settings, h.limits)
 	if err != nil {
 		return refusePublish(w.Header(), err, 0)

@@ -74,16 +74,16 @@ func (b *Hub) growFeedLocked(f *hubFeed) {
 func (b *Hub) historyBytesLocked() int { return b.bufferBytes / 2 }
 
 // rememberLocked notes the message that was appended last.
-func (b *Hub) rememberLocked(m *Message, r Receipt) {
+func (b *Hub) rememberLocked(m *Message) {
 	h := &b.history
 	if h.messages == 0 {
 		return
 	}
-	h.records = append(h.records, record{r.At, m.Sender, m.User})
+	h.records = append(h.records, record{m.At, m.Sender, m.User})
 	h.users += len(m.User)
 	b.forgetRecordsLocked()
 	if m.Key.ID != "" {
-		h.receipts.add(m, r)
+		h.receipts.add(m, b.members)
 	}
 	if h.sweep == nil {
 		h.sweep = time.AfterFunc(h.age, b.sweepHistory)

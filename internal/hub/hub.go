@@ -42,9 +42,8 @@ type Hub struct {
 	bufferMessages int
 	bufferBytes    int
 
-	taps     []*Tap       // replaced, never changed
-	buffered int          // bytes that the budget of buffers has been charged for
-	scratch  feed.Message // what publish gives to encoders, so that it allocates nothing
+	taps     []*Tap // replaced, never changed
+	buffered int    // bytes that the budget of buffers has been charged for
 
 	turns    turns
 	sample   sample

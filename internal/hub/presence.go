@@ -213,9 +213,10 @@ func (b *Hub) announce() {
 		return
 	}
 	b.noticeLocked(notice)
-	work := b.appendedLocked()
+	var w work
+	b.appendedLocked(&w)
 	b.mu.Unlock()
-	b.deliver(work)
+	b.deliver(&w)
 }
 
 // noticeLocked appends a notice to the feeds whose clients get notices. Those of them that are no listeners skip it.

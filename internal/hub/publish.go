@@ -8,17 +8,15 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 )
 
-// A Message is one to be published. It names its sender by id, so that it can come from another process.
+// A Message is one to be published. It names its sender by id, so that it can come from another process. The hub sets Seq and
+// At.
 type Message struct {
+	feed.Message
 	Source  Source
-	Sender  feed.ClientID // 0: no client
-	Joined  time.Time     // when the sender joined; zero: no client
-	Address netip.Prefix  // the address that pays for remembering the message's key
-	User    string        // "" for anonymous
-	Opcode  int
-	Payload []byte
-	Key     Key  // if its ID is not empty, a message with the same key is not published again
-	Again   bool // it has a key, and may have been sent before on another connection
+	Joined  time.Time    // when the sender joined; zero: no client
+	Address netip.Prefix // the address that pays for remembering the message's key
+	Key     Key          // if its ID is not empty, a message with the same key is not published again
+	Again   bool         // it has a key, and may have been sent before on another connection
 }
 
 // Publish publishes m, which no client of this process has sent, and reports whether the hub was open. See publish.
@@ -30,21 +28,20 @@ func (b *Hub) Publish(m Message) (Receipt, bool) { return b.publish(nil, &m) }
 // publish appends m for every member and wakes those that are idle. It reports whether it has: not if the sender has left or
 // the hub is closed. With a key it also returns true for a message that was published before or may have been; see Receipt.
 // Where senders are far ahead of clients that do read, publish first waits for these clients; see lockInTurn.
-func (b *Hub) publish(from *Client, m *Message) (Receipt, bool) {
-	waited := b.lockInTurn()
-	r, verdict := b.submitLocked(from, m)
+func (b *Hub) publish(from *Client, m *Message) (r Receipt, ok bool) {
+	r.waited = b.lockInTurn()
+	verdict := b.submitLocked(from, m, &r)
 	if verdict != apply {
 		b.mu.Unlock()
-		r.waited = waited
 		return r, verdict == known
 	}
-	work := b.applyLocked(m, r)
+	var w work
+	b.applyLocked(m, &w)
 	b.mu.Unlock()
 
-	b.deliver(work)
+	b.deliver(&w)
 	b.process.Counters.Published[m.Source].Add(1)
 	b.process.Published()
-	r.waited = waited
 	return r, true
 }
 
@@ -54,50 +51,51 @@ type verdict int
 const (
 	refuse verdict = iota // nothing: the hub is closed, or the sender has left
 	known                 // nothing: it was published before, or may have been, as its receipt says
-	apply                 // it gets the number in its receipt
+	apply                 // it gets a number
 )
 
-// submitLocked decides whether m is published, and as which number.
-func (b *Hub) submitLocked(from *Client, m *Message) (Receipt, verdict) {
+// submitLocked decides whether m is published, and then sets its number and time. It fills in the receipt for the sender.
+func (b *Hub) submitLocked(from *Client, m *Message, r *Receipt) verdict {
 	if b.closed || from != nil && !from.State().isMember() {
-		return Receipt{}, refuse
+		return refuse
 	}
-	if r, found := b.receiptLocked(m); found {
-		return r, known
+	if m.Key.ID != "" && b.receiptLocked(m, r) {
+		return known
 	}
-	r := Receipt{Seq: b.raw.Head() + 1, Members: b.members}
+	m.Seq = b.raw.Head() + 1
 	if b.history.messages > 0 || len(b.feeds) > 1 || m.Key.ID != "" { // nobody sees the time otherwise
-		r.At = time.Now()
+		m.At = time.Now()
 	}
-	return r, apply
+	r.Seq, r.At, r.Members = m.Seq, m.At, b.members
+	return apply
 }
 
 // applyLocked appends m under its number, which must be the next one, and wakes the clients that lack it. Everything that
-// must have the same order for all clients happens here. The caller passes the result to deliver, without the lock.
-func (b *Hub) applyLocked(m *Message, r Receipt) work {
-	if next := b.raw.Head() + 1; r.Seq != next {
-		panic(fmt.Sprintf("chat_broadcast: message %d applied where %d is next", r.Seq, next))
+// must have the same order for all clients happens here. The caller passes w to deliver, without the lock.
+func (b *Hub) applyLocked(m *Message, w *work) {
+	if next := b.raw.Head() + 1; m.Seq != next {
+		panic(fmt.Sprintf("chat_broadcast: message %d applied where %d is next", m.Seq, next))
 	}
-	b.scratch = feed.Message{Seq: r.Seq, At: r.At, Sender: m.Sender, User: m.User, Opcode: m.Opcode, Payload: m.Payload}
-	quiet := b.quiet[m.Sender] // the sender, if it does not get its own messages
+	var quiet *Client // the sender, if it does not get its own messages
+	if len(b.quiet) > 0 {
+		quiet = b.quiet[m.Sender]
+	}
 	mine := uint64(notInFeed)
 	for _, f := range b.feeds {
-		at := f.AppendMessage(&b.scratch)
+		at := f.AppendMessage(&m.Message)
 		if quiet != nil && quiet.feed == f {
 			quiet.skipFrameLocked(at)
 			mine = at
 		}
 		f.newest = at
 	}
-	b.scratch = feed.Message{}
-	b.rememberLocked(m, r)
+	b.rememberLocked(m)
 	b.sampleLocked(quiet, mine)
 	for _, t := range b.taps {
-		t.offer(r.Seq, m)
+		t.offer(m)
 	}
-	w := b.appendedLocked()
+	b.appendedLocked(w)
 	w.taps = b.taps
-	return w
 }
 
 // A work is what is left to do without the lock after something was appended.
@@ -108,13 +106,13 @@ type work struct {
 }
 
 // appendedLocked wakes the clients that lack what was appended.
-func (b *Hub) appendedLocked() work {
+func (b *Hub) appendedLocked(w *work) {
 	b.wakeLocked()
 	b.chargeLocked()
-	return work{flushers: b.moreFlushersLocked(), cut: b.overstrandedLocked()}
+	w.flushers, w.cut = b.moreFlushersLocked(), b.overstrandedLocked()
 }
 
-func (b *Hub) deliver(w work) {
+func (b *Hub) deliver(w *work) {
 	for range w.flushers {
 		go b.flush() // ends when the queue is empty; nobody waits for it but senders, for turns
 	}

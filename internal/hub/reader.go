@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
@@ -239,7 +240,8 @@ func (c *Client) returnIncoming() {
 // message returns a message of the client's.
 func (c *Client) message(opcode int, payload []byte) Message {
 	return Message{
-		Source: FromClient, Sender: c.id, Joined: c.began, Address: c.address, User: c.user, Opcode: opcode, Payload: payload,
+		Message: feed.Message{Sender: c.id, User: c.user, Opcode: opcode, Payload: payload},
+		Source:  FromClient, Joined: c.began, Address: c.address,
 	}
 }
 

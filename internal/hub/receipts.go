@@ -88,7 +88,7 @@ func (r *receipts) complete(key Key, now time.Time, age time.Duration) bool {
 }
 
 // add remembers a message of m's sender.
-func (r *receipts) add(m *Message, published Receipt) {
+func (r *receipts) add(m *Message, members int) {
 	if r.known == nil {
 		r.known = map[Key]*fair.Item[keptReceipt]{}
 		r.tokens = map[tokenKey]*tokenReceipts{}
@@ -102,7 +102,7 @@ func (r *receipts) add(m *Message, published Receipt) {
 		r.tokens[m.Key.tokenKey()] = t
 	}
 	t.count++
-	r.known[m.Key] = r.queue.Push(m.Address, keptReceipt{m.Key, published})
+	r.known[m.Key] = r.queue.Push(m.Address, keptReceipt{m.Key, Receipt{Seq: m.Seq, At: m.At, Members: members}})
 	r.bytes += m.Key.size()
 	if r.queue.Len() > maxReceipts {
 		_, oldest := r.queue.Largest()
@@ -158,18 +158,14 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// receiptLocked returns the receipt of m if m is not to be published: it was published before, or its sender has sent it
-// before and the hub cannot know.
-func (b *Hub) receiptLocked(m *Message) (r Receipt, found bool) {
-	if m.Key.ID == "" {
-		return Receipt{}, false
+// receiptLocked fills in the receipt of m and returns true if m, which has a key, is not to be published: it was published
+// before, or its sender has sent it before and the hub cannot know.
+func (b *Hub) receiptLocked(m *Message, r *Receipt) bool {
+	h := &b.history
+	if before, found := h.receipts.find(m.Key); found {
+		r.Seq, r.At, r.Members, r.Repeated = before.Seq, before.At, before.Members, true
+		return true
 	}
-	if r, found = b.history.receipts.find(m.Key); found {
-		r.Repeated = true
-		return r, true
-	}
-	if m.Again && (b.history.messages == 0 || !b.issued(m.Key.Token) || !b.history.receipts.complete(m.Key, time.Now(), b.history.age)) {
-		return Receipt{Unknown: true}, true
-	}
-	return Receipt{}, false
+	r.Unknown = m.Again && (h.messages == 0 || !b.issued(m.Key.Token) || !h.receipts.complete(m.Key, time.Now(), h.age))
+	return r.Unknown
 }

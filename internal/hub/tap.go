@@ -41,7 +41,7 @@ func (t *Tap) News() <-chan struct{} { return t.news }
 
 // offer queues a copy of the message, if it fits. It does not wake the reader, because it runs under the hub's lock, where
 // the order of messages is made; wake does.
-func (t *Tap) offer(seq uint64, m *Message) {
+func (t *Tap) offer(m *Message) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	full := len(t.queue) == maxTapMessages || t.bytes+len(m.Payload) > maxTapBytes
@@ -49,7 +49,7 @@ func (t *Tap) offer(seq uint64, m *Message) {
 		t.missed++
 		return
 	}
-	t.queue = append(t.queue, Tapped{seq, m.Sender, m.Opcode == ws.BinaryMessage, append([]byte{}, m.Payload...)})
+	t.queue = append(t.queue, Tapped{m.Seq, m.Sender, m.Opcode == ws.BinaryMessage, append([]byte{}, m.Payload...)})
 	t.bytes += len(m.Payload)
 }
 
