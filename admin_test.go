@@ -18,10 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/gorilla/websocket"
 	"go.uber.org/zap"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // anyHub lets a test choose the hub and the user by headers.
@@ -847,7 +846,7 @@ func TestAdmin_ShutdownEndsTailsThatAreNotRead(t *testing.T) {
 	eventually(t, "the follower's connection to be full", func() bool {
 		b.Publish(message(make([]byte, 1<<20)))
 		stacks := make([]byte, 1<<20)
-		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			if strings.Contains(stack, "adminAPI).tail") && strings.Contains(stack, "[IO wait") {
 				return true
 			}

@@ -17,9 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
 )
 
 // ---- from a sender to all clients ----

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
@@ -28,9 +30,6 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/gorilla/websocket"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 const exampleURL = "http://" + httpAddr + "/"

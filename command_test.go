@@ -11,10 +11,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/gorilla/websocket"
 	"github.com/spf13/cobra"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // command returns the command caddy, with the given arguments. Its admin endpoint is, without further ado, that of the

@@ -23,8 +23,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddytest"
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest"
 )
 
 // The addresses of the Caddy under test.
@@ -521,9 +519,6 @@ func (p *peer) wantEOF() {
 		}
 	}
 }
-
-// testLogger returns a logger whose lines are the test's.
-func testLogger(t testing.TB) *zap.Logger { return zaptest.NewLogger(t) }
 
 // dial opens another connection to the server, without a handshake.
 func (p *peer) dial() net.Conn {

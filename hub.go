@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )

@@ -3,9 +3,8 @@ package chatbroadcast
 import (
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"go.uber.org/zap"
 )
 
 // A member is a client and its place in the registry. It implements hub.Owner.
@@ -149,5 +148,5 @@ func (r *registry) passOnLocked(s *scope, o *occupancy, name string) {
 	s.opened[heir]++
 }
 
-// Interface guard
+// Interface guards
 var _ hub.Owner = (*member)(nil)

@@ -8,9 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"go.uber.org/zap"
 )
 
 // limitMemory gives memory back if histories or buffers exceed their bounds. It runs after every message, without a lock.

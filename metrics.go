@@ -8,10 +8,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // metrics are what Prometheus sees of a registry's hubs. They live as long as the registry: each configuration registers them

@@ -185,13 +185,3 @@ func TestMetrics_LabelsAreNobodysChoice(t *testing.T) {
 		}
 	}
 }
-
-// observed returns how many deliveries were timed.
-func observed(t *testing.T, m *metrics) uint64 {
-	t.Helper()
-	var metric dto.Metric
-	if err := m.delivery.Write(&metric); err != nil {
-		t.Fatal(err)
-	}
-	return metric.GetHistogram().GetSampleCount()
-}

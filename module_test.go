@@ -12,10 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
 )
 
 func TestHandler_RelaysUnchangedToEveryClient(t *testing.T) {

@@ -8,9 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"go.uber.org/zap"
 )
 
 // newOpening returns a registry in which the hub "slow" opens when the test sends what comes of it, and a scope of it.

@@ -14,12 +14,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"golang.org/x/time/rate"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"golang.org/x/time/rate"
 )
 
 // publish publishes the body of r, a POST, in the hub that r is for, or refuses r. The routes before it decide whose requests

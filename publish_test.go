@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/gorilla/websocket"
 )
 
 // pushSite lets anybody publish.

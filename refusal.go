@@ -10,10 +10,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 )
 
 // The reasons for which a handshake or a POST is refused, as metrics, events, the log and the placeholder give them.

@@ -8,10 +8,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"go.uber.org/zap"
 )
 
 // A scope is what directives with the same `hub` value, as written, share in this and the following configurations: the

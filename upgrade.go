@@ -15,11 +15,10 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
 )
 
 // retryAfter is what a refused client is told to wait, in seconds.
@@ -255,5 +254,5 @@ func refuseJoin(header http.Header, err error) error {
 	return caddyhttp.Error(status, err) // one of refusalReasons is in it
 }
 
-// Interface guard
+// Interface guards
 var _ http.Hijacker = (*handshake)(nil)

@@ -15,11 +15,10 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/quic-go/quic-go/http3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // The members of these lists wrap the response writer, the request or both, each in its own way.

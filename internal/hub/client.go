@@ -9,12 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"golang.org/x/time/rate"
 )
 
 // closeTimeout bounds each half of a close: flushing what is due and sending the close frame, and then waiting for the

@@ -1,6 +1,9 @@
 package hub
 
-import "sync/atomic"
+import (
+	"slices"
+	"sync/atomic"
+)
 
 // A State says where a client is in its life. It moves only along these arrows:
 //
@@ -54,15 +57,7 @@ func (l *life) to(next State) bool {
 }
 
 func allowed(from, to State) bool {
-	if int(from) >= len(transitions) {
-		return false
-	}
-	for _, s := range transitions[from] {
-		if s == to {
-			return true
-		}
-	}
-	return false
+	return int(from) < len(transitions) && slices.Contains(transitions[from], to)
 }
 
 // isMember reports whether a client in this state is a member of its hub.
