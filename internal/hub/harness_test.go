@@ -319,7 +319,7 @@ func (p *peer) text(payload string) {
 // readFrame reads one frame. An error is the connection's.
 func (p *peer) readFrame() (frame, error) { return readFrame(p.r) }
 
-func readFrame(r *bufio.Reader) (frame, error) {
+func readFrame(r io.Reader) (frame, error) {
 	var head [2]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return frame{}, err

@@ -1,7 +1,6 @@
 package hub
 
 import (
-	"bufio"
 	"bytes"
 	"io"
 	"net/netip"
@@ -215,7 +214,7 @@ func (a *manualClient) take() {
 
 // frames returns the payloads that the client has got since the last call.
 func (a *manualClient) frames() (texts []string) {
-	r := bufio.NewReader(bytes.NewReader(a.got))
+	r := bytes.NewReader(a.got)
 	for {
 		f, err := readFrame(r)
 		if err != nil {
