@@ -1,0 +1,379 @@
+package hub
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+)
+
+// TestTurns_BurstLagsNoReader sends many times the buffer as fast as the hub takes it, to clients that read as fast as they
+// can, on connections of every kind. In a bubble no reader is starved of the processor: time stands still while one runs.
+func TestTurns_BurstLagsNoReader(t *testing.T) {
+	for _, tc := range []struct {
+		name                    string
+		abilities               ability
+		room                    int
+		clients, messages, size int
+	}{
+		{"with attempts", triesWrites | waits, 64 << 10, 60, 1500, 0},
+		{"without", waits | readsAhead, 64 << 10, 60, 1500, 0},
+		{"with attempts, more than connections hold", triesWrites | waits, 16 << 10, 4, 200, 20_000},
+		{"without, more than connections hold", 0, 16 << 10, 4, 200, 20_000},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *Hub) {
+				var readers sync.WaitGroup
+				var peers []*peer
+				for i := range tc.clients {
+					_, p := joiner{abilities: tc.abilities, room: tc.room}.join(t, b, defaults())
+					peers = append(peers, p)
+					readers.Go(func() {
+						for j := range tc.messages {
+							p.patient()
+							f, err := p.readFrame()
+							if err != nil || strings.TrimLeft(f.payload, " ") != fmt.Sprint(j) {
+								t.Errorf("client %d: got %.60q, error %v, want message %d", i, strings.TrimLeft(f.payload, " "), err, j)
+								return
+							}
+						}
+					})
+				}
+				var burst []byte
+				for j := range tc.messages {
+					burst = append(burst, clientFrame(finBit|opText, fmt.Appendf(nil, "%*d", tc.size, j))...)
+				}
+				began := time.Now()
+				peers[0].write(burst)
+				readers.Wait()
+				if took := time.Since(began); took > 0 {
+					t.Errorf("the sender waited %v, want no wait: everybody reads", took)
+				}
+			})
+		})
+	}
+}
+
+// TestTurns_BurstOverSocketsLagsNoReader is TestTurns_BurstLagsNoReader with sockets, in real time. What separates the readers
+// is only which of them gets the processor when.
+//
+// A client whose socket is full for writerPatience counts as slow, and that may befall a reader of this process when others
+// keep the processors busy. So a reader that is cut must have had much to read, and not have read it, for about as long. Then
+// the burst is sent again. Once, all readers must get all of it.
+func TestTurns_BurstOverSocketsLagsNoReader(t *testing.T) {
+	for _, tc := range []struct {
+		name                    string
+		tls                     bool
+		clients, messages, size int
+	}{
+		{"plain", false, 60, 1500, 0},
+		{"TLS", true, 60, 1500, 0},
+		{"plain, more than sockets hold", false, 4, 400, 20_000},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var burst []byte
+			for j := range tc.messages {
+				burst = append(burst, clientFrame(finBit|opText, fmt.Appendf(nil, "%*d", tc.size, j))...)
+			}
+			for range 20 {
+				if sendsToAll(t, newSockets(t, tc.tls, tc.clients), burst, tc.messages) || t.Failed() {
+					return
+				}
+				t.Log("a reader was starved of the processor: once more")
+			}
+			t.Error("some reader was starved of the processor each time")
+		})
+	}
+}
+
+// sendsToAll reports whether the burst, sent by the first of the clients, reaches all of them.
+func sendsToAll(t *testing.T, clients []*lateReader, burst []byte, messages int) bool {
+	t.Helper()
+	var readers sync.WaitGroup
+	var failed sync.Once
+	all := true
+	closeAll := func() {
+		for _, c := range clients {
+			c.Close()
+		}
+	}
+	for i, late := range clients {
+		r := bufio.NewReaderSize(late, muchToRead)
+		_ = late.SetDeadline(time.Now().Add(patience))
+		readers.Go(func() {
+			for j := range messages {
+				f, err := readFrame(r)
+				if err == nil && strings.TrimLeft(f.payload, " ") == fmt.Sprint(j) {
+					continue
+				}
+				failed.Do(func() {
+					all = false
+					if f != closeFrame(CloseLagged) || late.longest < writerPatience {
+						t.Errorf("client %d: got %.60q, error %v, want message %d; it was late by %v at most",
+							i, strings.TrimLeft(f.payload, " "), err, j, late.longest)
+					}
+					closeAll() // the others may wait in vain: this may be the sender
+				})
+				return
+			}
+		})
+	}
+	_, _ = clients[0].Write(burst) // the readers notice what is not sent
+	readers.Wait()
+	closeAll()
+	return all
+}
+
+// muchToRead is what only comes together while nobody reads: more than the server sends in one write. A read over TLS returns
+// less, so there no reader counts as late.
+const muchToRead = 2 * feed.MaxWrite
+
+// A lateReader notes how late it was to read what had come.
+type lateReader struct {
+	net.Conn
+	last    time.Time     // when it had read before, or began
+	longest time.Duration // after that, that it came back and found much to read
+}
+
+func (l *lateReader) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	now := time.Now()
+	if n >= muchToRead {
+		l.longest = max(l.longest, now.Sub(l.last))
+	}
+	l.last = now
+	return n, err
+}
+
+// newSockets joins clients of a new hub over TCP or TLS, and returns their peers. At the end of the test all must be finished.
+func newSockets(t *testing.T, overTLS bool, n int) []*lateReader {
+	t.Helper()
+	b := newHub(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	var serverTLS *tls.Config
+	if overTLS {
+		serverTLS = &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}
+	}
+	var peers []*lateReader
+	var clients []*Client
+	for range n {
+		nc, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = nc.(*net.TCPConn).SetReadBuffer(2 * muchToRead) // or so much would not fit at first
+		server, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if overTLS {
+			s, c := tls.Server(server, serverTLS), tls.Client(nc, &tls.Config{InsecureSkipVerify: true})
+			shaken := make(chan error)
+			go func() { shaken <- s.Handshake() }()
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-shaken; err != nil {
+				t.Fatal(err)
+			}
+			server, nc = s, c
+		}
+		c := newTestClient(b.process, "", testAddress(1), defaults())
+		shake(t, c)
+		if err := b.Join(c, 0); err != nil {
+			t.Fatal(err)
+		}
+		c.Attach(conn.Wrap(server, nil))
+		c.Start()
+		peers, clients = append(peers, &lateReader{Conn: nc, last: time.Now()}), append(clients, c)
+	}
+	t.Cleanup(func() {
+		for _, p := range peers {
+			p.Close()
+		}
+		eventually(t, "all clients to finish", func() bool {
+			for _, c := range clients {
+				if c.State() != Finished {
+					return false
+				}
+			}
+			return true
+		})
+	})
+	return peers
+}
+
+// selfSigned returns a certificate that nobody trusts.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// TestTurns_StuckClientsDelayNobody measures, in the bubble's time, how fast messages go round beside clients that take
+// nothing, some of which get stuck again and again.
+func TestTurns_StuckClientsDelayNobody(t *testing.T) {
+	bubble(t, func(t *testing.T, b *Hub) {
+		skip := defaults()
+		skip.SkipLag, skip.WriteTimeout = true, time.Hour
+		for i := range 40 {
+			abilities := triesWrites | waits
+			if i%2 == 0 {
+				abilities = waits | readsAhead
+			}
+			joiner{abilities: abilities, room: 256 << 10}.join(t, b, skip)
+		}
+		_, a := joiner{abilities: triesWrites | waits, room: 256 << 10}.join(t, b, skip)
+		_, c := joiner{abilities: waits | readsAhead, room: 256 << 10}.join(t, b, skip)
+		payload := strings.Repeat("x", 60_000)
+		began := time.Now()
+		for range 100 { // 6 MB: more than the connections hold, and the buffer
+			a.text(payload)
+			a.wantText(payload)
+			c.wantText(payload)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("100 messages took %v, want less than a second", took)
+		}
+	})
+}
+
+// TestTurns_SenderWaitsForReadersOnly has a client that reads a little later than others, and one that does not read.
+func TestTurns_SenderWaitsForReadersOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		settings := defaults()
+		settings.BufferMessages = 40
+		ada := s.join("ada", settings, false, nil)
+		s.serve()
+		for range 11 { // a quarter of the buffer, and one more
+			s.hub.Publish(textMessage("x"))
+		}
+		published := make(chan time.Duration, 1)
+		go func() {
+			began := time.Now()
+			r, _ := s.hub.Publish(textMessage("one too many"))
+			if r.waited != time.Since(began) {
+				t.Errorf("got %v as the wait, want %v", r.waited, time.Since(began))
+			}
+			published <- r.waited
+		}()
+		time.Sleep(3*writerPatience + time.Millisecond)
+		synctest.Wait()
+		if len(published) > 0 {
+			t.Fatal("the sender does not wait for a client that has its turn")
+		}
+		s.serve()
+		if waited := <-published; waited != 3*writerPatience+time.Millisecond {
+			t.Errorf("got the sender let go after %v, want when the turn ended", waited)
+		}
+		if got := len(ada.frames()); got != 11 {
+			t.Errorf("got %d messages, want 11", got)
+		}
+
+		// Its own writer serves ada now, and gets stuck.
+		s.serve()
+		ada.stuck = true
+		for range 11 {
+			s.hub.Publish(textMessage("x"))
+		}
+		s.serve()
+		go func() {
+			r, _ := s.hub.Publish(textMessage("one too many"))
+			published <- r.waited
+		}()
+		if waited := <-published; waited != 2*writerPatience {
+			t.Errorf("got the sender let go after %v, want after two looks, %v", waited, 2*writerPatience)
+		}
+		ada.take()
+		s.leave(ada)
+	})
+}
+
+// TestTurns_LooksAreBounded has a client that always says it could be written to, and is not.
+func TestTurns_LooksAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		settings := defaults()
+		settings.BufferMessages = 4
+		ada := s.join("ada", settings, false, nil)
+		s.serve()
+		ada.Attach(alwaysWritable{})
+		ada.stuck = true
+		for range 2 {
+			s.hub.Publish(textMessage("x"))
+		}
+		s.serve()
+		r, _ := s.hub.Publish(textMessage("one too many"))
+		if want := maxLooks * writerPatience; r.waited != want {
+			t.Errorf("got a wait of %v, want %v", r.waited, want)
+		}
+		s.leave(ada)
+	})
+}
+
+// An alwaysWritable connection says that it has room.
+type alwaysWritable struct{ nowhere }
+
+func (alwaysWritable) Writable() bool { return true }
+
+// TestTurns_PongsComeBeforeLaterMessages has pings answered while messages are on their way, on connections of every kind.
+func TestTurns_PongsComeBeforeLaterMessages(t *testing.T) {
+	for _, k := range connKinds {
+		t.Run(k.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *Hub) {
+				_, p := joiner{abilities: k.abilities, room: k.room}.join(t, b, defaults())
+				for i := range 10 {
+					p.send(ws.PingMessage, fmt.Sprint("ping ", i))
+					p.text(fmt.Sprint("text ", i))
+					if f, want := p.next(), (frame{ws.PongMessage, fmt.Sprint("ping ", i)}); f != want {
+						t.Fatalf("got %v, want %v", f, want)
+					}
+					p.wantText(fmt.Sprint("text ", i))
+				}
+				for i := range 3 { // and pongs of the client, alone and before a message
+					p.send(ws.PongMessage, "")
+					synctest.Wait()
+					p.write(bytes.Join([][]byte{
+						clientFrame(finBit|ws.PongMessage, []byte("x")),
+						clientFrame(finBit|ws.PongMessage, nil),
+						clientFrame(finBit|opText, fmt.Append(nil, i)),
+					}, nil))
+					p.wantText(fmt.Sprint(i))
+				}
+				_ = p.conn.SetReadDeadline(time.Now())
+				if rest, _ := io.ReadAll(p.r); len(rest) > 0 {
+					t.Errorf("got % x behind the last message", rest)
+				}
+			})
+		})
+	}
+}
