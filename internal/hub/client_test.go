@@ -277,9 +277,10 @@ func TestClient_PingOffLeavesTheSilentAlone(t *testing.T) {
 }
 
 func TestClient_MaxAgeIsSpread(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, hub *Hub) {
 		aging := defaults()
-		aging.MaxAge = time.Hour
+		aging.MaxAge, aging.PingInterval = time.Hour, 10*time.Minute
 		const clients = 200
 		ended := make(chan time.Duration, clients)
 		began := time.Now()

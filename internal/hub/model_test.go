@@ -353,6 +353,7 @@ func (m *hubModel) end() {
 // TestHub_DoesWhatItsModelDoes has clients of all kinds come, say something, get stuck, break and go by chance, in hubs with
 // and without history.
 func TestHub_DoesWhatItsModelDoes(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(200) {
 		synctest.Test(t, func(t *testing.T) {
 			m := &hubModel{manual: newManual(t), Rand: rand.New(rand.NewPCG(seed, 0)), members: map[*manualClient]*account{}}

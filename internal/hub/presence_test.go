@@ -340,6 +340,7 @@ func TestPresence_ManyLongNamesHoldUpNoOthers(t *testing.T) {
 // TestPresence_AllAreToldInTheEnd has many users come and go, from many addresses, and compares what a listener knows then
 // with who is there.
 func TestPresence_AllAreToldInTheEnd(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		ada := s.join("ada", presenceOf(true), true, nil)

@@ -135,6 +135,7 @@ func TestSample_IsGivenUpAfterASecond(t *testing.T) {
 // TestSample_Ends has clients of every kind come, go, send and lag, and checks that no sample waits for a client that owes it
 // nothing.
 func TestSample_Ends(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(20) {
 		bubble(t, func(t *testing.T, hub *Hub) {
 			random := rand.New(rand.NewPCG(seed, 0))

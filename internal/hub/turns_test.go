@@ -26,6 +26,7 @@ import (
 // TestTurns_BurstLagsNoReader sends many times the buffer as fast as the hub takes it, to clients that read as fast as they
 // can, on connections of every kind. In a bubble no reader is starved of the processor: time stands still while one runs.
 func TestTurns_BurstLagsNoReader(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name                    string
 		abilities               ability
@@ -241,6 +242,7 @@ func selfSigned(t *testing.T) tls.Certificate {
 // TestTurns_StuckClientsDelayNobody measures, in the bubble's time, how fast messages go round beside clients that take
 // nothing, some of which get stuck again and again.
 func TestTurns_StuckClientsDelayNobody(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, b *Hub) {
 		skip := defaults()
 		skip.SkipLag, skip.WriteTimeout = true, time.Hour
