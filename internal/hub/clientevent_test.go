@@ -73,9 +73,9 @@ func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 		}
 		return b.String()
 	}
-	cost := func(frame string, check func(frame []byte)) time.Duration {
+	cost := func(frame string, times int, check func(frame []byte)) time.Duration {
 		least := time.Hour
-		for range 3 { // what else the machine does only makes it dearer
+		for range times { // what else the machine does only makes it dearer
 			buffer := []byte(frame)
 			began := time.Now()
 			check(buffer)
@@ -84,7 +84,8 @@ func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 		return least
 	}
 	plain := `{"type":"send","data":"` + strings.Repeat("x", size) + `"}`
-	allowed := most * cost(plain, func(frame []byte) { json.Valid(frame) })
+	allowed := most * cost(plain, 3, func(frame []byte) { json.Valid(frame) })
+	decode := func(frame []byte) { _ = new(clientEvent).decode(frame) }
 	dearest, head, body := time.Duration(0), `{"type":"x"`, `,"0":0`
 	for range rounds {
 		h, b := head, body
@@ -100,7 +101,10 @@ func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 		if random.IntN(2) == 0 {
 			frame += "}"
 		}
-		took := cost(frame, func(frame []byte) { _ = new(clientEvent).decode(frame) })
+		took := cost(frame, 3, decode)
+		if took > allowed {
+			took = cost(frame, 100, decode) // not only something else that the machine did
+		}
 		if took > allowed {
 			t.Errorf("%.100q, of %d bytes: took %v, want at most %v", frame, len(frame), took, allowed)
 		}
