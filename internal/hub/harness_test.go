@@ -40,7 +40,7 @@ func defaults() *Settings {
 		MaxMessageSize: testMessageSize,
 		BufferMessages: testBufferMessages,
 		BufferBytes:    testBufferBytes,
-		PingInterval:   30 * time.Second,
+		PingInterval:   25 * time.Second,
 		PingTimeout:    10 * time.Second,
 		WriteTimeout:   10 * time.Second,
 	}
@@ -535,6 +535,8 @@ func locked[T any](b *Hub, f func() T) T {
 
 // eventsFeed returns the hub's feed of events, or nil.
 func eventsFeed(b *Hub) *hubFeed {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.feeds, func(f *hubFeed) bool { return f.protocol == protocol(eventsProtocol{}) })
 	if i < 0 {
 		return nil
