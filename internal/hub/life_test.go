@@ -286,3 +286,41 @@ func TestLife_LateAttachedConnectionHasTheDeadlineOfTheClose(t *testing.T) {
 		}
 	})
 }
+
+// TestLife_CutDuringTheHandshakeAbortsWhenItStarts cuts a client that has no connection yet.
+func TestLife_CutDuringTheHandshakeAbortsWhenItStarts(t *testing.T) {
+	bubble(t, func(t *testing.T, b *Hub) {
+		c := newTestClient(b.process, "", testAddress(1), defaults())
+		shake(t, c)
+		if err := b.Join(c, 0); err != nil {
+			t.Fatal(err)
+		}
+		c.Cut(CloseKicked)
+		m, server := newMemoryConn(0, 0)
+		c.Attach(server)
+		began := time.Now()
+		c.Start()
+		synctest.Wait()
+		if !m.wasAborted() || len(m.sent()) > 0 || time.Since(began) > 0 {
+			t.Errorf("got aborted %v and % x sent, want a reset at once", m.wasAborted(), m.sent())
+		}
+		wantEnd(t, c, CloseKicked)
+	})
+}
+
+// TestLife_FinishesBeforeItsOwnerLearnsThatItLeft has the goroutine that ends a client held up behind the client's reader.
+func TestLife_FinishesBeforeItsOwnerLearnsThatItLeft(t *testing.T) {
+	c, _ := clientIn(t, Open)
+	c.stopWriting()
+	if !c.hub.leave(c, Closing, CloseShuttingDown) {
+		t.Fatal("the client has left before")
+	}
+	c.gone(CloseGone)
+	c.end()
+	if left, finished, _ := ownerOf(c).counts(); left != 0 || finished != 1 {
+		t.Errorf("got Left %d times and Finished %d times, want it finished", left, finished)
+	}
+	c.departed()
+	c.wake()
+	wantEnd(t, c, CloseShuttingDown)
+}
