@@ -15,9 +15,12 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"go.uber.org/zap/zaptest"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
 // withRegistry runs a test in a bubble, on hubs of its own.
@@ -40,7 +43,7 @@ func withScope(t *testing.T, test func(t *testing.T, s *scope)) {
 
 // leaseOf returns a lease on the scope of a hub value.
 func leaseOf(t *testing.T, key string, b bounds) *lease {
-	return hubs.lease(key, testLogger(t), emitter{}, b, time.Duration(defaultDrain))
+	return hubs.lease(key, zaptest.NewLogger(t), emitter{}, b, time.Duration(defaultDrain))
 }
 
 // historyOfTen returns settings with a history of ten messages, for a minute.
@@ -57,7 +60,7 @@ func testPrefix(i int) netip.Prefix {
 
 // textOf returns a message that no client has sent.
 func textOf(payload string) hub.Message {
-	return hub.Message{Source: hub.FromHTTP, Opcode: websocket.TextMessage, Payload: []byte(payload)}
+	return hub.Message{Message: feed.Message{Opcode: ws.TextMessage, Payload: []byte(payload)}, Source: hub.FromHTTP}
 }
 
 // newMember returns a member that has not joined.
@@ -174,8 +177,8 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 func TestRegistry_LongestDrainOfOneValueCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		long := hubs.lease(t.Name(), testLogger(t), emitter{}, bounds{}, 4*time.Second)
-		short := hubs.lease(t.Name(), testLogger(t), emitter{}, bounds{}, time.Second)
+		long := hubs.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, 4*time.Second)
+		short := hubs.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, time.Second)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -212,7 +215,7 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		l := hubs.lease("another", testLogger(t), emitter{}, bounds{}, time.Minute)
+		l := hubs.lease("another", zaptest.NewLogger(t), emitter{}, bounds{}, time.Minute)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()

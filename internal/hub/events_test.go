@@ -315,7 +315,7 @@ func TestEvents_ResumeGoesOnWhereTheClientWas(t *testing.T) {
 }
 
 // schemaFile is the schema of the protocol.
-const schemaFile = "../../protocol.schema.json"
+const schemaFile = "../../docs/protocol.schema.json"
 
 // FuzzClientEvent accepts a client's frame exactly when the schema does, and compares the fields with those that encoding/json
 // reads. The schema counts characters where the server counts bytes, and does not know doubled names and half surrogate pairs.

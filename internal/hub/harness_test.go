@@ -65,7 +65,7 @@ func testAddress(n int) netip.Prefix {
 }
 
 func textMessage(payload string) Message {
-	return Message{Source: FromHTTP, Opcode: ws.TextMessage, Payload: []byte(payload)}
+	return Message{Message: feed.Message{Opcode: ws.TextMessage, Payload: []byte(payload)}, Source: FromHTTP}
 }
 
 // ---- owners ----

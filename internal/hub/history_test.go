@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
@@ -91,7 +92,7 @@ func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		send := func(id string) Receipt {
-			r, _ := s.hub.Publish(Message{Opcode: ws.TextMessage, Key: Key{"ada", "epoch-token", id}})
+			r, _ := s.hub.Publish(Message{Message: feed.Message{Opcode: ws.TextMessage}, Key: Key{"ada", "epoch-token", id}})
 			s.serve()
 			return r
 		}
@@ -112,7 +113,7 @@ func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
 			t.Errorf("before %d others: got %+v, want it repeated", maxReceipts, r)
 		}
 		send("one more")
-		again := Message{Opcode: ws.TextMessage, Key: Key{"ada", "epoch-token", "first"}, Again: true}
+		again := Message{Message: feed.Message{Opcode: ws.TextMessage}, Key: Key{"ada", "epoch-token", "first"}, Again: true}
 		if r, _ := s.hub.Publish(again); !r.Unknown {
 			t.Errorf("after %d others: got %+v, want it unknown", maxReceipts, r)
 		}

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
@@ -129,7 +130,7 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 			for _, events := range []int{0, 2} {
 				t.Run(fmt.Sprintf("size=%d/state=%s/events=%d", size, state, events), func(t *testing.T) {
 					b := newSocketlessHub(clients, events, state == "slow", defaults())
-					m := Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}
+					m := Message{Message: feed.Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}}
 					got := testing.AllocsPerRun(messages, func() {
 						b.Publish(m)
 						serveQueue(b)
@@ -193,7 +194,7 @@ func BenchmarkHub_Publish(b *testing.B) {
 			for _, state := range []string{"idle", "slow"} {
 				b.Run(fmt.Sprintf("clients=%d/size=%d/state=%s", clients, size, state), func(b *testing.B) {
 					h := newSocketlessHub(clients, 0, state == "slow", defaults())
-					m := Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}
+					m := Message{Message: feed.Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}}
 					b.ReportAllocs()
 					for b.Loop() {
 						h.Publish(m)
@@ -218,7 +219,8 @@ func BenchmarkHub_PublishEvents(b *testing.B) {
 						events := map[string]int{"both": clients / 2, "events": clients}[members]
 						h := newSocketlessHub(clients, events, state == "slow", s)
 						defer h.Close()
-						m := Message{Sender: 1e15, User: "ada", Opcode: ws.TextMessage, Payload: []byte(strings.Repeat("x", 128))}
+						payload := []byte(strings.Repeat("x", 128))
+						m := Message{Message: feed.Message{Sender: 1e15, User: "ada", Opcode: ws.TextMessage, Payload: payload}}
 						b.ReportAllocs()
 						for b.Loop() {
 							h.Publish(m)

@@ -156,7 +156,8 @@ func TestSubmit_AppliesLaterAndInOrder(t *testing.T) {
 			m := ada.message(ws.TextMessage, fmt.Append(nil, i))
 			m.Key = Key{"ada", "epoch-t", fmt.Sprint(i)}
 			b.mu.Lock()
-			r, verdict := b.submitLocked(ada.Client, &m)
+			var r Receipt
+			verdict := b.submitLocked(ada.Client, &m, &r)
 			b.mu.Unlock()
 			if verdict != apply || r.Seq != uint64(i+1) || r.Members != 2 {
 				t.Fatalf("submitting %d: got %+v, %v", i, r, verdict)
@@ -170,9 +171,10 @@ func TestSubmit_AppliesLaterAndInOrder(t *testing.T) {
 			}
 			time.Sleep(time.Second) // the message's time is that of its submission
 			b.mu.Lock()
-			work := b.applyLocked(&m, r)
+			var w work
+			b.applyLocked(&m, &w)
 			b.mu.Unlock()
-			b.deliver(work)
+			b.deliver(&w)
 			s.sent++
 			s.serve()
 			if got := bob.frames(); len(got) != 1 || got[0] != fmt.Sprint(i) {
@@ -185,7 +187,8 @@ func TestSubmit_AppliesLaterAndInOrder(t *testing.T) {
 				t.Errorf("got time %v, want %v", e[0].Time, r.At)
 			}
 			b.mu.Lock()
-			again, verdict := b.submitLocked(ada.Client, &m)
+			var again Receipt
+			verdict = b.submitLocked(ada.Client, &m, &again)
 			b.mu.Unlock()
 			if verdict != known || !again.Repeated || again.Seq != r.Seq {
 				t.Errorf("submitting %d again: got %+v, %v, want it known", i, again, verdict)
@@ -215,12 +218,14 @@ func TestApply_RefusesGapsAndDuplicates(t *testing.T) {
 			m := textMessage("x")
 			s.hub.mu.Lock()
 			defer s.hub.mu.Unlock()
-			s.hub.applyLocked(&m, Receipt{Seq: seq})
+			m.Seq = seq
+			s.hub.applyLocked(&m, new(work))
 		}()
 	}
 	m := textMessage("x")
 	s.hub.mu.Lock()
-	s.hub.applyLocked(&m, Receipt{Seq: 3})
+	m.Seq = 3
+	s.hub.applyLocked(&m, new(work))
 	s.hub.mu.Unlock()
 	if got := s.hub.raw.Head(); got != 3 {
 		t.Errorf("got head %d, want 3", got)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
@@ -25,7 +26,7 @@ func TestTap_KeepsTheOldestAndCountsTheRest(t *testing.T) {
 		tap := NewTap()
 		for range 2 {
 			for i := range tc.offered {
-				tap.offer(uint64(i+1), &Message{Opcode: ws.TextMessage, Payload: make([]byte, tc.size)})
+				tap.offer(&Message{Message: feed.Message{Seq: uint64(i + 1), Opcode: ws.TextMessage, Payload: make([]byte, tc.size)}})
 			}
 			messages, missed := tap.Take()
 			if len(messages) != tc.queued || missed != uint64(tc.offered-tc.queued) {
@@ -42,7 +43,7 @@ func TestTap_KeepsTheOldestAndCountsTheRest(t *testing.T) {
 
 func TestTap_CopiesTheMessage(t *testing.T) {
 	tap, payload := NewTap(), []byte("hello")
-	tap.offer(1, &Message{Sender: 7, Opcode: ws.BinaryMessage, Payload: payload})
+	tap.offer(&Message{Message: feed.Message{Seq: 1, Sender: 7, Opcode: ws.BinaryMessage, Payload: payload}})
 	copy(payload, "xxxxx")
 	messages, _ := tap.Take()
 	if m := messages[0]; string(m.Payload) != "hello" || m.Sender != 7 || !m.Binary {
