@@ -309,7 +309,7 @@ func TestAdmin_Refuses(t *testing.T) {
 func TestAdmin_RefusesMessageInAnotherEncoding(t *testing.T) {
 	startCaddy(t, anyHub)
 	p := joinAs(t, "lobby", "ada")
-	const url = "http://" + adminAddr + "/chat_broadcast/hubs/lobby/messages"
+	url := "http://" + adminAddr + "/chat_broadcast/hubs/lobby/messages"
 	for _, header := range [][]string{{"Content-Encoding", "gzip"}, {"Content-Type", "text/plain; charset=utf-16"}} {
 		got := request(t, http.MethodPost, url, strings.NewReader("x"), header...)
 		if got.status != http.StatusUnsupportedMediaType || !strings.Contains(got.body, `{"error":"body: the message has `) {
@@ -731,16 +731,6 @@ func (f *follower) want(line string) {
 	if got := f.r.Text(); got != line {
 		f.t.Fatalf("got %.200s, want %.200s", got, line)
 	}
-}
-
-// taps returns how many taps there are.
-func taps() (n int) {
-	hubs.mu.Lock()
-	defer hubs.mu.Unlock()
-	for _, taps := range hubs.taps {
-		n += len(taps)
-	}
-	return n
 }
 
 func TestAdmin_TailShowsWhatIsPublished(t *testing.T) {

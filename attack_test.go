@@ -177,9 +177,9 @@ func allAtOnce() map[string]int {
 // changes to what bounds memory or processor time.
 func TestAttack_BareDirective(t *testing.T) {
 	const mostMemory = 400 << 20
-	p := startPlainProcess(t, "", "http://localhost:9081 {\nchat_broadcast /chat/*\n}")
-	o := newObservers(t, processHTTP, "/chat/honest", 3, 0)
-	a := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: allAtOnce(), Pause: time.Second}
+	p := startPlainProcess(t, "", "http://localhost {\nchat_broadcast /chat/*\n}")
+	o := newObservers(t, p.http, "/chat/honest", 3, 0)
+	a := attack{Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: allAtOnce(), Pause: time.Second}
 	for kind, got := range o.besideAttack(a, *attackTime, noticesLittle) {
 		if got.Joined == 0 {
 			t.Errorf("%s: no attacker got in", kind)
@@ -194,7 +194,7 @@ func TestAttack_BareDirective(t *testing.T) {
 // together may take.
 func TestAttack_HistoriesOfOthersStay(t *testing.T) {
 	const rooms, bytes = 3_050, 100 << 20
-	p := startPlainProcess(t, "", `http://localhost:9081 {
+	p := startPlainProcess(t, "", `http://localhost {
 	chat_broadcast /chat/* {
 		history 100
 		presence join_leave
@@ -202,25 +202,25 @@ func TestAttack_HistoriesOfOthersStay(t *testing.T) {
 		max_hubs 3000
 	}
 }`)
-	talked := joinFrom(t, honestAddr, processHTTP, "/chat/talked")
+	talked := joinFrom(t, honestAddr, p.http, "/chat/talked")
 	talked.text("said")
 	talked.wantText("said")
 	talked.conn.Close()
-	request(t, "POST", "http://"+processHTTP+"/chat/posted", strings.NewReader("posted"))
-	live := joinFrom(t, honestAddr, processHTTP, "/chat/live")
+	request(t, "POST", "http://"+p.http+"/chat/posted", strings.NewReader("posted"))
+	live := joinFrom(t, honestAddr, p.http, "/chat/live")
 	live.text("said and stayed")
 	live.wantText("said and stayed")
 
 	attackers := attack{
-		Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{"come and go": 16, "publish": 16},
+		Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{"come and go": 16, "publish": 16}, Equal: true,
 	}.start(t)
 	eventually(t, "the attackers to have opened enough rooms and published enough", func() bool {
-		now := scrapeAt(t, processAdmin)
+		now := scrapeAt(t, p.admin)
 		return value(now["joins_total"]) >= rooms && value(now["bytes_received_total"]) >= bytes
 	})
 	attackers.stop()
 	for path, want := range map[string]string{"/chat/talked": "said", "/chat/posted": "posted", "/chat/live": "said and stayed"} {
-		q := joinFrom(t, newcomerAddr, processHTTP, path)
+		q := joinFrom(t, newcomerAddr, p.http, path)
 		q.text("marker")
 		if got := q.next().payload; got != want {
 			t.Errorf("%s: got %q first, want its history, %q", path, got, want)
@@ -239,14 +239,14 @@ func dearRequests() []string {
 
 // startForDearRequests starts a server with presence and http_publish, and 2,000 users in the room of "who".
 func startForDearRequests(t testing.TB) *process {
-	p := startPlainProcess(t, "", `http://localhost:9081 {
+	p := startPlainProcess(t, "", `http://localhost {
 	chat_broadcast /chat/* {
 		user {header.X-User}
 		presence
 		http_publish
 	}
 }`)
-	attack{Server: processHTTP, From: newcomerAddr, Room: "/chat/", Kinds: map[string]int{"crowd": 2000}}.start(t)
+	attack{Server: p.http, From: newcomerAddr, Room: "/chat/", Kinds: map[string]int{"crowd": 2000}, Equal: true}.start(t)
 	return p
 }
 
@@ -254,11 +254,12 @@ func startForDearRequests(t testing.TB) *process {
 // talk in another room.
 func TestAttack_DearRequestsCostOthersNothing(t *testing.T) {
 	const clients = 20
-	startForDearRequests(t)
+	p := startForDearRequests(t)
+	o := newObservers(t, p.http, "/chat/honest", 3, 0)
 	for _, kind := range dearRequests() {
 		t.Run(kind, func(t *testing.T) {
-			o := newObservers(t, processHTTP, "/chat/honest", 3, 0)
-			a := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{kind: clients}}
+			o.t = t
+			a := attack{Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{kind: clients}}
 			o.besideAttack(a, *attackTime/8, func(alone latency) latency {
 				most := max(20*time.Millisecond, 2*alone.exchange) // on a machine that does other things
 				return latency{most, max(3*most, 2*alone.join)}    // a join takes three round trips
@@ -273,8 +274,8 @@ func BenchmarkAttack_CostPerByte(b *testing.B) {
 	p := startForDearRequests(b)
 	for _, kind := range dearRequests() {
 		b.Run(kind, func(b *testing.B) {
-			received := func() float64 { return value(scrapeAt(b, processAdmin)["bytes_received_total"]) }
-			attackers := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{kind: 1}}.start(b)
+			received := func() float64 { return value(scrapeAt(b, p.admin)["bytes_received_total"]) }
+			attackers := attack{Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{kind: 1}}.start(b)
 			began, cpu, bytes := time.Now(), p.cpu(), received()
 			for b.Loop() {
 				time.Sleep(time.Second) // what is measured
@@ -297,14 +298,14 @@ func BenchmarkAttack_CostPerByte(b *testing.B) {
 func TestDocs_World(t *testing.T) {
 	const perIP, mostMemory = 20, 150 << 20
 	recipe := docBlock(t, "recipe: world")
-	p := startPlainProcess(t, "", strings.Replace(recipe, "example.com", "http://localhost:9081", 1))
-	o := newObservers(t, processHTTP, "/chat/honest", perIP-2, 30*time.Millisecond)
+	p := startPlainProcess(t, "", strings.Replace(recipe, "example.com", "http://localhost", 1))
+	o := newObservers(t, p.http, "/chat/honest", perIP-2, 30*time.Millisecond)
 	connections := allAtOnce()
 	for _, kind := range dearRequests() {
 		connections[kind] = max(connections[kind], 15)
 	}
 	delete(connections, "refused posts") // without http_publish a POST does not reach the directive
-	a := attack{Server: processHTTP, From: attackerAddr, Room: "/chat/", Kinds: connections, Pause: 2 * time.Second, Rush: true}
+	a := attack{Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: connections, Pause: 2 * time.Second, Rush: true}
 	o.besideAttack(a, *attackTime, noticesLittle)
 	if got := p.memory("VmHWM"); got > mostMemory {
 		t.Errorf("the server took up to %d MB, want at most %d", got>>20, mostMemory>>20)

@@ -32,9 +32,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-const exampleURL = "http://" + httpAddr + "/"
-
-// exampleSite is example.Caddyfile's site on the harness's port, preceded by directives.
+// exampleSite is example.Caddyfile's site at http://localhost, preceded by directives.
 func exampleSite(t *testing.T, directives ...string) string {
 	t.Helper()
 	root, err := filepath.Abs("example")
@@ -46,29 +44,43 @@ func exampleSite(t *testing.T, directives ...string) string {
 		t.Fatal(err)
 	}
 	return strings.NewReplacer(
-		":8080 {\n", fmt.Sprintf("http://%s {\n\t%s\n", httpAddr, strings.Join(directives, "\n\t")),
+		":8080 {\n", fmt.Sprintf("http://localhost {\n\t%s\n", strings.Join(directives, "\n\t")),
 		"root * example\n", fmt.Sprintf("root * %s\n", root),
 	).Replace(string(site))
 }
 
-// startBrowser starts a browser without a window, which ends with the test.
+// The browser of all tests, since starting one takes seconds of processor time. stopBrowser ends it and waits for that.
+var (
+	theBrowser   context.Context
+	browserErr   error
+	browserStart sync.Once
+	stopBrowser  = func() {}
+)
+
+// startBrowser returns a browser without a window, which ends with the tests. The first test that needs it starts it.
 func startBrowser(t *testing.T) context.Context {
 	t.Helper()
-	ctx, stop := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(findProgram(t, "chromium", "chromium-browser", "google-chrome")),
-		chromedp.NoSandbox, // containers seldom allow one; all that is opened is our own page
-		chromedp.DisableGPU,
-		chromedp.Flag("disable-quic", true),
-		chromedp.Flag("disable-component-update", true),
-		chromedp.Flag("no-proxy-server", true),
-	)...)
-	t.Cleanup(stop) // waits until the browser has ended
-	ctx, cancel := chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	if err := chromedp.Do(ctx); err != nil {
-		t.Fatal(err)
+	path := findProgram(t, "chromium", "chromium-browser", "google-chrome")
+	browserStart.Do(func() {
+		ctx, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
+			chromedp.ExecPath(path),
+			chromedp.NoSandbox, // containers seldom allow one; all that is opened is our own page
+			chromedp.DisableGPU,
+			chromedp.Flag("disable-quic", true),
+			chromedp.Flag("disable-component-update", true),
+			chromedp.Flag("no-proxy-server", true),
+		)...)
+		ctx, cancel := chromedp.NewContext(ctx)
+		theBrowser, browserErr = ctx, chromedp.Do(ctx)
+		stopBrowser = func() {
+			cancel()
+			stop()
+		}
+	})
+	if browserErr != nil {
+		t.Fatal(browserErr)
 	}
-	return ctx
+	return theBrowser
 }
 
 // A tab shows the example's page.
@@ -79,11 +91,11 @@ type tab struct {
 
 // openTabs opens a tab of the browser for each of the queries that follow the page's URL, and waits until all are
 // connected.
-func openTabs(t *testing.T, browser context.Context, queries ...string) []*tab {
+func openTabs(t *testing.T, browser context.Context, s *process, queries ...string) []*tab {
 	t.Helper()
 	var tabs []*tab
 	for _, query := range queries {
-		tabs = append(tabs, openTab(t, browser, exampleURL+query))
+		tabs = append(tabs, openTab(t, browser, s.url+query))
 	}
 	for _, p := range tabs {
 		p.waitState("open")
@@ -284,6 +296,7 @@ func jsString(v any) string {
 
 // TestExample_Page has the page do in one browser what its visitors do.
 func TestExample_Page(t *testing.T) {
+	t.Parallel()
 	browser := startBrowser(t)
 	for _, row := range []struct {
 		name string
@@ -309,13 +322,16 @@ func TestExample_Page(t *testing.T) {
 		{"sends under a new name what waits", testSendsUnderANewNameWhatWaits},
 		{"draws in both windows", testDrawsInBothWindows},
 	} {
-		t.Run(row.name, func(t *testing.T) { row.test(t, browser) })
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			row.test(t, browser)
+		})
 	}
 }
 
 func testMessageAppearsInBothWindows(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	tabs := openTabs(t, browser, "", "")
+	s := startProcess(t, "", exampleSite(t))
+	tabs := openTabs(t, browser, s, "", "")
 	ada, grace := tabs[0], tabs[1]
 	ada.setName("Ada")
 	grace.setName("Grace")
@@ -336,8 +352,8 @@ func testMessageAppearsInBothWindows(t *testing.T, browser context.Context) {
 }
 
 func testRoomsAreApart(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	tabs := openTabs(t, browser, "?room=garden", "#garden", "")
+	s := startProcess(t, "", exampleSite(t))
+	tabs := openTabs(t, browser, s, "?room=garden", "#garden", "")
 	garden, sameGarden, lobby := tabs[0], tabs[1], tabs[2]
 
 	garden.send("in the garden")
@@ -351,9 +367,9 @@ func testRoomsAreApart(t *testing.T, browser context.Context) {
 }
 
 func testSwitchesRooms(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
-	stays := joinEvents(t, "/chat/lobby?name=Eve")
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
+	stays := s.joinEvents("/chat/lobby?name=Eve")
 	p.send("in the lobby")
 	p.waitMessage("You", "in the lobby")
 
@@ -368,7 +384,7 @@ func testSwitchesRooms(t *testing.T, browser context.Context) {
 		t.Errorf("got %v in the new room, want no messages", got)
 	}
 	eventually(t, "the page to have left the lobby", func() bool { return stays.ask(map[string]any{}).Clients == 1 })
-	there := join(t, "/chat/ros%C3%A9%20&%20r%C3%A4der-50%25?name=Ada")
+	there := s.join("/chat/ros%C3%A9%20&%20r%C3%A4der-50%25?name=Ada")
 	there.text("the URL names the hub")
 	p.waitMessage("Ada", "the URL names the hub")
 
@@ -379,8 +395,8 @@ func testSwitchesRooms(t *testing.T, browser context.Context) {
 }
 
 func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
 	const markup = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`
 	p.setName("Ada")
 
@@ -394,12 +410,12 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 		{"\u202eevE\n\n", "odd name", "U+202EevEU+000AU+000A"},
 		{"Ada", "see https://example.com/a?b=<i>.", "Ada"}, // of that name, but not the one in this window
 	} {
-		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
+		peer := s.join("/chat/lobby?name=" + url.QueryEscape(row.user))
 		peer.text(row.text)
 		p.waitMessage(row.name, row.text)
 	}
 	// What is no text has no place in the page; what follows it has.
-	peer := join(t, "/chat/lobby?name=Eve")
+	peer := s.join("/chat/lobby?name=Eve")
 	peer.send(websocket.BinaryMessage, "\x00\xff")
 	peer.text("")
 	peer.text("the end")
@@ -425,17 +441,17 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 
 // A name is as long as it likes, and may turn around what stands beside it.
 func testShowsWhateverNameAsOne(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
 	p.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, emulation.SetDeviceMetricsOverride,
 			emulation.SetDeviceMetricsOverrideParams{Width: 360, Height: 640, DeviceScaleFactor: 1, Mobile: true})
 		return err
 	}))
 	long := strings.Repeat("W", 31) + "…"
-	join(t, "/chat/lobby?name=\u202eevE")
+	s.join("/chat/lobby?name=\u202eevE")
 	p.waitPeople("U+202EevE")
-	join(t, "/chat/lobby?name="+strings.Repeat("W", 1000))
+	s.join("/chat/lobby?name=" + strings.Repeat("W", 1000))
 	p.waitPeople(long)
 	p.waitFor(`document.querySelector("#messages").innerText.includes(` + jsString(long+" joined") + `)`)
 	if got := evaluate[[]int](p, `[log.scrollWidth - log.clientWidth, people.scrollWidth - people.clientWidth]`); got[0] > 0 || got[1] > 0 {
@@ -445,9 +461,9 @@ func testShowsWhateverNameAsOne(t *testing.T, browser context.Context) {
 
 // testShowsANameLikeNoOther has names with characters that show nothing, or that cover what stands beside them.
 func testShowsANameLikeNoOther(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
-	for _, row := range []struct{ user, name string }{
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
+	rows := []struct{ user, name string }{
 		{"Ada", "Ada"},
 		{"A\u200bda", "AU+200Bda"},
 		{"Ada\ufe0f", "AdaU+FE0F"},
@@ -467,25 +483,31 @@ func testShowsANameLikeNoOther(t *testing.T, browser context.Context) {
 		{"👩\ufe0f", "👩U+FE0F"},
 		{"Zoë & Дмитрий, 李 (2)", "Zoë & Дмитрий, 李 (2)"},
 		{"นี้ हिन्दी", "นี้ हिन्दी"},
-	} {
-		peer := join(t, "/chat/lobby?name="+url.QueryEscape(row.user))
-		peer.text("hello")
+	}
+	var peers []*peer
+	for _, row := range rows {
+		peers = append(peers, s.join("/chat/lobby?name="+url.QueryEscape(row.user)))
+	}
+	for i, row := range rows {
+		peers[i].text("hello")
 		p.waitMessage(row.name, "hello")
+	}
+	for _, row := range rows {
 		p.waitPeople(row.name)
 	}
-	peer := join(t, "/chat/lobby?name=Eve")
-	peer.text("q" + strings.Repeat("\u0301", 50) + " end")
+	eve := s.join("/chat/lobby?name=Eve")
+	eve.text("q" + strings.Repeat("\u0301", 50) + " end")
 	p.waitMessage("Eve", "q"+strings.Repeat("\u0301", 4)+" end")
 }
 
 func testReconnectsByItself(t *testing.T, browser context.Context) {
-	s := startCaddy(t, exampleSite(t))
-	tabs := openTabs(t, browser, "", "")
+	s := startProcess(t, "", exampleSite(t))
+	tabs := openTabs(t, browser, s, "", "")
 	a, b := tabs[0], tabs[1]
 	a.send("before")
 	b.waitMessage(b.nameOf(a), "before")
 
-	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+	s.unload()
 	for _, p := range tabs {
 		p.waitState("connecting", "waiting")
 		p.waitFor(`document.querySelector("#state").textContent === "Reconnecting"`)
@@ -524,8 +546,8 @@ func (p *tab) nameOf(other *tab) string {
 }
 
 func testSaysWhyItDoesNotReconnect(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t, "chat_broadcast /chat/news {\n\t\tread_only\n\t}"))
-	p := openTabs(t, browser, "?room=news")[0]
+	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/news {\n\t\tread_only\n\t}"))
+	p := openTabs(t, browser, s, "?room=news")[0]
 	p.send("may I?")
 	p.waitState("closed")
 	p.waitFor(`document.querySelector("#why").textContent.includes("(1008 read_only)")`)
@@ -540,15 +562,15 @@ func testSaysWhyItDoesNotReconnect(t *testing.T, browser context.Context) {
 }
 
 func testShowsTheHistory(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	a := openTabs(t, browser, "")[0]
+	s := startProcess(t, "", exampleSite(t))
+	a := openTabs(t, browser, s, "")[0]
 	a.setName("Ada")
 	a.send("first")
 	a.send("second")
 	a.waitMessage("You", "second")
 	a.waitFor(`!document.querySelector(".pending")`)
 
-	b := openTabs(t, browser, "")[0]
+	b := openTabs(t, browser, s, "")[0]
 	b.waitMessage("Ada", "second")
 	if got, want := b.messages(), []shownMessage{{"Ada", "first"}, {"Ada", "second"}}; !slices.Equal(got, want) {
 		t.Errorf("got %v for who joins, want %v", got, want)
@@ -565,19 +587,19 @@ func testShowsTheHistory(t *testing.T, browser context.Context) {
 }
 
 func testShowsWhoIsHere(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	tabs := openTabs(t, browser, "", "")
+	s := startProcess(t, "", exampleSite(t))
+	tabs := openTabs(t, browser, s, "", "")
 	a, b := tabs[0], tabs[1]
 	a.setName("Ada")
 	b.setName("Bob")
 	a.waitPeople("Ada", "Bob")
 
-	cid := join(t, "/chat/lobby?name=Cid")
+	cid := s.join("/chat/lobby?name=Cid")
 	for _, p := range tabs {
 		p.waitPeople("Ada", "Bob", "Cid")
 		p.waitFor(`document.querySelector("#messages").innerText.includes("Cid")`)
 	}
-	second := join(t, "/chat/lobby?name=Cid")
+	second := s.join("/chat/lobby?name=Cid")
 	a.waitFor(`document.querySelector("#people").innerText.includes("2 windows")`)
 	second.conn.Close()
 	cid.conn.Close()
@@ -597,12 +619,12 @@ func testShowsWhoIsHere(t *testing.T, browser context.Context) {
 }
 
 func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	line := startLine(t)
+	s := startProcess(t, "", exampleSite(t))
+	line := startLine(t, s.http)
 	p := openTab(t, browser, line.url)
 	p.waitState("open")
 	p.setName("Ada")
-	peer := join(t, "/chat/lobby?name=Eve")
+	peer := s.join("/chat/lobby?name=Eve")
 	peer.text("before")
 	p.waitMessage("Eve", "before")
 
@@ -632,8 +654,8 @@ func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
 }
 
 func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
-	s := startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
 	p.send("before")
 	p.waitMessage("You", "before")
 	evaluate[bool](p, `{ // it is twelve o'clock
@@ -641,7 +663,7 @@ func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
 		Date = class extends Date { constructor(...at) { super(...at.length ? at : [2026, 10, 23, hour]); } };
 		true;
 	}`)
-	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+	s.unload()
 	p.waitState("connecting", "waiting")
 	lost := evaluate[string](p, `new Date().toLocaleString([], { hour: "numeric", minute: "2-digit" })`)
 	p.waitFor(`document.querySelector("#why").textContent.includes("connection is lost")`)
@@ -659,8 +681,8 @@ func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
 }
 
 func testKeepsTheDraft(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	line := startLine(t)
+	s := startProcess(t, "", exampleSite(t))
+	line := startLine(t, s.http)
 	p := openTab(t, browser, line.url)
 	p.waitState("open")
 	p.do(typeInto("#text", "what I always wanted to"))
@@ -700,8 +722,8 @@ func testKeepsTheDraft(t *testing.T, browser context.Context) {
 }
 
 func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
-	p := openTabs(t, browser, "?room=slow")[0]
+	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
+	p := openTabs(t, browser, s, "?room=slow")[0]
 	evaluate[bool](p, `(performance.now = () => Infinity, true)`) // for which every bucket is full
 	for _, text := range []string{"one", "two", "three"} {
 		p.send(text)
@@ -716,8 +738,8 @@ func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
 
 // What is told at the end of the messages is in sight.
 func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
-	p := openTabs(t, browser, "?room=slow")[0]
+	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
+	p := openTabs(t, browser, s, "?room=slow")[0]
 	evaluate[bool](p, `(performance.now = () => Infinity, true)`) // for which every bucket is full
 	p.send(strings.Repeat("many\n", 40) + "lines")
 	for _, text := range []string{"two", "three"} {
@@ -732,11 +754,11 @@ func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
 
 // A message may be in the history although its answer got lost.
 func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	line := startLine(t)
+	s := startProcess(t, "", exampleSite(t))
+	line := startLine(t, s.http)
 	p := openTab(t, browser, line.url)
 	p.waitState("open")
-	peer := join(t, "/chat/lobby?name=Eve")
+	peer := s.join("/chat/lobby?name=Eve")
 	line.silence()
 	p.send("hello?")
 	peer.wantText("hello?")
@@ -754,9 +776,9 @@ func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Conte
 
 // Neither a long message nor many make the page slow.
 func testShowsAsMuchAsItCan(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	p := openTabs(t, browser, "")[0]
-	peer := join(t, "/chat/lobby?name=Eve")
+	s := startProcess(t, "", exampleSite(t))
+	p := openTabs(t, browser, s, "")[0]
+	peer := s.join("/chat/lobby?name=Eve")
 	go peer.drain()
 	for range 510 {
 		peer.text("more")
@@ -769,11 +791,11 @@ func testShowsAsMuchAsItCan(t *testing.T, browser context.Context) {
 }
 
 func testSendsUnderANewNameWhatWaits(t *testing.T, browser context.Context) {
-	startCaddy(t, exampleSite(t))
-	line := startLine(t)
+	s := startProcess(t, "", exampleSite(t))
+	line := startLine(t, s.http)
 	p := openTab(t, browser, line.url)
 	p.waitState("open")
-	peer := join(t, "/chat/lobby?name=Eve")
+	peer := s.join("/chat/lobby?name=Eve")
 	line.cut()
 	p.waitState("connecting", "waiting")
 	p.do(typeInto("#text", "日本"))
@@ -792,8 +814,8 @@ func testSendsUnderANewNameWhatWaits(t *testing.T, browser context.Context) {
 }
 
 func testDrawsInBothWindows(t *testing.T, browser context.Context) {
-	s := startCaddy(t, exampleSite(t))
-	a, b := openTab(t, browser, exampleURL+"canvas.html"), openTab(t, browser, exampleURL+"canvas.html")
+	s := startProcess(t, "", exampleSite(t))
+	a, b := openTab(t, browser, s.url+"canvas.html"), openTab(t, browser, s.url+"canvas.html")
 	for _, p := range []*tab{a, b} {
 		p.waitFor(`document.querySelector("#state").textContent.startsWith("2 here")`)
 	}
@@ -814,10 +836,10 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 		t.Fatal("got no line where it is drawn")
 	}
 	b.waitFor(lines + " === " + jsString(drawn))
-	c := openTab(t, browser, exampleURL+"canvas.html")
+	c := openTab(t, browser, s.url+"canvas.html")
 	c.waitFor(lines + " === " + jsString(drawn))
 
-	s.ask("DELETE", "/hubs/http:%2F%2Flocalhost:9080%2Fcanvas%2Fsheet", "", "", nil) // they are kicked, for good
+	request(t, http.MethodDelete, "http://"+s.admin+"/chat_broadcast/hubs/http:%2F%2F"+s.http+"%2Fcanvas%2Fsheet", nil) // they are kicked, for good
 	c.waitFor(`document.querySelector("#state").textContent.startsWith("Disconnected")`)
 }
 
@@ -849,7 +871,8 @@ func TestExample_Sizes(t *testing.T) {
 
 // A line is the network between a browser and Caddy.
 type line struct {
-	url string // of the site, through the line
+	server string // where Caddy listens
+	url    string // of the site, through the line
 
 	mu       sync.Mutex // guards what follows
 	conns    map[net.Conn]bool
@@ -860,13 +883,14 @@ type line struct {
 	changed  chan struct{} // closed with the next change
 }
 
-func startLine(t *testing.T) *line {
+func startLine(t *testing.T, server string) *line {
 	t.Helper()
 	listener, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &line{
+		server:  server,
 		url:     fmt.Sprintf("http://localhost:%d/", listener.Addr().(*net.TCPAddr).Port),
 		conns:   map[net.Conn]bool{},
 		changed: make(chan struct{}),
@@ -891,7 +915,7 @@ func startLine(t *testing.T) *line {
 
 func (l *line) serve(browser net.Conn) {
 	defer browser.Close()
-	server, err := net.Dial("tcp", httpAddr)
+	server, err := net.Dial("tcp", l.server)
 	if err != nil {
 		return
 	}
@@ -1046,10 +1070,11 @@ func (p *tab) connect(path, options string) {
 
 // TestExample_ChatRecovers has chat.js lose its connection in every way.
 func TestExample_ChatRecovers(t *testing.T) {
+	t.Parallel()
 	browser := startBrowser(t)
 	for _, row := range []struct {
 		name string
-		test func(*testing.T, *server, *line, *tab)
+		test func(*testing.T, *process, *line, *tab)
 	}{
 		{"resumes without a gap or a double", testResumesWithoutAGapOrADouble},
 		{"says how many are missed", testSaysHowManyAreMissed},
@@ -1062,15 +1087,16 @@ func TestExample_ChatRecovers(t *testing.T) {
 		{"starved with on_lag skip", testStarved("/hub/skip/x")},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			s := startCaddy(t, moduleSite(t))
-			l := startLine(t)
+			t.Parallel()
+			s := startProcess(t, "", moduleSite(t))
+			l := startLine(t, s.http)
 			row.test(t, s, l, openModule(t, browser, l.url))
 		})
 	}
 }
 
-func testResumesWithoutAGapOrADouble(t *testing.T, s *server, l *line, p *tab) {
-	peer := join(t, "/hub/history/x")
+func testResumesWithoutAGapOrADouble(t *testing.T, s *process, l *line, p *tab) {
+	peer := s.join("/hub/history/x")
 	p.connect("/hub/history/x", "{}")
 	var want []string
 	for i := range 200 {
@@ -1102,15 +1128,15 @@ func testResumesWithoutAGapOrADouble(t *testing.T, s *server, l *line, p *tab) {
 	}
 }
 
-func testSaysHowManyAreMissed(t *testing.T, _ *server, l *line, p *tab) {
-	keeper := join(t, "/hub/short/x")
+func testSaysHowManyAreMissed(t *testing.T, s *process, l *line, p *tab) {
+	keeper := s.join("/hub/short/x")
 	p.connect("/hub/short/x", "{}")
-	publish(t, "/hub/short/x", "before")
+	s.publish("/hub/short/x", "before")
 	p.waitFor(`chat.all("message").length === 1`)
 	l.cut()
 	p.waitFor(`chat.state !== "open"`)
 	for i := range 8 {
-		publish(t, "/hub/short/x", fmt.Sprint(i))
+		s.publish("/hub/short/x", fmt.Sprint(i))
 	}
 	l.restore()
 	p.waitFor(`chat.all("message").length === 6`)
@@ -1123,8 +1149,8 @@ func testSaysHowManyAreMissed(t *testing.T, _ *server, l *line, p *tab) {
 }
 
 // A connection breaks after a message was published and before the answer has come.
-func testSendsOnceWhatWasOnItsWay(t *testing.T, _ *server, l *line, p *tab) {
-	peer := join(t, "/hub/history/x")
+func testSendsOnceWhatWasOnItsWay(t *testing.T, s *process, l *line, p *tab) {
+	peer := s.join("/hub/history/x")
 	p.connect("/hub/history/x", "{}")
 	for i := range 10 {
 		text := fmt.Sprint(i)
@@ -1145,8 +1171,8 @@ func testSendsOnceWhatWasOnItsWay(t *testing.T, _ *server, l *line, p *tab) {
 	}
 }
 
-func testSendsOnceWhatWaits(t *testing.T, _ *server, l *line, p *tab) {
-	peer := join(t, "/hub/history/x")
+func testSendsOnceWhatWaits(t *testing.T, s *process, l *line, p *tab) {
+	peer := s.join("/hub/history/x")
 	p.connect("/hub/history/x", "{ queue: 50 }")
 	l.cut()
 	p.waitFor(`chat.state !== "open"`)
@@ -1165,8 +1191,8 @@ func testSendsOnceWhatWaits(t *testing.T, _ *server, l *line, p *tab) {
 }
 
 // The server remembers messages by their user: a client that has become another user must not send them again.
-func testDoesNotDoubleAsAnotherUser(t *testing.T, _ *server, l *line, p *tab) {
-	peer := join(t, "/hub/history/x")
+func testDoesNotDoubleAsAnotherUser(t *testing.T, s *process, l *line, p *tab) {
+	peer := s.join("/hub/history/x")
 	p.connect("/hub/history/x?name=Ada", "{}")
 	l.silence()
 	evaluate[bool](p, `(chat.url.searchParams.set("name", "Grace"), chat.send("on its way"), true)`)
@@ -1183,15 +1209,15 @@ func testDoesNotDoubleAsAnotherUser(t *testing.T, _ *server, l *line, p *tab) {
 	}
 }
 
-func testDoesNotDoubleInANewHub(t *testing.T, s *server, l *line, p *tab) {
+func testDoesNotDoubleInANewHub(t *testing.T, s *process, l *line, p *tab) {
 	p.connect("/hub/history/x", "{}")
 	l.deafen()
 	evaluate[bool](p, `(chat.send("on its way"), true)`)
-	s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+	s.unload()
 	p.waitFor(`chat.state !== "open"`)
 	evaluate[bool](p, `(chat.send("not yet sent"), true)`)
 	s.load(moduleSite(t))
-	peer := join(t, "/hub/history/x")
+	peer := s.join("/hub/history/x")
 	l.restore()
 	peer.wantText("not yet sent")
 	p.waitFor(`chat.all("sent").length === 1`)
@@ -1202,7 +1228,7 @@ func testDoesNotDoubleInANewHub(t *testing.T, s *server, l *line, p *tab) {
 	}
 }
 
-func testNoticesThatNoAnswerComes(t *testing.T, _ *server, l *line, p *tab) {
+func testNoticesThatNoAnswerComes(t *testing.T, s *process, l *line, p *tab) {
 	p.connect("/hub/history/x", "{ timeout: 100 }")
 	l.deafen()
 	evaluate[bool](p, `(chat.send("hello?"), true)`)
@@ -1213,18 +1239,18 @@ func testNoticesThatNoAnswerComes(t *testing.T, _ *server, l *line, p *tab) {
 
 // testStarved has a browser take nothing until the server loses patience with it. What it has got and what it was told
 // that it has missed must be all.
-func testStarved(path string) func(*testing.T, *server, *line, *tab) {
-	return func(t *testing.T, _ *server, l *line, p *tab) {
-		keeper := join(t, path)
+func testStarved(path string) func(*testing.T, *process, *line, *tab) {
+	return func(t *testing.T, s *process, l *line, p *tab) {
+		keeper := s.join(path)
 		go keeper.drain()
 		p.connect(path, "{}")
 		l.silence()
 		const all = 150 // 9 MB: more than the network between them holds
 		for i := range all {
-			publish(t, path, fmt.Sprint(i, " ", strings.Repeat("x", 60_000)))
+			s.publish(path, fmt.Sprint(i, " ", strings.Repeat("x", 60_000)))
 		}
 		l.restore()
-		publish(t, path, "the end")
+		s.publish(path, "the end")
 		p.waitFor(`chat.all("message", "data").at(-1) === "the end"`)
 		got := evaluate[map[string]int](p, `{
 			const seqs = chat.all("message", "seq");
@@ -1242,9 +1268,10 @@ func testStarved(path string) func(*testing.T, *server, *line, *tab) {
 
 // TestExample_ChatInNode runs chat.js where there is no page.
 func TestExample_ChatInNode(t *testing.T) {
+	t.Parallel()
 	node := findProgram(t, "node")
-	startCaddy(t, moduleSite(t))
-	peer := join(t, "/hub/history/x")
+	s := startProcess(t, "", moduleSite(t))
+	peer := s.join("/hub/history/x")
 	module, err := os.ReadFile("example/chat.js")
 	if err != nil {
 		t.Fatal(err)
@@ -1256,9 +1283,9 @@ func TestExample_ChatInNode(t *testing.T) {
 	cmd.Stdin = strings.NewReader(string(module) + `
 		let chat;
 		try { new Chat("/hub/history/x"); } catch ({ name }) { console.log(name); }
-		chat = new Chat("ws://` + httpAddr + `/hub/history/x?name=node");
+		chat = new Chat("ws://` + s.http + `/hub/history/x?name=node");
 		chat.addEventListener("message", ({ data, user, own }) => console.log(data, user, own));
-		chat.url = "http://` + httpAddr + `/hub/history/x?name=node#top";
+		chat.url = "http://` + s.http + `/hub/history/x?name=node#top";
 		let once = 0;
 		chat.addEventListener("sent", ({ seq }) => {
 			console.log(seq);
@@ -1289,6 +1316,7 @@ func TestExample_ChatInNode(t *testing.T) {
 
 // TestExample_ChatRaw runs chat.js against a server that knows nothing of the protocol.
 func TestExample_ChatRaw(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	conns := map[*websocket.Conn]bool{}
 	mux := http.NewServeMux()
@@ -1344,8 +1372,9 @@ func TestExample_ChatRaw(t *testing.T) {
 
 // TestExample_ChatModule runs chat.js without the page's help: what those rely on who copy it.
 func TestExample_ChatModule(t *testing.T) {
-	s := startCaddy(t, moduleSite(t))
-	p := openModule(t, startBrowser(t), exampleURL)
+	t.Parallel()
+	s := startProcess(t, "", moduleSite(t))
+	p := openModule(t, startBrowser(t), s.url)
 
 	t.Run("sends and goes", func(t *testing.T) {
 		p := &tab{t, p.ctx}
@@ -1384,12 +1413,12 @@ func TestExample_ChatModule(t *testing.T) {
 	t.Run("tells who said what and when", func(t *testing.T) {
 		p := &tab{t, p.ctx}
 		p.connect("/hub/history/y?name=Ada", "{}")
-		peer := join(t, "/hub/history/y?name=Bob")
+		peer := s.in(t).join("/hub/history/y?name=Bob")
 		peer.text("from Bob")
 		p.waitFor(`chat.all("message").length === 1`)
 		evaluate[bool](p, `(chat.send("from Ada"), chat.send(new Uint8Array([0, 128, 255])), true)`)
 		p.waitFor(`chat.all("message").length === 3 && chat.all("sent").length === 2`)
-		publish(t, "/hub/history/y", "from the site")
+		s.in(t).publish("/hub/history/y", "from the site")
 		p.waitFor(`chat.all("message").length === 4`)
 		got := evaluate[string](p, `JSON.stringify(chat.all("message").map((m) => [typeof m.data === "string" ? m.data : [...m.data],
 			m.seq, m.time instanceof Date && Math.abs(Date.now() - m.time) < 60000, Boolean(m.client), m.user, m.own, m.replayed]))`)
@@ -1411,7 +1440,7 @@ func TestExample_ChatModule(t *testing.T) {
 		p := &tab{t, p.ctx}
 		p.connect("/hub/history/z?name=Ada", "{}")
 		for _, name := range []string{"Bob", "Cid", "Cid"} {
-			join(t, "/hub/history/z?name="+name)
+			s.in(t).join("/hub/history/z?name=" + name)
 		}
 		got := evaluate[string](p, `(async () => {
 			const first = await chat.who({ limit: 2 });
@@ -1444,8 +1473,8 @@ func TestExample_ChatModule(t *testing.T) {
 	})
 
 	t.Run("keeps to the rate", func(t *testing.T) {
-		p := openModule(t, p.ctx, exampleURL)
-		peer := join(t, "/hub/pace/x")
+		p := openModule(t, p.ctx, s.url)
+		peer := s.in(t).join("/hub/pace/x")
 		p.connect("/hub/pace/x", "{}")
 		evaluate[bool](p, `([...Array(12).keys()].forEach((i) => chat.send(String(i))), true)`)
 		for i := range 12 {
@@ -1478,7 +1507,7 @@ func TestExample_ChatModule(t *testing.T) {
 		})`)
 		evaluate[bool](p, `(window.lost = new Promise((resolve) =>
 			patient.addEventListener("close", ({ code }) => resolve(code))), true)`)
-		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+		s.unload()
 		if got, want := evaluate[int](p, `lost`), hub.CloseHubRemoved.Code; got != want {
 			t.Errorf("got close code %d, want %d", got, want)
 		}

@@ -284,8 +284,9 @@ func TestCommand_ListsNoHubsWithoutTheDirective(t *testing.T) {
 }
 
 func TestCommand_TailEndsWithCaddy(t *testing.T) {
-	p := startProcess(t, "", "http://localhost:9081 {\n\tchat_broadcast lobby\n}")
-	cmd := command(t, "chat", "tail", "--address", processAdmin, "lobby")
+	t.Parallel()
+	p := startProcess(t, "", "http://localhost {\n\tchat_broadcast lobby\n}")
+	cmd := command(t, "chat", "tail", "--address", p.admin, "lobby")
 	var stderr output
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
@@ -389,13 +390,6 @@ func TestCommand_Tail(t *testing.T) {
 	eventually(t, "the message after the reload to be shown", func() bool {
 		return people.String() == wantPeople && programs.String() == wantPrograms
 	})
-}
-
-// tapsOn returns the taps on a hub.
-func tapsOn(name string) []*hub.Tap {
-	hubs.mu.Lock()
-	defer hubs.mu.Unlock()
-	return hubs.taps[name]
 }
 
 func TestCommand_TailSaysWhatItHasNotSeen(t *testing.T) {

@@ -162,11 +162,9 @@ func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
 	}
 	p.text("still here")
 	p.wantText("still here")
-	hubs.notifier.mu.Lock()
-	if waiting := len(hubs.notifier.waiting); waiting != maxNotifications {
-		t.Errorf("got %d events waiting, want %d", waiting, maxNotifications)
+	if waiting, _ := waitingNotices(); waiting != maxNotifications {
+		t.Errorf("got %d notices waiting, want %d", waiting, maxNotifications)
 	}
-	hubs.notifier.mu.Unlock()
 	recorded.gate.Unlock()
 	// The one that was being told, and those that waited.
 	recordedEvents(t, 1+maxNotifications)
@@ -226,7 +224,7 @@ func TestReload_CloseLineGoesToTheLogThatIsConfiguredNow(t *testing.T) {
 	s.logFile = second
 	s.load(site)
 	p.conn.Close()
-	if closed := s.logged(moduleID, 1); closed[0]["hub"] != "http://localhost:9080/a" {
+	if closed := s.logged(moduleID, 1); closed[0]["hub"] != "http://"+httpAddr+"/a" {
 		t.Errorf("got %v", closed)
 	}
 	if old, err := os.ReadFile(first); err != nil || strings.Contains(string(old), "client closed") {
@@ -258,10 +256,8 @@ func TestEvents_CostNothingWhenNobodyListens(t *testing.T) {
 	}); got > 0 {
 		t.Errorf("got %v allocations, want none", got)
 	}
-	hubs.notifier.mu.Lock()
-	defer hubs.notifier.mu.Unlock()
-	if hubs.notifier.running {
-		t.Error("an event waits that nobody listens for")
+	if _, running := waitingNotices(); running {
+		t.Error("a notice waits that nobody listens for")
 	}
 }
 

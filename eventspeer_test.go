@@ -357,8 +357,7 @@ func (p *eventsPeer) sendAgain(token, id, data string) incoming {
 // joinEventsFrom is joinEvents for a peer at another address of this machine.
 func joinEventsFrom(t testing.TB, ip, path string) *eventsPeer {
 	t.Helper()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
-	conn, err := dialer.DialContext(t.Context(), "tcp", "127.0.0.1:9080")
+	conn, err := dialFrom(ip, httpAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,13 +388,3 @@ func jsonOf(v any) string {
 }
 
 func base64Of(b string) string { return base64.StdEncoding.EncodeToString([]byte(b)) }
-
-// awaitNoHubs waits until every hub is gone.
-func awaitNoHubs(t testing.TB) {
-	t.Helper()
-	eventually(t, "the hubs to be gone", func() bool {
-		hubs.mu.Lock()
-		defer hubs.mu.Unlock()
-		return len(hubs.named) == 0
-	})
-}

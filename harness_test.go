@@ -7,39 +7,97 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddytest"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
 )
 
-// The addresses of the Caddy under test.
-const (
-	adminAddr = "localhost:2999"
-	httpAddr  = "localhost:9080"
-	httpsAddr = "localhost:9443"
-)
+// The addresses of the Caddy in this process, which choosePorts sets.
+var adminAddr, httpAddr, httpsAddr string
+
+// ported returns s with the ports that this run of the tests uses instead of those that the tests name: 9080 and 9081 for
+// HTTP, 9443 for HTTPS and 2999 for the admin endpoint. What the harness loads, dials and sends is ported already.
+var ported func(s string) string
+
+// portLock is an address on which one test binary at a time listens, for as long as it runs: the one that has the ports
+// that the tests name.
+const portLock = "127.0.0.1:2996"
+
+// choosePorts sets the addresses. Test binaries that run beside each other have different ports.
+func choosePorts() {
+	named := []int{2999, 9080, 9443, 9081}
+	_, err := net.Listen("tcp", portLock) // closed when the process ends
+	var addrs, pairs []string
+	for _, port := range named {
+		chosen := port
+		if err != nil || !isFree(port) {
+			chosen = freePort()
+		}
+		addrs = append(addrs, fmt.Sprint("localhost:", chosen))
+		ownPorts = append(ownPorts, fmt.Sprintf(":%04X", chosen))
+		pairs = append(pairs, fmt.Sprint(":", port), fmt.Sprint(":", chosen))
+	}
+	adminAddr, httpAddr, httpsAddr = addrs[0], addrs[1], addrs[2]
+	ported = strings.NewReplacer(pairs...).Replace
+}
+
+// ownPorts are the ports of the Caddy in this process, as /proc/net/tcp has them.
+var ownPorts []string
+
+// freePort returns a port on which nobody listens, and does not return it again. It is below those that the system takes
+// for outgoing connections, of which the tests make thousands.
+func freePort() int {
+	for {
+		port := 10_000 + rand.IntN(20_000)
+		if _, taken := takenPorts.LoadOrStore(port, true); !taken && isFree(port) {
+			return port
+		}
+	}
+}
+
+var takenPorts sync.Map // by number
+
+func isFree(port int) bool {
+	listener, err := net.Listen("tcp", fmt.Sprint(":", port))
+	if err != nil {
+		return false
+	}
+	listener.Close()
+	return true
+}
 
 // patience is how long a test waits for what must happen. Nothing takes that long on a machine that is not
 // overloaded; what must not happen is never waited for.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // TestMain fails the run when a connection's goroutine outlives the tests.
 func TestMain(m *testing.M) {
 	becomeCaddy()
 	becomeAttacker()
+	choosePorts()
+	flag.Parse()
+	if !isSet("test.parallel") {
+		// Parallel tests wait for other processes half of the time.
+		_ = flag.Set("test.parallel", fmt.Sprint(2*runtime.GOMAXPROCS(0))) // is a number
+	}
 	var err error
 	storage, err = os.MkdirTemp("", "chat-broadcast")
 	if err != nil {
@@ -49,6 +107,7 @@ func TestMain(m *testing.M) {
 	// Each load replaces the admin endpoint: a connection kept from the one before would fail.
 	http.DefaultTransport.(*http.Transport).DisableKeepAlives = true
 	code := m.Run()
+	stopBrowser()
 	if err := caddy.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "stopping Caddy:", err)
 		code = 1
@@ -72,10 +131,21 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// portOf returns the port of an address.
+func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// isSet reports whether the command line has a flag.
+func isSet(name string) bool {
+	set := false
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
+
 // findProgram returns the path of the first of the named programs that is installed. Without one the test is skipped,
 // but not in CI, where nobody would notice.
 func findProgram(t testing.TB, names ...string) string {
 	t.Helper()
+	skipShort(t)
 	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
@@ -86,6 +156,14 @@ func findProgram(t testing.TB, names ...string) string {
 	}
 	t.Skipf("none of %v is installed", names)
 	return ""
+}
+
+// skipShort skips a test that needs Caddy or another program when the tests are to be quick.
+func skipShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs Caddy or another program, which -short leaves out")
+	}
 }
 
 // storage is where Caddy keeps its certificates during the tests.
@@ -101,22 +179,15 @@ type server struct {
 // startCaddy runs Caddy with the sites of a Caddyfile, whose global options it adds. Its log goes to a file.
 func startCaddy(t testing.TB, sites string) *server {
 	t.Helper()
+	skipShort(t)
 	s := &server{t: t, tester: caddytest.NewTester(t), logFile: filepath.Join(t.TempDir(), "caddy.log")}
+	startAdmin(t)
 	s.load(sites)
 	t.Cleanup(func() {
 		// The test's peers are closed by now. Their log lines belong to this test, not to the next.
-		eventually(t, "the clients of the test to be gone", func() bool {
-			hubs.mu.Lock()
-			defer hubs.mu.Unlock()
-			for _, scope := range hubs.scopes {
-				if len(scope.members) > 0 {
-					return false
-				}
-			}
-			return true
-		})
-		hubs.refusals.forget()
-		s.post("application/json", `{"admin":{"listen":"`+adminAddr+`"}}`)
+		eventually(t, "the clients of the test to be gone", func() bool { return allClients() == 0 })
+		forgetRefusals()
+		s.unload()
 		eventually(t, "the listeners of the test to be closed", onlyNewListeners)
 		if t.Failed() {
 			log, _ := os.ReadFile(s.logFile)
@@ -126,14 +197,24 @@ func startCaddy(t testing.TB, sites string) *server {
 	return s
 }
 
-// forget leaves nothing for the log of the next test.
-func (l *refusalLog) forget() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, p := range l.pauses {
-		*p = refusalBatch{}
+// startAdmin runs Caddy with an admin endpoint alone, if it does not run yet.
+var startAdmin = func() func(t testing.TB) {
+	start := sync.OnceValue(func() error { return caddy.Load([]byte(adminOnly()), false) })
+	return func(t testing.TB) {
+		t.Helper()
+		if err := start(); err != nil {
+			t.Fatalf("starting Caddy: %v", err)
+		}
 	}
-	clear(l.pauses)
+}()
+
+// adminOnly is a configuration with an admin endpoint and nothing else.
+func adminOnly() string { return `{"admin":{"listen":"` + adminAddr + `"}}` }
+
+// unload replaces the configuration by one without sites.
+func (s *server) unload() {
+	s.t.Helper()
+	s.post("application/json", adminOnly())
 }
 
 // caddyfile adds the global options to sites. A log among options goes to the test's file, too.
@@ -142,10 +223,10 @@ func (s *server) caddyfile(options, sites string) string {
 	if before, own, found := strings.Cut(options, "log {\n"); found {
 		options, logging = "", before+"log {\n\toutput file "+s.logFile+"\n"+own
 	}
-	return fmt.Sprintf(`{
-	admin %s
-	http_port 9080
-	https_port 9443
+	return ported(fmt.Sprintf(`{
+	admin localhost:2999
+	http_port %s
+	https_port %s
 	skip_install_trust
 	local_certs
 	grace_period 1s
@@ -154,7 +235,7 @@ func (s *server) caddyfile(options, sites string) string {
 	%s
 	%s
 }
-%s`, adminAddr, storage, logging, options, sites)
+%s`, portOf(httpAddr), portOf(httpsAddr), storage, logging, options, sites))
 }
 
 // load replaces the configuration.
@@ -166,9 +247,8 @@ func (s *server) load(sites string) {
 // loadWith replaces the configuration by one with more global options.
 func (s *server) loadWith(options, sites string) {
 	s.t.Helper()
-	s.tester.InitServer(s.caddyfile(options, sites), "caddyfile")
-	if s.t.Failed() {
-		s.t.FailNow()
+	if status, answer := s.post("text/caddyfile", s.caddyfile(options, sites)); status != http.StatusOK {
+		s.t.Fatalf("loading a configuration: %d %s", status, answer)
 	}
 	eventually(s.t, "the listeners of the configuration before to be closed", onlyNewListeners)
 }
@@ -185,7 +265,7 @@ func onlyNewListeners() bool {
 			if f[3] != stateListen {
 				continue
 			}
-			for _, port := range []string{":2378", ":24E3", ":0BB7"} { // 9080, 9443, 2999
+			for _, port := range ownPorts {
 				if strings.HasSuffix(f[1], port) && listeners[table+f[1]] {
 					return false
 				}
@@ -234,12 +314,12 @@ func request(t testing.TB, method, url string, body io.Reader, header ...string)
 
 func requestBy(t testing.TB, transport http.RoundTripper, method, url string, body io.Reader, header ...string) answer {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	r, err := http.NewRequestWithContext(t.Context(), method, ported(url), body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for pair := range slices.Chunk(header, 2) {
-		r.Header.Add(pair[0], pair[1])
+		r.Header.Add(pair[0], ported(pair[1]))
 	}
 	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Do(r)
 	if err != nil {
@@ -297,9 +377,9 @@ type peer struct {
 
 // handshakeRequest is a correct one; header lines, each with its CRLF, are added to it.
 func handshakeRequest(host, path, header string) string {
-	return "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\n" +
+	return ported("GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\n" +
 		"Connection: Upgrade\r\nUpgrade: websocket\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + header + "\r\n"
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + header + "\r\n")
 }
 
 // join connects a peer to path over plain HTTP. header lines, each with its CRLF, are added to the request.
@@ -315,7 +395,7 @@ func join(t testing.TB, path string, header ...string) *peer {
 // dialFrom connects to server from the given address, which is another client address for each of 127.0.0.0/8.
 func dialFrom(from, server string) (net.Conn, error) {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
-	return dialer.Dial("tcp4", strings.Replace(server, "localhost", "127.0.0.1", 1))
+	return dialer.Dial("tcp4", strings.Replace(ported(server), "localhost", "127.0.0.1", 1))
 }
 
 // joinFrom connects a peer to path from the given address.
@@ -528,4 +608,86 @@ func (p *peer) dial() net.Conn {
 		p.t.Fatal(err)
 	}
 	return conn
+}
+
+// ---- what tests through Caddy look at from the inside ----
+
+// allClients returns how many clients there are in all configurations, until their connections have ended.
+func allClients() int {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	n := 0
+	for _, scope := range hubs.scopes {
+		n += len(scope.members)
+	}
+	return n
+}
+
+// openHubs returns how many hubs are open, also those that are only kept for their history.
+func openHubs() int {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	return len(hubs.named)
+}
+
+// awaitNoHubs waits until every hub is gone.
+func awaitNoHubs(t testing.TB) {
+	t.Helper()
+	eventually(t, "the hubs to be gone", func() bool { return openHubs() == 0 })
+}
+
+// forgetRefusals leaves nothing for the log of the next test.
+func forgetRefusals() {
+	l := &hubs.refusals
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pauses {
+		*p = refusalBatch{}
+	}
+	clear(l.pauses)
+}
+
+// members returns how many clients of the running configuration with default limits are members of a hub.
+func members() int {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	return hubs.scopes[defaultHub].present
+}
+
+// hubMembers returns how many members an open hub has.
+func hubMembers(name string) int { return hubs.hub(name).Size() }
+
+// historyAge returns for how long an open hub keeps its messages.
+func historyAge(name string) time.Duration { return hubs.hub(name).HistoryAge() }
+
+// allScopes returns how many scopes there are: one for each value of each running configuration.
+func allScopes() int {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	return len(hubs.scopes)
+}
+
+// waitingNotices returns how many notices wait for the handlers of Caddy's events app, and whether somebody works on them.
+func waitingNotices() (n int, running bool) {
+	hubs.notifier.mu.Lock()
+	defer hubs.notifier.mu.Unlock()
+	return len(hubs.notifier.waiting), hubs.notifier.running
+}
+
+// tapsOn returns the taps on a hub.
+func tapsOn(name string) []*hub.Tap {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	return hubs.taps[name]
+}
+
+// taps returns how many taps there are on all hubs.
+func taps() int {
+	hubs.mu.Lock()
+	defer hubs.mu.Unlock()
+	n := 0
+	for _, taps := range hubs.taps {
+		n += len(taps)
+	}
+	return n
 }

@@ -20,13 +20,6 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// The addresses of a Caddy in a process of its own.
-const (
-	processAdmin = "localhost:2998"
-	processHTTP  = "localhost:9081"
-	processHTTPS = "localhost:9444"
-)
-
 // asCaddy makes the test binary a caddy command.
 const asCaddy = "CHAT_BROADCAST_TEST_AS_CADDY"
 
@@ -50,16 +43,31 @@ func caddyCommand(t testing.TB, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// A process is a Caddy of its own, for what ends one.
+// A place is where a Caddy is that has its own ports.
+type place struct {
+	t     testing.TB
+	admin string // the address of the admin endpoint
+	http  string // where sites at http://localhost are
+	https string // where those at https://localhost are
+	url   string // of the site at http://localhost
+}
+
+// in returns the same place for a part of the test.
+func (p place) in(t testing.TB) place {
+	p.t = t
+	return p
+}
+
+// A process is a Caddy in a process of its own.
 type process struct {
-	t      testing.TB
+	place
 	cmd    *exec.Cmd
 	dir    string
 	stderr bytes.Buffer
 	exited chan struct{} // closed when it is gone
 }
 
-// startProcess runs Caddy with the sites of a Caddyfile.
+// startProcess runs Caddy with the sites of a Caddyfile, which name no port.
 func startProcess(t testing.TB, options, sites string) *process {
 	t.Helper()
 	return startProcessOf(t, caddyCommand(t, "run"), options, sites)
@@ -68,7 +76,25 @@ func startProcess(t testing.TB, options, sites string) *process {
 // startProcessOf is startProcess for a given command "caddy run".
 func startProcessOf(t testing.TB, cmd *exec.Cmd, options, sites string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: cmd, dir: t.TempDir(), exited: make(chan struct{})}
+	skipShort(t)
+	localhost := func() string { return fmt.Sprint("localhost:", freePort()) }
+	p := &process{place: place{t: t, admin: localhost(), http: localhost(), https: localhost()}, cmd: cmd, dir: t.TempDir(), exited: make(chan struct{})}
+	p.url = "http://" + p.http + "/"
+	p.start(options, sites)
+	return p
+}
+
+// startAgain runs Caddy again, at the same addresses, after it has ended.
+func (p *process) startAgain(options, sites string) *process {
+	p.t.Helper()
+	q := &process{place: p.place, cmd: caddyCommand(p.t, "run"), dir: p.dir, exited: make(chan struct{})}
+	q.start(options, sites)
+	return q
+}
+
+func (p *process) start(options, sites string) {
+	t, cmd := p.t, p.cmd
+	t.Helper()
 	cmd.Args = append(cmd.Args, "--config", p.write(options, sites))
 	p.cmd.Stderr = &p.stderr
 	if err := p.cmd.Start(); err != nil {
@@ -86,13 +112,15 @@ func startProcessOf(t testing.TB, cmd *exec.Cmd, options, sites string) *process
 		}
 	})
 	eventually(t, "Caddy in a process of its own", func() bool {
-		conn, err := net.Dial("tcp", processHTTP)
+		conn, err := net.Dial("tcp", p.http)
+		if err != nil {
+			conn, err = net.Dial("tcp", p.https)
+		}
 		if err == nil {
 			conn.Close()
 		}
 		return err == nil
 	})
-	return p
 }
 
 // write writes a Caddyfile and returns its name.
@@ -100,15 +128,15 @@ func (p *process) write(options, sites string) string {
 	p.t.Helper()
 	config := fmt.Sprintf(`{
 	admin %s
-	http_port 9081
-	https_port 9444
+	http_port %s
+	https_port %s
 	skip_install_trust
 	local_certs
 	persist_config off
 	storage file_system %s
 	%s
 }
-%s`, processAdmin, filepath.Join(p.dir, "storage"), options, sites)
+%s`, p.admin, portOf(p.http), portOf(p.https), filepath.Join(p.dir, "storage"), options, sites)
 	name := filepath.Join(p.dir, "Caddyfile")
 	if err := os.WriteFile(name, []byte(config), 0o600); err != nil {
 		p.t.Fatal(err)
@@ -133,10 +161,24 @@ func (p *process) post(options, sites string) error {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if status, answer := postConfig(p.t, processAdmin, "text/caddyfile", string(config)); status != http.StatusOK {
+	if status, answer := postConfig(p.t, p.admin, "text/caddyfile", string(config)); status != http.StatusOK {
 		return fmt.Errorf("status %d: %s", status, answer)
 	}
 	return nil
+}
+
+// load replaces the sites.
+func (p *process) load(sites string) {
+	p.t.Helper()
+	if err := p.post("", sites); err != nil {
+		p.t.Fatalf("loading a configuration: %v", err)
+	}
+}
+
+// unload leaves no sites.
+func (p *process) unload() {
+	p.t.Helper()
+	p.load("")
 }
 
 // terminate sends SIGTERM and returns how long the process took to exit with status 0.
@@ -157,17 +199,47 @@ func (p *process) terminate() time.Duration {
 	return time.Since(began)
 }
 
-// joinProcess connects a peer to path, over TLS or not.
-func joinProcess(t testing.TB, path string, overTLS bool) *peer {
-	t.Helper()
-	if overTLS {
-		return joinOn(t, dialTLSAt(t, processHTTPS), processHTTPS, path)
-	}
-	conn, err := net.Dial("tcp", processHTTP)
+// dial connects over plain HTTP.
+func (p place) dial() net.Conn {
+	p.t.Helper()
+	conn, err := net.Dial("tcp", p.http)
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	return joinOn(t, conn, processHTTP, path)
+	return conn
+}
+
+// join connects a peer to path over plain HTTP.
+func (p place) join(path string) *peer {
+	p.t.Helper()
+	return joinOn(p.t, p.dial(), p.http, path)
+}
+
+// refused makes a handshake that must fail with the given status.
+func (p place) refused(status int, path string, header ...string) {
+	p.t.Helper()
+	_, resp := handshakeOn(p.t, p.dial(), handshakeRequest(p.http, path, strings.Join(header, "")))
+	if resp.StatusCode != status {
+		p.t.Fatalf("joining %s: got status %s, want %d", path, resp.Status, status)
+	}
+}
+
+// joinTLS connects a peer to path over TLS.
+func (p place) joinTLS(path string) *peer {
+	p.t.Helper()
+	return joinOn(p.t, dialTLSAt(p.t, p.https), p.https, path)
+}
+
+// joinEvents connects a peer to path that speaks the events protocol.
+func (p place) joinEvents(path string) *eventsPeer {
+	p.t.Helper()
+	return joinEventsOn(p.t, p.dial(), p.http, path)
+}
+
+// publish sends a POST to path.
+func (p place) publish(path, body string) answer {
+	p.t.Helper()
+	return request(p.t, http.MethodPost, "http://"+p.http+path, strings.NewReader(body))
 }
 
 // count reads messages that are to be numbered from 0, one after the other, until a close frame or the end of the
@@ -195,6 +267,7 @@ func (p *peer) count(got *atomic.Int64) (closed string, err error) {
 }
 
 func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
+	t.Parallel()
 	const (
 		clients, hubCount = 50, 5
 		reloads           = 20
@@ -215,8 +288,8 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 		if before, _, found := strings.Cut(plain, "\ntls"); found {
 			plain = before
 		}
-		return v.options, fmt.Sprintf("http://%s {\n%s\n}\nhttps://%s {\n%s\n}\nhttp://other%d.localhost:9081 {\nrespond %d\n}",
-			processHTTP, plain, processHTTPS, v.sites, i, i)
+		return v.options, fmt.Sprintf("http://localhost {\n%s\n}\nhttps://localhost {\n%s\n}\nhttp://other%d.localhost {\nrespond %d\n}",
+			plain, v.sites, i, i)
 	}
 	options, first := sites(0)
 	p := startProcess(t, options, first)
@@ -225,7 +298,11 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 	var got [clients]atomic.Int64
 	var sent [hubCount]atomic.Int64
 	for i := range clients {
-		peers = append(peers, joinProcess(t, fmt.Sprintf("/chat/%d", i%hubCount), i < 10))
+		join := p.join
+		if i < 10 {
+			join = p.joinTLS
+		}
+		peers = append(peers, join(fmt.Sprintf("/chat/%d", i%hubCount)))
 	}
 	var readers, senders sync.WaitGroup
 	ended := make(chan error, clients)
@@ -256,7 +333,7 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 	}
 	gauges := func(when string) {
 		t.Helper()
-		now := scrapeAt(t, processAdmin)
+		now := scrapeAt(t, p.admin)
 		if c, h := value(now["clients"]), value(now["hubs"]); c != clients || h != hubCount {
 			t.Errorf("%s: got gauges of %v clients and %v hubs, want %d and %d", when, c, h, clients, hubCount)
 		}
@@ -274,7 +351,7 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 		gauges(fmt.Sprintf("after reload %d", i))
 		if i == reloads/2 {
 			before := sent[0].Load()
-			if err := load(options, sites+"\nhttp://bad.localhost:9081 {\nchat_broadcast {\nbuffer 0\n}\n}"); err == nil {
+			if err := load(options, sites+"\nhttp://bad.localhost {\nchat_broadcast {\nbuffer 0\n}\n}"); err == nil {
 				t.Error("got a bad configuration accepted")
 			}
 			eventually(t, "messages after a bad configuration", func() bool { return got[0].Load() > before })
@@ -304,14 +381,15 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 }
 
 func TestProcess_RemovalOfFiveThousandClients(t *testing.T) {
+	t.Parallel()
 	const clients = 5000
-	p := startProcess(t, "", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nping off\n}\n}")
+	p := startProcess(t, "", "http://localhost {\nchat_broadcast /chat/* {\nping off\n}\n}")
 	var peers []*peer
 	for i := range clients {
-		peers = append(peers, joinProcess(t, fmt.Sprintf("/chat/%d", i%100), false))
+		peers = append(peers, p.join(fmt.Sprintf("/chat/%d", i%100)))
 	}
 	began := time.Now()
-	if err := p.reload("", "http://"+processHTTP+" {\nrespond gone\n}"); err != nil {
+	if err := p.reload("", "http://localhost {\nrespond gone\n}"); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took > 5*time.Second {
@@ -330,12 +408,12 @@ func TestProcess_RemovalOfFiveThousandClients(t *testing.T) {
 
 func TestProcess_SIGTERM(t *testing.T) {
 	const clients = 200
-	p := startProcess(t, "", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nbuffer 10000 16MiB\n}\n}")
-	stuck := joinProcess(t, "/chat/a", false)
+	p := startProcess(t, "", "http://localhost {\nchat_broadcast /chat/* {\nbuffer 10000 16MiB\n}\n}")
+	stuck := p.join("/chat/a")
 	_ = stuck.conn.(*net.TCPConn).SetReadBuffer(4096)
 	var peers []*peer
 	for range clients {
-		peers = append(peers, joinProcess(t, "/chat/a", false))
+		peers = append(peers, p.join("/chat/a"))
 	}
 	var readers, senders sync.WaitGroup
 	var got [clients]atomic.Int64
@@ -373,14 +451,12 @@ func TestProcess_SIGTERM(t *testing.T) {
 
 // TestProcess_SIGTERMBesideALongRequest has clients told although a request holds up the shutdown of the server.
 func TestProcess_SIGTERMBesideALongRequest(t *testing.T) {
-	p := startProcess(t, "grace_period 4s", "http://"+processHTTP+" {\nchat_broadcast /chat/* {\nhttp_publish\n}\n}")
-	peer := joinProcess(t, "/chat/a", false)
-	long, err := net.Dial("tcp", processHTTP)
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	p := startProcess(t, "grace_period 4s", "http://localhost {\nchat_broadcast /chat/* {\nhttp_publish\n}\n}")
+	peer := p.join("/chat/a")
+	long := p.dial()
 	defer long.Close()
-	if _, err := io.WriteString(long, "POST /chat/a HTTP/1.1\r\nHost: "+processHTTP+"\r\nContent-Length: 10\r\n\r\nhalf"); err != nil {
+	if _, err := io.WriteString(long, "POST /chat/a HTTP/1.1\r\nHost: "+p.http+"\r\nContent-Length: 10\r\n\r\nhalf"); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -403,6 +479,7 @@ func TestProcess_SIGTERMBesideALongRequest(t *testing.T) {
 
 // TestProcess_PageOutlivesTheServer has a browser look on while Caddy is stopped, or dies, and is started again.
 func TestProcess_PageOutlivesTheServer(t *testing.T) {
+	t.Parallel()
 	browser := startBrowser(t)
 	for _, tc := range []struct {
 		name string
@@ -415,9 +492,9 @@ func TestProcess_PageOutlivesTheServer(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			site := strings.Replace(exampleSite(t), httpAddr, processHTTP, 1)
+			site := exampleSite(t)
 			p := startProcess(t, "", site)
-			page := openTab(t, browser, "http://"+processHTTP)
+			page := openTab(t, browser, "http://"+p.http)
 			page.waitState("open")
 			page.send("before")
 			page.waitFor(`document.querySelectorAll(".message:not(.pending)").length === 1`)
@@ -428,14 +505,14 @@ func TestProcess_PageOutlivesTheServer(t *testing.T) {
 			page.waitFor(`document.querySelector(".pending .text")?.textContent === "meanwhile"`)
 			page.do(typeInto("#text", "a draft"))
 
-			startProcess(t, "", site)
+			p = p.startAgain("", site)
 			page.waitState("open")
 			page.waitFor(`!document.querySelector(".pending")`)
 			page.waitFor(`document.querySelector(".missed")`) // the server remembers nothing, and the page says so
 			if got := len(page.messages()); got != 2 || page.draft() != "a draft" {
 				t.Errorf("got %d messages and the draft %q, want 2 and what was typed", got, page.draft())
 			}
-			raw := joinProcess(t, "/chat/lobby", false)
+			raw := p.join("/chat/lobby")
 			if got := raw.next().payload; !strings.Contains(got, "meanwhile") {
 				t.Errorf("got %q from the new server's history, want what was sent meanwhile", got)
 			}

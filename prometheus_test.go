@@ -31,7 +31,6 @@ const (
 // scrapeInterval is that of the Prometheus under test. A scrape that takes longer has failed for Prometheus.
 const scrapeInterval = "250ms"
 
-// needPrometheus returns the paths of Prometheus and promtool. Without them the test is skipped, but not in CI, where
 // A prometheusServer is a Prometheus that runs until the test ends.
 type prometheusServer struct {
 	t       *testing.T
@@ -299,19 +298,20 @@ func TestAlerts_AreTested(t *testing.T) {
 // reloads, while clients do a bit of everything. Then it asks it everything that the alerts and the dashboard would.
 func TestPrometheus(t *testing.T) {
 	prometheus, promtool := findProgram(t, "prometheus"), findProgram(t, "promtool")
-	const site = `http://localhost:9080 {
+	t.Parallel()
+	const site = `http://localhost {
 		metrics /metrics
 		chat_broadcast /chat/* {
 			rate 3 1h
 		}
 		respond /x "%s"
 	}`
-	s := startCaddy(t, fmt.Sprintf(site, "first"))
+	s := startProcess(t, "", fmt.Sprintf(site, "first"))
 	alerts, err := filepath.Abs(alertsFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	recipe := strings.NewReplacer("alerts.yml", strconv.Quote(alerts), "localhost:2019", adminAddr).
+	recipe := strings.NewReplacer("alerts.yml", strconv.Quote(alerts), "localhost:2019", s.admin).
 		Replace(docBlock(t, "recipe: prometheus"))
 	p := startPrometheus(t, prometheus, fmt.Sprintf(`global:
   scrape_interval: %[1]s
@@ -320,7 +320,7 @@ func TestPrometheus(t *testing.T) {
   - job_name: site
     static_configs:
       - targets: ["%[3]s"]
-`, scrapeInterval, recipe, httpAddr))
+`, scrapeInterval, recipe, s.http))
 
 	// scraped waits until both targets have been scraped anew.
 	scraped := func() {
@@ -329,11 +329,11 @@ func TestPrometheus(t *testing.T) {
 		p.waitFor(fmt.Sprintf(`count(timestamp(caddy_chat_broadcast_clients) > %.3f)`, now), 2)
 	}
 	scraped() // a counter's rate is its growth since the first time
-	stay, left := 0.0, value(scrape(t)["closes_total"], "1000", "")
+	stay, left := 0.0, value(scrapeAt(t, s.admin)["closes_total"], "1000", "")
 	talk := func() {
 		t.Helper()
-		leaver := join(t, "/chat/a")
-		peers := []*peer{join(t, "/chat/a"), join(t, "/chat/a"), join(t, "/chat/b")}
+		leaver := s.join("/chat/a")
+		peers := []*peer{s.join("/chat/a"), s.join("/chat/a"), s.join("/chat/b")}
 		stay += float64(len(peers))
 		peers[0].text("one")
 		peers[0].send(websocket.BinaryMessage, "two")
@@ -347,7 +347,7 @@ func TestPrometheus(t *testing.T) {
 		leaver.send(websocket.CloseMessage, "\x03\xe8")
 		leaver.wantEOF()
 		leaver.conn.Close()
-		refused(t, http.StatusForbidden, "/chat/b", "Origin: http://evil.example\r\n")
+		s.refused(http.StatusForbidden, "/chat/b", "Origin: http://evil.example\r\n")
 		left++
 		p.waitFor(`caddy_chat_broadcast_closes_total{code="1000"}`, left)
 		p.waitFor(`caddy_chat_broadcast_clients`, stay)
@@ -377,7 +377,7 @@ func TestPrometheus(t *testing.T) {
 
 	t.Run("metrics are as they should be", func(t *testing.T) {
 		var ours []byte
-		for line := range strings.Lines(request(t, http.MethodGet, "http://"+adminAddr+"/metrics", nil).body) {
+		for line := range strings.Lines(request(t, http.MethodGet, "http://"+s.admin+"/metrics", nil).body) {
 			if strings.Contains(line, "caddy_chat_broadcast_") { // Caddy's own have their faults
 				ours = append(ours, line...)
 			}

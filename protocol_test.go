@@ -88,23 +88,24 @@ func fieldsOf(t *testing.T, frame string) (fields []field) {
 	return fields
 }
 
-// A screenplay compares what a scenario gets with the document. What is another one each time is compared by what it stands
+// A documentCheck compares what a test gets with the document. What is another one each time is compared by what it stands
 // for: where the document has the same client, epoch, token or time twice, so must the frames, and where it has another
 // client, epoch or token they must have another.
-type screenplay struct {
+type documentCheck struct {
 	t        *testing.T
+	server   string // the address
 	examples map[string][]string
 	played   map[string]bool
 	stands   map[field]string // the value in the frames for one in the document
 	standsIn map[field]string // and the other way round
 }
 
-func newScreenplay(t *testing.T) *screenplay {
-	return &screenplay{t, documentedExamples(t, "example"), map[string]bool{}, map[field]string{}, map[field]string{}}
+func newDocumentCheck(t *testing.T, server string) *documentCheck {
+	return &documentCheck{t, server, documentedExamples(t, "example"), map[string]bool{}, map[field]string{}, map[field]string{}}
 }
 
 // plays notes that frames are what the document shows under that name, and fails the test where they are not.
-func (s *screenplay) plays(name string, frames ...incoming) {
+func (s *documentCheck) plays(name string, frames ...incoming) {
 	s.t.Helper()
 	s.played[name] = true
 	documented := s.examples[name]
@@ -126,12 +127,12 @@ func (s *screenplay) plays(name string, frames ...incoming) {
 }
 
 // normal returns the documented value if the one that was got stands for it.
-func (s *screenplay) normal(got, want field) any {
+func (s *documentCheck) normal(got, want field) any {
 	value, isText := got.value.(string)
 	documented, _ := want.value.(string)
 	switch got.name {
 	case "hub": // the document's site has TLS and the default port
-		return strings.Replace(value, "http://example.com:9080/", "https://example.com/", 1)
+		return strings.Replace(value, "http://example.com:"+portOf(s.server)+"/", "https://example.com/", 1)
 	case "client", "epoch", "token", "time":
 	default:
 		return got.value
@@ -157,23 +158,23 @@ func (s *screenplay) normal(got, want field) any {
 	return documented
 }
 
-func (s *screenplay) finish() {
+func (s *documentCheck) finish() {
 	s.t.Helper()
 	if got, want := slices.Sorted(maps.Keys(s.played)), slices.Sorted(maps.Keys(s.examples)); !slices.Equal(got, want) {
 		s.t.Errorf("played the examples %v, the document has %v", got, want)
 	}
 }
 
-// joinExample joins as in the document: under its host and path.
-func joinExample(t *testing.T, query string) *eventsPeer {
-	t.Helper()
-	return joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/chat/lobby?"+query)
+// joinExample joins as in the document: under its host.
+func joinExample(s *process, path string) *eventsPeer {
+	s.t.Helper()
+	return joinEventsOn(s.t, s.dial(), "example.com", path)
 }
 
 // TestProtocol_ServerSendsWhatTheDocumentShows plays the examples of docs/protocol.md: ada comes to a hub in which eve has said
 // something, loses her connection, comes back, meets bob and cid, and is away for longer.
 func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
-	const site = `http://example.com:9080, http://localhost:9080 {
+	const site = `http://example.com, http://localhost {
 	chat_broadcast /chat/* {
 		user {http.request.uri.query.name}
 		history 10
@@ -188,8 +189,9 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 		rate 5 10s
 	}
 }`
-	startCaddy(t, site)
-	s := newScreenplay(t)
+	t.Parallel()
+	server := startProcess(t, "", site)
+	s := newDocumentCheck(t, server.http)
 	says := documentedExamples(t, "send")
 	say := func(p *eventsPeer, name string) {
 		if len(says[name]) != 1 {
@@ -199,11 +201,11 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 		delete(says, name)
 	}
 
-	eve := joinExample(t, "name=eve")
+	eve := joinExample(server, "/chat/lobby?name=eve")
 	eve.say(map[string]string{"type": "send", "data": "hello"})
 	say(eve, "binary")
 	eve.skipTo("sent")
-	ada := joinExample(t, "name=ada")
+	ada := joinExample(server, "/chat/lobby?name=ada")
 	s.plays("hello", ada.hello)
 	s.plays("message", ada.skipTo("message"), ada.skipTo("message"))
 	say(ada, "who")
@@ -214,16 +216,16 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	s.plays("error", ada.skipTo("error"))
 	eve.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else it may be told with bob's
 	ada.leave()
-	address, token := "name=ada&", ada.hello.Token
+	address, token := "/chat/lobby?name=ada&", ada.hello.Token
 
 	eventually(t, "ada to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
-	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 2))
+	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 2))
 	s.plays("resumed", ada.hello)
-	bob := joinExample(t, "name=bob")
+	bob := joinExample(server, "/chat/lobby?name=bob")
 	s.plays("join", ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
 	bob.leave()
 	s.plays("leave", ada.told(func(e incoming) bool { return e.Type == "leave" }))
-	bob, cid := joinExample(t, "name=bob"), joinExample(t, "name=cid")
+	bob, cid := joinExample(server, "/chat/lobby?name=bob"), joinExample(server, "/chat/lobby?name=cid")
 	s.plays("changes", ada.told(func(e incoming) bool { return e.Joined != nil }))
 
 	bob.leave()
@@ -233,18 +235,18 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 		eve.sendText(fmt.Sprint("e", seq), "more")
 	}
 	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
-	ada = joinExample(t, address+sinceQuery(ada.hello.Epoch, 1))
+	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 1))
 	s.plays("missed", ada.hello)
 	again := strings.Replace(says["again"][0], "dq3e5qf4t0xs-x7Fq0mJ3vTn1", token, 1)
 	delete(says, "again")
 	ada.text(again)
 	s.plays("again", ada.skipTo("sent"))
-	bob = joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/chat/other?name=bob")
+	bob = joinExample(server, "/chat/other?name=bob")
 	bob.text(again)
 	s.plays("unknown", bob.skipTo("error"))
-	s.plays("paced", joinEventsOn(t, (&peer{t: t}).dial(), "example.com", "/rate/lobby").hello)
+	s.plays("paced", joinExample(server, "/rate/lobby").hello)
 
-	s.plays("lagged", lagging(t))
+	s.plays("lagged", lagging(t, server))
 	s.finish()
 	for name := range says {
 		t.Errorf("%s was not sent", name)
@@ -269,12 +271,12 @@ func (p *eventsPeer) told(meant func(incoming) bool) incoming {
 
 // lagging returns what a client is told that has got message 2, reads on only when there are 15, and whose hub keeps just
 // the last.
-func lagging(t *testing.T) incoming {
+func lagging(t *testing.T, s *process) incoming {
 	t.Helper()
-	conn := (&peer{t: t}).dial()
+	conn := s.dial()
 	_ = conn.(*net.TCPConn).SetReadBuffer(64 << 10)
-	slow := joinEventsOn(t, conn, httpAddr, "/lag/a")
-	sender := joinEvents(t, "/lag/a")
+	slow := joinEventsOn(t, conn, s.http, "/lag/a")
+	sender := s.joinEvents("/lag/a")
 	sender.sendText("m1", "one")
 	slow.wantMessages(1, "one")
 	large := strings.Repeat("x", 2<<20) // more than the sockets' buffers take
@@ -402,7 +404,7 @@ func TestEvents_OtherSubprotocolsAreRaw(t *testing.T) {
 func TestEvents_HelloOfAnEmptyHub(t *testing.T) {
 	startCaddy(t, eventsSite)
 	h := joinEvents(t, "/chat/a").hello
-	if *h.User != "" || h.Hub != "http://localhost:9080/chat/a" || h.Head != 0 || h.Replay != 0 || h.Clients != 1 {
+	if *h.User != "" || h.Hub != "http://"+httpAddr+"/chat/a" || h.Head != 0 || h.Replay != 0 || h.Clients != 1 {
 		t.Errorf("got %s", h.raw)
 	}
 }

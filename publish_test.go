@@ -72,11 +72,7 @@ func TestPublish_ReachesEveryClientWithItsOpcode(t *testing.T) {
 func TestPublish_HubWithoutClientsKeepsNothing(t *testing.T) {
 	startCaddy(t, pushSite)
 	publish(t, "/feed/a", "lost").wantPublished(t, 0, 0)
-	if found := func() bool {
-		hubs.mu.Lock()
-		defer hubs.mu.Unlock()
-		return len(hubs.named) > 0
-	}(); found {
+	if openHubs() > 0 {
 		t.Error("a hub was opened for a message")
 	}
 	p := join(t, "/feed/a")
@@ -203,7 +199,7 @@ func TestPublish_RefusalOfALargeBodyArrives(t *testing.T) {
 	}
 }`)
 	join(t, "/")
-	const site, admin = "http://" + httpAddr + "/", "http://" + adminAddr + "/chat_broadcast/hubs/lobby/messages"
+	site, admin := "http://"+httpAddr+"/", "http://"+adminAddr+"/chat_broadcast/hubs/lobby/messages"
 	body := strings.Repeat("x", 5<<20)
 	sized := func(s string) io.Reader { return strings.NewReader(s) }
 	chunked := func(s string) io.Reader { return io.MultiReader(strings.NewReader(s)) }
@@ -535,14 +531,14 @@ func half(t *testing.T, addr string) (rest func() *http.Response) {
 // TestPublish_WhileCaddyExitsIsRefused has a Caddy exit, but not before a delay in which
 // it still listens.
 func TestPublish_WhileCaddyExitsIsRefused(t *testing.T) {
-	p := startProcess(t, "shutdown_delay 1m", strings.Replace(pushSite, httpAddr, processHTTP, 1))
-	reading := half(t, processHTTP)
+	p := startProcess(t, "shutdown_delay 1m", strings.Replace(pushSite, ":9080", "", 1))
+	reading := half(t, p.http)
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	var got answer
 	eventually(t, "a refusal", func() bool {
-		got = request(t, http.MethodPost, "http://"+processHTTP+"/feed/a", strings.NewReader("late"))
+		got = request(t, http.MethodPost, "http://"+p.http+"/feed/a", strings.NewReader("late"))
 		return got.status != http.StatusAccepted
 	})
 	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {

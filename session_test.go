@@ -89,7 +89,7 @@ func (p *sessionPeer) receive(kind string) incoming {
 }
 
 // actual replaces the documented tokens and epochs in text with those of this run.
-func (s *screenplay) actual(text string) string {
+func (s *documentCheck) actual(text string) string {
 	var known []field
 	for documented := range s.stands {
 		if documented.name == "token" || documented.name == "epoch" {
@@ -111,7 +111,7 @@ func (s *screenplay) actual(text string) string {
 // times differ in each run, so a value of this run must stand for the same documented value throughout.
 func TestProtocol_SessionGoesAsTheDocumentShows(t *testing.T) {
 	server := startCaddy(t, sessionSite)
-	s := newScreenplay(t)
+	s := newDocumentCheck(t, httpAddr)
 	peers := map[string]*sessionPeer{}
 	valid := func(definition, frame string) {
 		t.Helper()

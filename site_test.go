@@ -24,7 +24,7 @@ type visit struct {
 // dial connects to the visit's address, over TLS on the port for that.
 func (v visit) dial(t *testing.T) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", v.addr)
+	conn, err := net.Dial("tcp", ported(v.addr))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestSite_DefaultHubsOfTwoSitesAreApart(t *testing.T) {
 			for name, visits := range tc.hubs {
 				for _, v := range visits {
 					p := joinEventsOn(t, v.dial(t), v.host, v.path)
-					if p.hello.Hub != name || p.hello.Replay != 1 {
+					if p.hello.Hub != ported(name) || p.hello.Replay != 1 {
 						t.Errorf("%v: got hub %s with %d messages, want %s with 1", v, p.hello.Hub, p.hello.Replay, name)
 					}
 					if e := p.event(); e.Data == nil || *e.Data != "only in "+name {
@@ -289,11 +289,11 @@ func TestSite_DefaultHubSurvivesAReloadThatAddsASite(t *testing.T) {
 		p.text(sites)
 		p.wantText(sites)
 		q := joinEventsOn(t, visit.dial(t), visit.host, visit.path)
-		if h := q.hello; h.Hub != "http://b.test:9080/a" || h.Head != i+1 || h.Replay != i+1 || h.Clients != 2 {
+		if h := q.hello; h.Hub != ported("http://b.test:9080/a") || h.Head != i+1 || h.Replay != i+1 || h.Clients != 2 {
 			t.Errorf("%s: got %s", sites, h.raw)
 		}
 		q.conn.Close()
-		eventually(t, "the second client to be gone", func() bool { return hubs.hub("http://b.test:9080/a").Size() == 1 })
+		eventually(t, "the second client to be gone", func() bool { return hubMembers(ported("http://b.test:9080/a")) == 1 })
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 
 // stormSite has one hub with presence for clients that stay, for a storm of them, and for those that vanish without a
 // word.
-const stormSite = `http://` + processHTTP + ` {
+const stormSite = `http://localhost {
 	chat_broadcast /stay/* lobby {
 		user {http.request.uri.query.name}
 		presence join_leave
@@ -44,9 +44,9 @@ type watcher struct {
 }
 
 // watch joins an empty hub.
-func watch(t *testing.T) *watcher {
+func watch(t *testing.T, server *process) *watcher {
 	t.Helper()
-	w := &watcher{eventsPeer: joinStorm(t, "/stay/", "watcher")}
+	w := &watcher{eventsPeer: server.joinEvents("/stay/?name=watcher")}
 	w.skipTo("join") // its own
 	w.roster = roster{"watcher": true}
 	return w
@@ -98,20 +98,10 @@ func (w *watcher) wantOneASecond(t *testing.T) {
 	}
 }
 
-// joinStorm joins the hub of stormSite.
-func joinStorm(t *testing.T, path, user string) *eventsPeer {
-	t.Helper()
-	conn, err := net.Dial("tcp", processHTTP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return joinEventsOn(t, conn, processHTTP, path+"?name="+user)
-}
-
 // enterStorm joins the hub for a goroutine other than the test's, without reading more than the handshake's response: every
 // other client is raw. The caller closes the connection.
-func enterStorm(t *testing.T, path, user string, raw bool) (net.Conn, error) {
-	conn, err := net.Dial("tcp", processHTTP)
+func enterStorm(t *testing.T, server, path, user string, raw bool) (net.Conn, error) {
+	conn, err := net.Dial("tcp", server)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +110,7 @@ func enterStorm(t *testing.T, path, user string, raw bool) (net.Conn, error) {
 		header = ""
 	}
 	p := newPeer(t, conn)
-	if _, err := p.handshake(processHTTP, path+"?name="+user, header); err != nil {
+	if _, err := p.handshake(server, path+"?name="+user, header); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -160,7 +150,7 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 		maxCPU    = 40 * time.Second // with the race detector, which makes everything several times as expensive
 	)
 	server := startProcess(t, "", stormSite)
-	w := watch(t)
+	w := watch(t, server)
 	var steadyNow atomic.Bool // all that stay are there, and have been told
 	steady := func(user string) bool {
 		return steadyNow.Load() && (user == "watcher" || strings.HasPrefix(user, "s"))
@@ -168,7 +158,7 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 	var residents [staying]net.Conn
 	name := func(kind string, i int) string { return fmt.Sprintf("%s%05d", kind, i) }
 	each(t, staying, func(i int) (err error) {
-		residents[i], err = enterStorm(t, "/storm/", name("s", i), i%2 == 1)
+		residents[i], err = enterStorm(t, server.http, "/storm/", name("s", i), i%2 == 1)
 		return err
 	})
 	for len(w.roster) < staying+1 {
@@ -202,7 +192,7 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 		coming.Lock()
 		defer coming.Unlock()
 		residents[i].Close()
-		residents[i], err = enterStorm(t, "/storm/", name("s", i), i%2 == 1)
+		residents[i], err = enterStorm(t, server.http, "/storm/", name("s", i), i%2 == 1)
 		return err
 	}
 	each(t, len(storm), func(i int) (err error) {
@@ -212,10 +202,10 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 			}
 		}
 		if i < vanishing {
-			storm[i], err = enterStorm(t, "/vanish/", name("v", i), i%2 == 1)
+			storm[i], err = enterStorm(t, server.http, "/vanish/", name("v", i), i%2 == 1)
 			return err
 		}
-		storm[i], err = enterStorm(t, "/storm/", name("u", i), i%2 == 1)
+		storm[i], err = enterStorm(t, server.http, "/storm/", name("u", i), i%2 == 1)
 		if i%4 == 0 && err == nil { // some leave at once
 			abort(storm[i])
 		}

@@ -346,8 +346,8 @@ func TestUpgrade_CaddyDoesNotOfferExtendedConnectOverHTTP2(t *testing.T) {
 
 func TestUpgrade_ExtendedConnectOverHTTP2IsRefusedWith501(t *testing.T) {
 	t.Setenv("GODEBUG", "http2xconnect=1")
-	startProcess(t, "", "https://"+processHTTPS+" {\nchat_broadcast\n}")
-	if offered, answer := extendedConnect(t, processHTTPS); !offered || answer != "501" {
+	p := startProcess(t, "", "https://localhost {\nchat_broadcast\n}")
+	if offered, answer := extendedConnect(t, p.https); !offered || answer != "501" {
 		t.Errorf("got %s, offered %v, want 501, offered", answer, offered)
 	}
 }
