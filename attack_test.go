@@ -70,7 +70,7 @@ func newObservers(t testing.TB, server, room string, clients int, pace time.Dura
 	t.Helper()
 	o := &observers{conversation: &conversation{t: t}, server: server, room: room, pace: pace}
 	for range clients {
-		o.innocents = append(o.innocents, joinFrom(t, honestAddr, server, room))
+		o.peers = append(o.peers, joinFrom(t, honestAddr, server, room))
 	}
 	o.during(200 * time.Millisecond) // warm up
 	return o
@@ -81,8 +81,8 @@ func (o *observers) say() {
 	o.t.Helper()
 	want := fmt.Sprintf("%d honest", o.turn)
 	began := time.Now()
-	o.innocents[o.turn%len(o.innocents)].text(want)
-	for _, p := range o.innocents {
+	o.peers[o.turn%len(o.peers)].text(want)
+	for _, p := range o.peers {
 		got := p.next()
 		for ; got.opcode == websocket.PingMessage; got = p.next() {
 			p.send(websocket.PongMessage, got.payload)

@@ -41,7 +41,7 @@ func TestCaddyfile_Adapts(t *testing.T) {
 	}
 }
 
-func TestCaddyfile_ErrorsNameTheLineAndWhatToChange(t *testing.T) {
+func TestCaddyfile_ErrorsNameTheLineAndTheFix(t *testing.T) {
 	for _, tc := range []struct{ name, line, want string }{
 		{"an unknown subdirective", "colour blue", `unrecognized subdirective "colour"`},
 		{"no max_age", "max_age", "max_age: missing <duration>"},

@@ -392,7 +392,7 @@ func TestCommand_Tail(t *testing.T) {
 	})
 }
 
-func TestCommand_TailSaysWhatItHasNotSeen(t *testing.T) {
+func TestCommand_TailReportsGaps(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		last  uint64

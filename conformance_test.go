@@ -33,7 +33,7 @@ const promptly = closeTimeout / 2
 
 // TestConformance plays the server's cases of the Autobahn WebSocket test suite, groups 1 to 7, 9 and 10, under
 // their numbers there. A hub is the suite's echo server: its client gets back what it sends. A second client, the
-// witness, must notice nothing but the good messages. What the suite leaves out of a group goes by the group's
+// other client, must notice nothing but the good messages. What the suite leaves out of a group goes by the group's
 // number alone.
 func TestConformance(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
@@ -145,7 +145,7 @@ type exchange struct {
 	send  script
 	want  []frame
 	codes []int // the server closes with one of them, or not at all if there are none
-	alone bool  // without a witness, who would need the socket buffers for large messages
+	alone bool  // without another client, which would need the socket buffers for large messages
 }
 
 func (x exchange) run(t *testing.T) {
@@ -181,11 +181,11 @@ func runExchanges(t *testing.T, exchanges []exchange) {
 	}
 }
 
-// A conformance is one case on its way: a hub with the client under whose hands the server is, and a witness.
+// A conformance is one case: a hub with a client that tests the server, and another client that must notice nothing else.
 type conformance struct {
 	t        *testing.T
 	client   *peer
-	witness  *peer
+	other    *peer
 	messages []frame // what the hub has published
 }
 
@@ -195,7 +195,7 @@ func newConformance(t *testing.T, alone bool) *conformance {
 	path = strings.ReplaceAll(path, "%2F", "/")
 	c := &conformance{t: t, client: join(t, path)}
 	if !alone {
-		c.witness = join(t, path)
+		c.other = join(t, path)
 	}
 	return c
 }
@@ -282,16 +282,16 @@ func (c *conformance) goodbye() {
 	c.ended()
 }
 
-// undisturbed fails unless the witness got what was published and nothing else, and is still in the hub.
+// undisturbed fails unless the other client got what was published and nothing else, and is still in the hub.
 func (c *conformance) undisturbed() {
 	c.t.Helper()
-	if c.witness == nil {
+	if c.other == nil {
 		return
 	}
-	c.witness.text("still here")
+	c.other.text("still here")
 	for i, want := range append(c.messages, frame{opText, "still here"}) {
-		if got := c.next(c.witness); got != want {
-			c.t.Fatalf("the witness's frame %d: got %.80v, want %.80v", i, got, want)
+		if got := c.next(c.other); got != want {
+			c.t.Fatalf("the other client's frame %d: got %.80v, want %.80v", i, got, want)
 		}
 	}
 }

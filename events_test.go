@@ -117,7 +117,7 @@ const eventOptions = `
 		on chat_client_refused test_recorder
 	}`
 
-func TestEvents_HubsAndRefusals(t *testing.T) {
+func TestNotify_HubsAndRefusals(t *testing.T) {
 	const site = `http://localhost:9080 {
 		chat_broadcast /chat/* {
 			hub {path}
@@ -147,7 +147,7 @@ func TestEvents_HubsAndRefusals(t *testing.T) {
 	}
 }
 
-func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
+func TestNotify_SlowHandlerDelaysNobodyAndTakesNoMemory(t *testing.T) {
 	s := startCaddy(t, "")
 	s.loadWith(eventOptions, `http://localhost:9080 {
 		chat_broadcast /chat/* {
@@ -173,7 +173,7 @@ func TestEvents_SlowHandlerHoldsUpNobodyAndNoMemory(t *testing.T) {
 	recordedEvents(t, 1)
 }
 
-func TestEvents_PanicOfAHandlerIsLogged(t *testing.T) {
+func TestNotify_PanicOfAHandlerIsLogged(t *testing.T) {
 	s := startCaddy(t, "")
 	s.loadWith("events {\n\ton chat_hub_opened test_bad\n\ton chat_hub_opened test_recorder\n\ton chat_hub_closed test_recorder\n}",
 		"http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
@@ -232,7 +232,7 @@ func TestReload_CloseLineGoesToTheLogThatIsConfiguredNow(t *testing.T) {
 	}
 }
 
-func TestEvents_HubClosedWhenItsValueIsGone(t *testing.T) {
+func TestNotify_HubClosedWhenItsValueIsGone(t *testing.T) {
 	s := startCaddy(t, "")
 	s.loadWith(eventOptions, "http://localhost:9080 {\n\tchat_broadcast {path}\n}")
 	p := join(t, "/a")
@@ -245,7 +245,7 @@ func TestEvents_HubClosedWhenItsValueIsGone(t *testing.T) {
 	}
 }
 
-func TestEvents_CostNothingWhenNobodyListens(t *testing.T) {
+func TestNotify_CostsNothingWithoutHandlers(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 		chat_broadcast /chat/*
 	}`)

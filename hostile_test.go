@@ -15,18 +15,18 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// conversation is a hub in which innocents talk while something happens to another client of it.
+// conversation is a hub in which peers talk while something happens to another client of it.
 type conversation struct {
-	t         testing.TB
-	innocents []*peer
-	latency   []time.Duration
-	turn      int
+	t       testing.TB
+	peers   []*peer
+	latency []time.Duration
+	turn    int
 }
 
 func newConversation(t testing.TB, path string) *conversation {
 	c := &conversation{t: t}
 	for range 3 {
-		c.innocents = append(c.innocents, join(t, path))
+		c.peers = append(c.peers, join(t, path))
 	}
 	return c
 }
@@ -37,8 +37,8 @@ func (c *conversation) exchange(n int, payload string) {
 	for range n {
 		want := fmt.Sprintf("%d %s", c.turn, payload)
 		began := time.Now()
-		c.innocents[c.turn%len(c.innocents)].text(want)
-		for _, p := range c.innocents {
+		c.peers[c.turn%len(c.peers)].text(want)
+		for _, p := range c.peers {
 			p.wantText(want)
 		}
 		c.latency = append(c.latency, time.Since(began))
@@ -111,7 +111,7 @@ func TestHostile_OneBadClientDoesNotDisturbTheOthers(t *testing.T) {
 			if got := entries[len(entries)-1]; got["code"] != float64(tc.code) || got["reason"] != tc.reason {
 				t.Errorf("logged: got code %v, reason %v, want %d, %q", got["code"], got["reason"], tc.code, tc.reason)
 			}
-			for _, q := range c.innocents {
+			for _, q := range c.peers {
 				q.conn.Close()
 			}
 			s.logged(moduleID, i*4+4)
@@ -252,12 +252,12 @@ func TestHostile_FloodOfEmptyFragments(t *testing.T) {
 		t.Errorf("memory grew by %d bytes, want at most 4 MiB", grown)
 	}
 	p.write(clientFrame(finBit, []byte("the end"))) // it was a valid message all along
-	for _, q := range c.innocents {
+	for _, q := range c.peers {
 		q.wantText("the end")
 	}
 }
 
-func TestHostile_HalfMessagesHoldWhatHasArrived(t *testing.T) {
+func TestHostile_HalfMessagesTakeOnlyReceivedBytes(t *testing.T) {
 	startCaddy(t, plainChat)
 	const clients = 100
 	before := heap()
@@ -361,8 +361,8 @@ func TestHostile_LeavingDoesNotMakeRoomBeforeTheConnectionEnds(t *testing.T) {
 	})
 }
 
-// TestHostile_FloodOfWho asks for full pages of who is there, each of which costs the server as much as many messages.
-func TestHostile_FloodOfWho(t *testing.T) {
+// TestHostile_FloodOfWhoRequests asks for full pages of who is there, each of which costs the server as much as many messages.
+func TestHostile_FloodOfWhoRequests(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nuser {header.X-User}\npresence\n}\n}")
 	for i := range 20 { // more than fit
 		join(t, "/chat/a", "X-User: "+fmt.Sprintf("%01000d", i)+"\r\n")

@@ -219,7 +219,7 @@ func TestHandler_LogsOneLineForEachClosedConnection(t *testing.T) {
 	}
 }
 
-func TestHandler_LogsWhatWasSentOrReceived(t *testing.T) {
+func TestHandler_LogsMessagesAndBytes(t *testing.T) {
 	s := startCaddy(t, plainChat)
 	for i, tc := range []struct {
 		name string

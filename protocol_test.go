@@ -95,7 +95,7 @@ type documentCheck struct {
 	t        *testing.T
 	server   string // the address
 	examples map[string][]string
-	played   map[string]bool
+	checked  map[string]bool
 	stands   map[field]string // the value in the frames for one in the document
 	standsIn map[field]string // and the other way round
 }
@@ -104,10 +104,10 @@ func newDocumentCheck(t *testing.T, server string) *documentCheck {
 	return &documentCheck{t, server, documentedExamples(t, "example"), map[string]bool{}, map[field]string{}, map[field]string{}}
 }
 
-// plays notes that frames are what the document shows under that name, and fails the test where they are not.
-func (s *documentCheck) plays(name string, frames ...incoming) {
+// want notes that frames are what the document shows under that name, and fails the test where they are not.
+func (s *documentCheck) want(name string, frames ...incoming) {
 	s.t.Helper()
-	s.played[name] = true
+	s.checked[name] = true
 	documented := s.examples[name]
 	if len(frames) != len(documented) {
 		s.t.Errorf("%s: got %d frames, the document has %d", name, len(frames), len(documented))
@@ -160,8 +160,8 @@ func (s *documentCheck) normal(got, want field) any {
 
 func (s *documentCheck) finish() {
 	s.t.Helper()
-	if got, want := slices.Sorted(maps.Keys(s.played)), slices.Sorted(maps.Keys(s.examples)); !slices.Equal(got, want) {
-		s.t.Errorf("played the examples %v, the document has %v", got, want)
+	if got, want := slices.Sorted(maps.Keys(s.checked)), slices.Sorted(maps.Keys(s.examples)); !slices.Equal(got, want) {
+		s.t.Errorf("checked the examples %v, the document has %v", got, want)
 	}
 }
 
@@ -171,9 +171,9 @@ func joinExample(s *process, path string) *eventsPeer {
 	return joinEventsOn(s.t, s.dial(), "example.com", path)
 }
 
-// TestProtocol_ServerSendsWhatTheDocumentShows plays the examples of docs/protocol.md: ada comes to a hub in which eve has said
+// TestProtocol_ServerMatchesDocumentedExamples plays the examples of docs/protocol.md: ada comes to a hub in which eve has said
 // something, loses her connection, comes back, meets bob and cid, and is away for longer.
-func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
+func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	const site = `http://example.com, http://localhost {
 	chat_broadcast /chat/* {
 		user {http.request.uri.query.name}
@@ -206,27 +206,27 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	say(eve, "binary")
 	eve.skipTo("sent")
 	ada := joinExample(server, "/chat/lobby?name=ada")
-	s.plays("hello", ada.hello)
-	s.plays("message", ada.skipTo("message"), ada.skipTo("message"))
+	s.want("hello", ada.hello)
+	s.want("message", ada.skipTo("message"), ada.skipTo("message"))
 	say(ada, "who")
-	s.plays("presence", ada.roster())
+	s.want("presence", ada.roster())
 	say(ada, "text")
-	s.plays("sent", ada.skipTo("sent"))
+	s.want("sent", ada.skipTo("sent"))
 	ada.text(`{"type":"send","id":"m2","data":5}`)
-	s.plays("error", ada.skipTo("error"))
+	s.want("error", ada.skipTo("error"))
 	eve.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else it may be told with bob's
 	ada.leave()
 	address, token := "/chat/lobby?name=ada&", ada.hello.Token
 
 	eventually(t, "ada to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 2))
-	s.plays("resumed", ada.hello)
+	s.want("resumed", ada.hello)
 	bob := joinExample(server, "/chat/lobby?name=bob")
-	s.plays("join", ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
+	s.want("join", ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
 	bob.leave()
-	s.plays("leave", ada.told(func(e incoming) bool { return e.Type == "leave" }))
+	s.want("leave", ada.told(func(e incoming) bool { return e.Type == "leave" }))
 	bob, cid := joinExample(server, "/chat/lobby?name=bob"), joinExample(server, "/chat/lobby?name=cid")
-	s.plays("changes", ada.told(func(e incoming) bool { return e.Joined != nil }))
+	s.want("changes", ada.told(func(e incoming) bool { return e.Joined != nil }))
 
 	bob.leave()
 	cid.leave()
@@ -236,17 +236,17 @@ func TestProtocol_ServerSendsWhatTheDocumentShows(t *testing.T) {
 	}
 	eventually(t, "the others to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 1))
-	s.plays("missed", ada.hello)
+	s.want("missed", ada.hello)
 	again := strings.Replace(says["again"][0], "dq3e5qf4t0xs-x7Fq0mJ3vTn1", token, 1)
 	delete(says, "again")
 	ada.text(again)
-	s.plays("again", ada.skipTo("sent"))
+	s.want("again", ada.skipTo("sent"))
 	bob = joinExample(server, "/chat/other?name=bob")
 	bob.text(again)
-	s.plays("unknown", bob.skipTo("error"))
-	s.plays("paced", joinExample(server, "/rate/lobby").hello)
+	s.want("unknown", bob.skipTo("error"))
+	s.want("paced", joinExample(server, "/rate/lobby").hello)
 
-	s.plays("lagged", lagging(t, server))
+	s.want("lagged", lagging(t, server))
 	s.finish()
 	for name := range says {
 		t.Errorf("%s was not sent", name)
@@ -659,7 +659,7 @@ func TestEvents_ErrorsNameTheField(t *testing.T) {
 	}
 }
 
-func TestEvents_EscapesAreWhatTheyStandFor(t *testing.T) {
+func TestEvents_EscapesAreDecoded(t *testing.T) {
 	startCaddy(t, eventsSite)
 	p := joinEvents(t, "/chat/a")
 	for i, tc := range []struct{ frame, want string }{
@@ -890,7 +890,7 @@ func TestHistory_RawClientsGetItAsPlainMessages(t *testing.T) {
 	b.wantText("new")
 }
 
-func TestHistory_OfWhatRawClientsSentHasTheirNames(t *testing.T) {
+func TestHistory_RawClientsMessagesHaveTheirNames(t *testing.T) {
 	startCaddy(t, historyOf("history 3\nuser {http.request.uri.query.name}"))
 	a := join(t, "/chat/a?name=ada")
 	a.text("hello")
@@ -967,7 +967,7 @@ func TestHistory_TakesHalfOfTheBuffersBytes(t *testing.T) {
 	}
 }
 
-func TestHistory_KeepsWhatIsPostedWithoutAnyClient(t *testing.T) {
+func TestHistory_KeepsPostedMessagesWithoutClients(t *testing.T) {
 	startCaddy(t, eventsSite)
 	publish(t, "/post/a", "one").wantPublished(t, 0, 1)
 	publish(t, "/post/a", "two").wantPublished(t, 0, 2)
@@ -981,7 +981,7 @@ func TestHistory_KeepsWhatIsPostedWithoutAnyClient(t *testing.T) {
 	raw.wantText("two")
 }
 
-func TestHistory_RefusesWhatMakesNoSense(t *testing.T) {
+func TestHistory_InvalidSettingsAreRefused(t *testing.T) {
 	s := startCaddy(t, "")
 	for _, line := range []string{
 		"history", "history 0", "history -1", "history x", "history 10 0s", "history 10 -1s", "history 10 x", "history 10 1m 1",
@@ -1051,7 +1051,7 @@ func TestPresence_PagesAreInTheOrderOfBytes(t *testing.T) {
 	}
 }
 
-func TestPresence_AfterSomebodyWhoIsNotThere(t *testing.T) {
+func TestPresence_PageAfterAnAbsentUser(t *testing.T) {
 	startCaddy(t, eventsSite)
 	p := joinEvents(t, "/who/a?name=ada")
 	joinEvents(t, "/who/a?name=eve")

@@ -468,7 +468,7 @@ func TestBuckets_AreBounded(t *testing.T) {
 	}
 }
 
-func TestPublish_SlowBodyHoldsUpNobody(t *testing.T) {
+func TestPublish_SlowBodyDelaysNobody(t *testing.T) {
 	startCaddy(t, pushSite)
 	p := join(t, "/feed/a")
 	slow := p.dial()

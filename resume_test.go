@@ -90,8 +90,8 @@ func (i *interruption) live(s *server, history, clients, livesOfEach int, life f
 
 // ---- joining ----
 
-// A metronome publishes its own counter, from 1 on, at a steady rate. Nobody else publishes in its hub.
-type metronome struct {
+// A ticker publishes its own counter, from 1 on, at a steady rate. Nobody else publishes in its hub.
+type ticker struct {
 	peer      *peer
 	sent      atomic.Int64 // the last number that may have been published
 	published atomic.Int64 // the last number that has been
@@ -99,10 +99,10 @@ type metronome struct {
 	running   sync.WaitGroup
 }
 
-// startMetronome publishes perSecond messages a second until the test calls halt.
-func startMetronome(t *testing.T, path string, perSecond int) *metronome {
+// startTicker publishes perSecond messages a second until the test calls halt.
+func startTicker(t *testing.T, path string, perSecond int) *ticker {
 	t.Helper()
-	m := &metronome{peer: join(t, path), stop: make(chan struct{})}
+	m := &ticker{peer: join(t, path), stop: make(chan struct{})}
 	m.running.Go(func() { // ends with the connection
 		for {
 			m.peer.patient()
@@ -111,12 +111,12 @@ func startMetronome(t *testing.T, path string, perSecond int) *metronome {
 				select {
 				case <-m.stop:
 				default:
-					t.Errorf("the metronome has lost its connection: %v", err)
+					t.Errorf("the ticker has lost its connection: %v", err)
 				}
 				return
 			}
 			if want := fmt.Sprint(m.published.Load() + 1); f.opcode == websocket.TextMessage && f.payload != want {
-				t.Errorf("the metronome got %s, want %s", f.payload, want)
+				t.Errorf("the ticker got %s, want %s", f.payload, want)
 				return
 			}
 			if f.opcode == websocket.TextMessage {
@@ -134,7 +134,7 @@ func startMetronome(t *testing.T, path string, perSecond int) *metronome {
 	return m
 }
 
-func (m *metronome) halt() {
+func (m *ticker) halt() {
 	close(m.stop)
 	m.running.Wait()
 }
@@ -163,7 +163,7 @@ func pace(stop <-chan struct{}, perSecond int, do func() bool) {
 const newer = 20
 
 // joinRaw joins once as a raw client and returns an error unless it gets exactly the last messages, and then each.
-func (m *metronome) joinRaw(t *testing.T, path string, history int) error {
+func (m *ticker) joinRaw(t *testing.T, path string, history int) error {
 	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
@@ -200,7 +200,7 @@ func (m *metronome) joinRaw(t *testing.T, path string, history int) error {
 }
 
 // joinEvents joins once as a client that speaks the events protocol, as joinRaw does.
-func (m *metronome) joinEvents(t *testing.T, path string, history int) error {
+func (m *ticker) joinEvents(t *testing.T, path string, history int) error {
 	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
@@ -238,7 +238,7 @@ func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) 
 	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
-			m := startMetronome(t, path, perSecond)
+			m := startTicker(t, path, perSecond)
 			defer m.halt()
 			eventually(t, "a full history", func() bool { return m.published.Load() >= history })
 			joins := int64(allJoins / tc.part)
@@ -281,8 +281,8 @@ func TestHistory_JoinUnderLoadGetsExactlyTheLastAndThenEverything(t *testing.T) 
 
 // ---- coming back ----
 
-// A chronicle is what a client has got that stayed all the time: message n stands at n-1.
-type chronicle struct {
+// A recorder is a client that stays all the time and keeps what it gets: message n stands at n-1.
+type recorder struct {
 	peer    *eventsPeer
 	mu      sync.Mutex
 	grown   sync.Cond
@@ -291,10 +291,10 @@ type chronicle struct {
 	done    chan struct{}
 }
 
-// startChronicle joins and reads until the connection ends, for which close is there.
-func startChronicle(t *testing.T, path string) *chronicle {
+// startRecorder joins and reads until the connection ends, for which close is there.
+func startRecorder(t *testing.T, path string) *recorder {
 	t.Helper()
-	c := &chronicle{peer: joinEvents(t, path), done: make(chan struct{})}
+	c := &recorder{peer: joinEvents(t, path), done: make(chan struct{})}
 	c.grown.L = &c.mu
 	go func() { // ends with the connection, which close waits for
 		defer close(c.done)
@@ -318,7 +318,7 @@ func startChronicle(t *testing.T, path string) *chronicle {
 }
 
 // await waits until there are so many messages.
-func (c *chronicle) await(messages int) error {
+func (c *recorder) await(messages int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.texts) < messages {
@@ -330,14 +330,14 @@ func (c *chronicle) await(messages int) error {
 	return nil
 }
 
-func (c *chronicle) close() {
+func (c *recorder) close() {
 	c.peer.conn.Close()
 	<-c.done
 }
 
-// startChatter has four clients send, two of each kind, perSecond messages a second in all. Each message names its sender
+// startSenders has four clients send, two of each kind, perSecond messages a second in all. Each message names its sender
 // and counts. The returned function ends that, and returns how many each has sent once they have all been published.
-func startChatter(t *testing.T, path string, perSecond int) (halt func() [4]int) {
+func startSenders(t *testing.T, path string, perSecond int) (halt func() [4]int) {
 	t.Helper()
 	var sent, published [4]atomic.Int64
 	var peers [4]*peer
@@ -385,8 +385,8 @@ func startChatter(t *testing.T, path string, perSecond int) (halt func() [4]int)
 	}
 }
 
-// A mortal connection ends when so many bytes were read from it: somewhere in the handshake or in a frame.
-type mortal struct {
+// A brittleConn ends when so many bytes were read from it: somewhere in the handshake or in a frame.
+type brittleConn struct {
 	net.Conn
 	left int
 	dead bool // reading has failed because it is time; so whatever the error is read as
@@ -395,7 +395,7 @@ type mortal struct {
 var errDied = errors.New("died")
 
 // Read fails when it is time.
-func (m *mortal) Read(p []byte) (int, error) {
+func (m *brittleConn) Read(p []byte) (int, error) {
 	if m.left <= 0 {
 		m.dead = true
 		return 0, errDied
@@ -406,7 +406,7 @@ func (m *mortal) Read(p []byte) (int, error) {
 }
 
 // die ends the connection in one of the ways in which connections end.
-func (m *mortal) die() {
+func (m *brittleConn) die() {
 	switch rand.N(3) {
 	case 0: // a program that ends
 		m.Close()
@@ -419,8 +419,8 @@ func (m *mortal) die() {
 	}
 }
 
-// A wanderer is a client that comes back time and again.
-type wanderer struct {
+// A returner is a client that comes back time and again.
+type returner struct {
 	path  string
 	epoch string
 	last  int      // the number of the last message that it has got
@@ -428,7 +428,7 @@ type wanderer struct {
 }
 
 // connect joins on conn and notes what hello says.
-func (w *wanderer) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
+func (w *returner) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 	path := w.path
 	if w.epoch != "" {
 		path += "&" + sinceQuery(w.epoch, w.last)
@@ -445,7 +445,7 @@ func (w *wanderer) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 }
 
 // resume connects, and returns an error unless everything after the last message is to follow.
-func (w *wanderer) resume(t *testing.T, conn net.Conn) (*eventsPeer, error) {
+func (w *returner) resume(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 	p, err := w.connect(t, conn)
 	if err != nil {
 		return nil, err
@@ -457,7 +457,7 @@ func (w *wanderer) resume(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 }
 
 // take notes a message, and returns an error unless it is the one that follows.
-func (w *wanderer) take(e incoming) error {
+func (w *returner) take(e incoming) error {
 	if e.Type != "message" || e.Seq != w.last+1 {
 		return fmt.Errorf("got %s after message %d", e.raw, w.last)
 	}
@@ -466,13 +466,13 @@ func (w *wanderer) take(e incoming) error {
 	return nil
 }
 
-// wander lives once, for so many bytes.
-func (w *wanderer) wander(t *testing.T, bytes int) error {
+// connectOnce connects and reads until so many bytes have come.
+func (w *returner) connectOnce(t *testing.T, bytes int) error {
 	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
 	}
-	m := &mortal{Conn: conn, left: bytes}
+	m := &brittleConn{Conn: conn, left: bytes}
 	defer m.die()
 	p, err := w.resume(t, m)
 	for err == nil {
@@ -488,7 +488,7 @@ func (w *wanderer) wander(t *testing.T, bytes int) error {
 }
 
 // catchUp comes back for good, until it has got so many messages in all.
-func (w *wanderer) catchUp(t *testing.T, messages int) error {
+func (w *returner) catchUp(t *testing.T, messages int) error {
 	conn, err := dial(httpAddr)
 	if err != nil {
 		return err
@@ -515,14 +515,14 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
-			control := startChronicle(t, path)
+			control := startRecorder(t, path)
 			defer control.close()
-			halt := startChatter(t, path, perSecond)
-			var wanderers [clients]wanderer
-			for i := range wanderers {
-				wanderers[i].path = path + "?name=wanderer"
+			halt := startSenders(t, path, perSecond)
+			var returners [clients]returner
+			for i := range returners {
+				returners[i].path = path + "?name=returner"
 			}
-			lives := tc.live(s, history, clients, livesOfEach/tc.part, func(i int) error { return wanderers[i].wander(t, rand.N(2500)) })
+			lives := tc.live(s, history, clients, livesOfEach/tc.part, func(i int) error { return returners[i].connectOnce(t, rand.N(2500)) })
 			sent := halt()
 			if t.Failed() {
 				return
@@ -532,11 +532,11 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 				t.Fatal(err)
 			}
 			wantCounts(t, control.texts[:total], sent[:])
-			for i := range wanderers {
-				if err := wanderers[i].catchUp(t, total); err != nil {
+			for i := range returners {
+				if err := returners[i].catchUp(t, total); err != nil {
 					t.Fatalf("client %d: %v", i, err)
 				}
-				if !slices.Equal(wanderers[i].texts, control.texts[:total]) {
+				if !slices.Equal(returners[i].texts, control.texts[:total]) {
 					t.Errorf("client %d did not get what the one got that stayed", i)
 				}
 			}
@@ -561,7 +561,7 @@ func wantCounts(t *testing.T, texts []string, sent []int) {
 	}
 }
 
-func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
+func TestResume_MissedMessagesAreCountedExactly(t *testing.T) {
 	const (
 		perSecond   = 800
 		history     = 20
@@ -572,9 +572,9 @@ func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
 	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
-			control := startChronicle(t, path)
+			control := startRecorder(t, path)
 			defer control.close()
-			halt := startChatter(t, path, perSecond)
+			halt := startSenders(t, path, perSecond)
 			if err := control.await(history); err != nil {
 				t.Fatal(err)
 			}
@@ -582,7 +582,7 @@ func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
 			var running sync.WaitGroup
 			for i := range clients {
 				running.Go(func() {
-					w := &wanderer{path: path + "?name=wanderer"}
+					w := &returner{path: path + "?name=returner"}
 					for range timesOfEach / tc.part {
 						missed, err := w.absent(t, history, control)
 						for tc.excuses(err) {
@@ -614,7 +614,7 @@ func TestResume_WhatHasFallenOffTheHistoryIsCountedExactly(t *testing.T) {
 
 // absent stays away for a while, comes back, and returns an error unless what it is told to have missed and what it gets
 // add up. It returns how many are lost.
-func (w *wanderer) absent(t *testing.T, history int, control *chronicle) (missed int, err error) {
+func (w *returner) absent(t *testing.T, history int, control *recorder) (missed int, err error) {
 	if err := control.await(max(w.last, history) + rand.N(3*history)); err != nil {
 		return 0, err
 	}
@@ -665,7 +665,7 @@ func (w *wanderer) absent(t *testing.T, history int, control *chronicle) (missed
 
 // A persistentSender numbers what it sends, dies at any moment, and repeats what was not answered.
 type persistentSender struct {
-	wanderer
+	returner
 	name     int
 	numbered int            // so far
 	answered int            // all up to this one
@@ -687,7 +687,7 @@ func (s *persistentSender) liveUntil(t *testing.T, bytes int, enough func() bool
 	if err != nil {
 		return err
 	}
-	m := &mortal{Conn: conn, left: bytes}
+	m := &brittleConn{Conn: conn, left: bytes}
 	defer m.die()
 	p, err := s.resume(t, m)
 	for err == nil {
@@ -757,7 +757,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 	for _, tc := range interruptions() {
 		t.Run(tc.name, func(t *testing.T) {
 			s := startCaddy(t, resumeSite(history, 0))
-			control := startChronicle(t, path)
+			control := startRecorder(t, path)
 			defer control.close()
 			var all [senders]persistentSender
 			for i := range all {
@@ -796,7 +796,7 @@ func TestResume_RepeatedSendsAreNeitherDoubledNorLost(t *testing.T) {
 
 // ---- epochs ----
 
-func TestResume_NewHubHasAnotherEpochAndSaysWhatOfItIsLost(t *testing.T) {
+func TestResume_NewHubHasAnotherEpochAndReportsMissedMessages(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
 	old := joinEvents(t, "/chat/a")
 	old.text(`{"type":"send","data":"in the old one"}`)
@@ -908,7 +908,7 @@ func TestResume_ClientAheadOfTheHubGetsTheHistory(t *testing.T) {
 	}
 }
 
-func TestResume_WithoutHistoryTellsWhatWasMissed(t *testing.T) {
+func TestResume_ReportsMissedMessagesWithoutHistory(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/*\n}")
 	stays, goes := joinEvents(t, "/chat/a"), joinEvents(t, "/chat/a")
 	stays.sendText("m1", "one")
@@ -1040,8 +1040,8 @@ func floodIDs(t *testing.T, p *eventsPeer, n int) {
 	}
 }
 
-// TestSendingOnce_WhatAnAddressLostItselfIsUnknown has two users at one address.
-func TestSendingOnce_WhatAnAddressLostItselfIsUnknown(t *testing.T) {
+// TestSendingOnce_ForgottenReceiptOfTheSameAddressIsUnknown has two users at one address.
+func TestSendingOnce_ForgottenReceiptOfTheSameAddressIsUnknown(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
 	ada := joinEvents(t, "/chat/a?name=ada")
 	ada.sendText("m1", "hello")
