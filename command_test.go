@@ -152,7 +152,7 @@ func TestCommand_Kick(t *testing.T) {
 func TestCommand_FailsWithAReason(t *testing.T) {
 	s := startCaddy(t, anyHub)
 	joinAs(t, "lobby", "")
-	for _, tc := range []struct {
+	cases := []struct {
 		args []string
 		want string
 	}{
@@ -182,14 +182,22 @@ func TestCommand_FailsWithAReason(t *testing.T) {
 		{[]string{"tail", "a\tb"}, "control character"},
 		{[]string{"hubs", "--address", "localhost:1"}, "admin endpoint at localhost:1 (--address or --config choose another)"},
 		{[]string{"hubs", "--config", s.logFile + ".json"}, "finding Caddy's admin endpoint in --config"},
-	} {
-		cmd := command(t, append([]string{"chat"}, tc.args...)...)
-		out, err := cmd.CombinedOutput() // the standard input is empty
-		if err == nil || cmd.ProcessState.ExitCode() != 1 {
-			t.Errorf("%q: got %v, want exit status 1", tc.args, err)
+	}
+	var commands []*exec.Cmd
+	for _, tc := range cases {
+		commands = append(commands, command(t, append([]string{"chat"}, tc.args...)...))
+	}
+	outputs := make([][]byte, len(cases))
+	each(t, len(cases), func(i int) error {
+		outputs[i], _ = commands[i].CombinedOutput() // the standard input is empty; the status is in ProcessState
+		return nil
+	})
+	for i, tc := range cases {
+		if state := commands[i].ProcessState; state == nil || state.ExitCode() != 1 {
+			t.Errorf("%q: got %v, want exit status 1", tc.args, state)
 		}
-		if !strings.Contains(string(out), tc.want) {
-			t.Errorf("%q: got %s, want %s", tc.args, out, tc.want)
+		if !strings.Contains(string(outputs[i]), tc.want) {
+			t.Errorf("%q: got %s, want %s", tc.args, outputs[i], tc.want)
 		}
 	}
 }
@@ -244,7 +252,7 @@ func TestCommand_OutputIsPrintable(t *testing.T) {
 	chat(t, "", "send", `lobby\u202e`, odd)
 	eventually(t, "the message to be shown", func() bool { return strings.Contains(tail.String(), "\n") })
 	outputs := []string{tail.String(), chat(t, "", "hubs", "--json"), chat(t, "", "clients", "--json", `lobby\u202e`)}
-	for _, args := range [][]string{
+	failing := [][]string{
 		{odd},
 		{"hubs", odd},
 		{"hubs", "--address", "localhost:1" + odd},
@@ -258,13 +266,21 @@ func TestCommand_OutputIsPrintable(t *testing.T) {
 		{"kick", "--client", odd},
 		{"kick", "--hub", odd},
 		{"tail", odd},
-	} {
-		out, err := command(t, append([]string{"chat"}, args...)...).CombinedOutput()
-		if err == nil {
-			t.Errorf("%q: want it to fail", args)
-		}
-		outputs = append(outputs, string(out))
 	}
+	var commands []*exec.Cmd
+	for _, args := range failing {
+		commands = append(commands, command(t, append([]string{"chat"}, args...)...))
+	}
+	failures := make([]string, len(failing))
+	each(t, len(failing), func(i int) error {
+		out, err := commands[i].CombinedOutput()
+		if err == nil {
+			return fmt.Errorf("%q: want it to fail", failing[i])
+		}
+		failures[i] = string(out)
+		return nil
+	})
+	outputs = append(outputs, failures...)
 	for _, out := range outputs {
 		if bad := strings.IndexFunc(out, func(r rune) bool { return r != '\n' && unprintable(r) }); bad >= 0 {
 			t.Errorf("got %q, which is not all printable", out)

@@ -32,9 +32,8 @@ const conformanceLimit = 16 << 20
 const promptly = closeTimeout / 2
 
 // TestConformance plays the server's cases of the Autobahn WebSocket test suite, groups 1 to 7, 9 and 10, under
-// their numbers there. A hub is the suite's echo server: its client gets back what it sends. A second client, the
-// other client, must notice nothing but the good messages. What the suite leaves out of a group goes by the group's
-// number alone.
+// their numbers there. A hub is the suite's echo server: its client gets back what it sends. A second client must
+// notice nothing but the good messages. What the suite leaves out of a group goes by the group's number alone.
 func TestConformance(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 	chat_broadcast /TestConformance/* {

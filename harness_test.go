@@ -35,7 +35,7 @@ var adminAddr, httpAddr, httpsAddr string
 
 // ported returns s with the ports that this run of the tests uses instead of those that the tests name: 9080 and 9081 for
 // HTTP, 9443 for HTTPS and 2999 for the admin endpoint. What the harness loads, dials and sends is ported already.
-var ported func(s string) string
+var ported = func(s string) string { return s } // in a process that choosePorts has not been called in
 
 // portLock is an address on which one test binary at a time listens, for as long as it runs: the one that has the ports
 // that the tests name.

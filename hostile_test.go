@@ -197,7 +197,7 @@ func repeat(frame []byte) func(*peer, <-chan struct{}) {
 
 // TestHostile_ClientThatNeverReads lets 50 MB pass through the hub of a client that reads nothing.
 func TestHostile_ClientThatNeverReads(t *testing.T) {
-	s := startCaddy(t, plainChat)
+	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
 	c := newConversation(t, "/chat/a")
 	c.exchange(1, "before")
 	before := heap()
