@@ -625,6 +625,7 @@ func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
 	p.waitState("open")
 	p.setName("Ada")
 	peer := s.join("/chat/lobby?name=Eve")
+	p.waitPeople("Eve") // the page says that she has joined, before what comes next
 	peer.text("before")
 	p.waitMessage("Eve", "before")
 
@@ -1352,13 +1353,15 @@ func TestExample_ChatRaw(t *testing.T) {
 	p.waitFor(`chat.all("message").length === 1`)
 	evaluate[bool](p, `(chat.send("text"), chat.send(new Uint8Array([0, 255])), true)`)
 	p.waitFor(`chat.all("message").length === 3`)
+	evaluate[bool](p, `(chat.addEventListener("state", ({ state }) => {
+		if (state === "waiting" && chat.all("message").length === 3) chat.send("late");
+	}), true)`)
 	mu.Lock()
 	for c := range conns {
 		c.Close()
 	}
 	mu.Unlock()
 	p.waitFor(`chat.all("close").length === 1`)
-	evaluate[bool](p, `(chat.state === "open" || chat.send("late"), true)`)
 	p.waitFor(`chat.all("message").length === 4`)
 	got := evaluate[string](p, `JSON.stringify([chat.all("message").map(({ data, seq }) => [typeof data === "string" ? data : [...data], seq ?? null]),
 		chat.events.filter(({ type }) => !["message", "open", "state", "close"].includes(type)), chat.all("open").length])`)
