@@ -153,7 +153,7 @@ func TestProtocol_SessionGoesAsTheDocumentShows(t *testing.T) {
 			valid("/$defs/strictFromServer", step.object)
 			kind := fieldsOf(t, step.object)[0].value.(string) // type is the first field
 			s.examples[step.object] = []string{step.object}
-			s.plays(step.object, p.receive(kind))
+			s.want(step.object, p.receive(kind))
 		case "loses the connection":
 			leave(step.client)
 		case "closes with":
