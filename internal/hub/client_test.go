@@ -199,7 +199,7 @@ func TestClient_PingsTheSilentAndCutsTheDead(t *testing.T) {
 	})
 }
 
-func TestClient_AnythingReceivedCountsAsLife(t *testing.T) {
+func TestClient_EachByteCountsAsLife(t *testing.T) {
 	bubble(t, func(t *testing.T, hub *Hub) {
 		c, a := connect(t, hub, defaults())
 		go a.drain()
@@ -323,7 +323,7 @@ func TestClient_MaxAgeIsSpread(t *testing.T) {
 	})
 }
 
-func TestClient_MaxAgeKeepsNoTimerOfWhoIsGone(t *testing.T) {
+func TestClient_MaxAgeTimerStopsWithItsClient(t *testing.T) {
 	bubble(t, func(t *testing.T, hub *Hub) {
 		aging := defaults()
 		aging.MaxAge = time.Hour
@@ -364,7 +364,7 @@ func TestClient_LaggedIsClosedWith1013(t *testing.T) {
 			b.text(fmt.Sprint(i))
 			synctest.Wait()
 		}
-		// The first was being written; then the client learns what it missed.
+		// The first message was being written. Then the client learns that it has lagged.
 		a.wantText("0")
 		if got, want := a.next(), closeFrame(CloseLagged); got != want {
 			t.Errorf("got %.60v, want %.60v", got, want)
@@ -458,7 +458,7 @@ func TestClient_StuckClientsCannotHoldMoreThanTheBuffer(t *testing.T) {
 	})
 }
 
-func TestClient_CloseFlushesWhatWasPublishedBefore(t *testing.T) {
+func TestClient_CloseFlushesEarlierMessages(t *testing.T) {
 	bubble(t, func(t *testing.T, hub *Hub) {
 		c, a := connect(t, hub, defaults())
 		_, b := connect(t, hub, defaults())
@@ -480,7 +480,7 @@ func TestClient_CloseFlushesWhatWasPublishedBefore(t *testing.T) {
 	})
 }
 
-func TestClient_SilentPeerIsNotAwaitedForLongAfterAClose(t *testing.T) {
+func TestClient_CloseWaitsFiveSecondsForASilentPeer(t *testing.T) {
 	bubble(t, func(t *testing.T, hub *Hub) {
 		c, a := connect(t, hub, defaults())
 		began := time.Now()

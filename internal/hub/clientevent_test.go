@@ -57,7 +57,7 @@ func BenchmarkClientEvent(b *testing.B) {
 }
 
 // TestClientEvent_SearchFindsNoDearFrame puts frames together by chance and keeps the dearest to change it further. No frame
-// may cost more a byte than a fixed multiple of checking plain JSON: what it costs is charged by bytes.
+// may cost more a byte than a fixed multiple of checking plain JSON, because the server charges for bytes.
 func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 	const most, size, rounds = 50, 8 << 10, 400
 	pieces := []string{

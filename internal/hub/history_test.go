@@ -11,7 +11,7 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
+func TestHistory_UnreadFeedKeepsTheHistoryOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		settings := historyOfTen()
@@ -28,8 +28,8 @@ func TestHistory_IsAllThatIsKeptOfEventsThatNobodyReads(t *testing.T) {
 	})
 }
 
-// TestHub_EncodesNoEventsWhenTheirLastReaderHasGone has another client that is always behind, in a hub without history.
-func TestHub_EncodesNoEventsWhenTheirLastReaderHasGone(t *testing.T) {
+// TestHistory_NoEventsAreEncodedWithoutReaders has another client that is always behind, in a hub without history.
+func TestHistory_NoEventsAreEncodedWithoutReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		s.join("ada", defaults(), false, nil).stuck = true
@@ -43,9 +43,9 @@ func TestHub_EncodesNoEventsWhenTheirLastReaderHasGone(t *testing.T) {
 	})
 }
 
-// TestHistory_IsNotEncodedForEachWhoComesAlone has somebody come and go again and again, who would keep the server busy
-// if that took the whole history each time.
-func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
+// TestHistory_IsEncodedOnceForClientsThatComeAndGo has a client come and go again and again. It would keep the server busy if
+// the server encoded the whole history each time.
+func TestHistory_IsEncodedOnceForClientsThatComeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		settings := historyOfTen()
@@ -86,7 +86,7 @@ func TestHistory_IsNotEncodedForEachWhoComesAlone(t *testing.T) {
 	})
 }
 
-func TestHistory_RemembersWhatWasSentForItsAge(t *testing.T) {
+func TestHistory_RemembersIDsForItsAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		settings := historyOfTen()
@@ -140,8 +140,8 @@ func TestHistory_RecordsAreBoundedWhileAClientIsStuck(t *testing.T) {
 	})
 }
 
-// TestHistory_BudgetCountsBothLogs wants the encoding for clients that speak events counted, too.
-func TestHistory_BudgetCountsBothLogs(t *testing.T) {
+// TestHistory_BudgetCountsEveryFeed wants the encoding for clients that speak events counted, too.
+func TestHistory_BudgetCountsEveryFeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		settings := historyOfTen()
@@ -158,8 +158,8 @@ func TestHistory_BudgetCountsBothLogs(t *testing.T) {
 	})
 }
 
-// TestHistory_BudgetCountsEventsOfWhoIsStuck has the history encoded for somebody who takes nothing of it.
-func TestHistory_BudgetCountsEventsOfWhoIsStuck(t *testing.T) {
+// TestHistory_BudgetCountsEventsOfStuckClients has the history encoded for a client that takes nothing of it.
+func TestHistory_BudgetCountsEventsOfStuckClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		settings := historyOfTen()

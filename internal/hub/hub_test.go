@@ -78,7 +78,7 @@ func TestHub_LagCountsMessagesOnly(t *testing.T) {
 		ada.stuck = true
 		s.publish(nil, "taken, and not written")
 		bob := s.join("bob", defaults(), false, nil)
-		time.Sleep(time.Minute) // ada is to be told of bob
+		time.Sleep(time.Minute) // ada gets a notice about bob
 		s.publish(nil, "one")
 		s.publish(nil, "two")
 		if got := s.hub.Lags([]*Client{ada.Client, bob.Client}); got[0] != 2 || got[1] != 0 {
@@ -186,7 +186,7 @@ func serveQueue(b *Hub) {
 	b.turns.flushers++ // serve counts on a flusher's end
 }
 
-// BenchmarkHub_Publish publishes into hubs without connections: what a message costs before anything is written. With idle
+// BenchmarkHub_Publish publishes into hubs without connections. It measures a message before anything is written. With idle
 // clients that includes waking each of them and taking its turn.
 func BenchmarkHub_Publish(b *testing.B) {
 	for _, clients := range []int{10, 1000} {
@@ -233,7 +233,7 @@ func BenchmarkHub_PublishEvents(b *testing.B) {
 	}
 }
 
-// BenchmarkSample_Write is what counting and the sample cost for each write to a client.
+// BenchmarkSample_Write measures counting and the sample for each write to a client.
 func BenchmarkSample_Write(b *testing.B) {
 	h := newSocketlessHub(1, 0, false, defaults())
 	c := h.clients[0]
@@ -249,7 +249,7 @@ func BenchmarkSample_Write(b *testing.B) {
 	}
 }
 
-// BenchmarkSample_Message is what they cost for each message that a client sends, beyond its writes.
+// BenchmarkSample_Message measures both for each message that a client sends, beyond its writes.
 func BenchmarkSample_Message(b *testing.B) {
 	h := newSocketlessHub(1000, 0, false, defaults())
 	b.ReportAllocs()

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -323,4 +324,74 @@ func TestLife_FinishesBeforeItsOwnerLearnsThatItLeft(t *testing.T) {
 	c.departed()
 	c.wake()
 	wantEnd(t, c, CloseShuttingDown)
+}
+
+// TestLife_EndsOnceHoweverItEnds has clients of every kind end at random in every way: closed, cut, silent, or with their
+// connections closed, reset or broken by their peers, several ways at once, while messages go round. The bubble checks that each
+// has left once and finished once, and that no goroutine is left.
+func TestLife_EndsOnceHoweverItEnds(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(30) {
+		bubble(t, func(t *testing.T, b *Hub) {
+			random := rand.New(rand.NewPCG(seed, 1))
+			type pair struct {
+				c *Client
+				p *peer
+			}
+			var there []pair
+			for range 200 {
+				if len(there) == 0 || random.IntN(3) == 0 {
+					k := connKinds[random.IntN(len(connKinds))]
+					s := presenceOf(random.IntN(2) == 0)
+					s.Echo, s.SkipLag, s.BufferMessages = random.IntN(2) == 0, random.IntN(2) == 0, 1+random.IntN(20)
+					s.MaxAge = time.Duration(random.IntN(2)) * time.Minute
+					c, p := joiner{events: random.IntN(2) == 0, abilities: k.abilities, room: k.room}.join(t, b, s)
+					there = append(there, pair{c, p})
+					if random.IntN(2) == 0 {
+						go p.drain() // ends with the connection
+					}
+					continue
+				}
+				i := random.IntN(len(there))
+				c, p := there[i].c, there[i].p
+				for range 1 + random.IntN(2) {
+					switch random.IntN(12) {
+					case 0:
+						go c.Close(CloseKicked)
+					case 1:
+						go c.Cut(CloseLagged)
+					case 2:
+						p.conn.Close()
+					case 3:
+						p.conn.CloseWrite()
+					case 4:
+						p.conn.breakWrites()
+					case 5:
+						go func() { _, _ = p.conn.Write(clientFrame(finBit|ws.CloseMessage, []byte{3, 232})) }()
+					case 6:
+						go func() { _, _ = p.conn.Write(clientFrame(finBit|opText, []byte("\xff"))) }()
+					case 7:
+						go func() { _, _ = p.conn.Write(clientFrame(finBit|ws.PingMessage, nil)) }()
+					case 8:
+						time.Sleep(time.Duration(random.IntN(20_000)) * time.Millisecond)
+					default:
+						go b.Publish(textMessage("hello"))
+					}
+				}
+				if c.State() == Finished {
+					there = append(there[:i], there[i+1:]...)
+				}
+			}
+			for _, x := range there {
+				go x.p.drain()
+			}
+			time.Sleep(time.Minute)
+			for _, x := range there {
+				x.p.conn.Close()
+			}
+		})
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
 }

@@ -54,8 +54,8 @@ const (
 	halfCloses                      // CloseWrite works
 )
 
-// newMemoryConn returns a connection whose server's end has the given abilities. What the server sends waits for the peer in
-// room bytes; with 0 a write waits until the peer has read it.
+// newMemoryConn returns a connection whose server's end has the given abilities. Up to room
+// bytes from the server wait for the peer; with 0 a write waits until the peer has read it.
 func newMemoryConn(a ability, room int) (*memoryConn, conn.Conn) {
 	m := &memoryConn{
 		changed:    make(chan struct{}),

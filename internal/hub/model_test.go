@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A hubModel is what a hub must be, in the plainest way: every message ever published, and for each client which it has
-// got. It acts by chance on a hub that it works by hand.
+// A hubModel says in the plainest way how a hub must behave. It has every message ever published and, for each client, the
+// messages that it has got. It acts at random on a hub that it works by hand.
 type hubModel struct {
 	*manual
 	*rand.Rand
@@ -21,20 +21,20 @@ type hubModel struct {
 	published []time.Time     // message n at n-1
 	senders   []*manualClient // message n's at n-1
 	forgotten int             // messages up to this one are no more in the history
-	members   map[*manualClient]*account
+	members   map[*manualClient]*clientModel
 	broken    []*manualClient
 	notes     []string
 }
 
-// An account is what a client has got.
-type account struct {
+// A clientModel says which messages a client has got, and what it knows.
+type clientModel struct {
 	head    int // when it joined
 	next    int // the message that it needs next
 	roster  roster
 	lagged  bool
 	lost    int // raw: at least so many
-	changes int // frames of presence that it was told
-	clients int // in the hub, as it was told last
+	changes int // frames of presence that it got
+	clients int // in the hub, by the last count that it got
 	joined  time.Time
 }
 
@@ -47,7 +47,7 @@ func (m *hubModel) fail(format string, args ...any) {
 	m.t.Fatalf("%v\nafter %v", fmt.Sprintf(format, args...), m.notes[max(0, len(m.notes)-60):])
 }
 
-// floor is after which message who joins now gets everything.
+// floor returns the number of the message after which a client that joins now gets everything.
 func (m *hubModel) floor() int {
 	head := len(m.published)
 	floor := max(m.forgotten, head-m.history)
@@ -70,14 +70,14 @@ func (m *hubModel) settings() *Settings {
 	return s
 }
 
-// enter has a client join, which must be told and sent what the model says.
+// enter makes a client join. It must get the hello and the messages that the model says.
 func (m *hubModel) enter(s *Settings) {
 	var since *Resumption
 	floor, head := m.floor(), len(m.published)
 	missed, resumed := floor, false
 	if events := m.IntN(2) > 0; !events {
 		a := m.join(m.user(), s, false, nil)
-		m.members[a] = &account{head: head, next: floor + 1, joined: time.Now()}
+		m.members[a] = &clientModel{head: head, next: floor + 1, joined: time.Now()}
 		m.note("%d:raw%+v", a.id, *s)
 		a.take()
 		return
@@ -97,7 +97,7 @@ func (m *hubModel) enter(s *Settings) {
 	}
 	a := m.join(m.user(), s, true, since)
 	m.note("%d:events%+v%+v", a.id, *s, since)
-	x := &account{head: head, next: floor + 1, roster: roster{}, joined: time.Now()}
+	x := &clientModel{head: head, next: floor + 1, roster: roster{}, joined: time.Now()}
 	m.members[a] = x
 	if s.Presence {
 		m.hub.who(a.Client, nil, maxPage)
@@ -119,20 +119,20 @@ func (m *hubModel) enter(s *Settings) {
 
 func (m *hubModel) user() string { return string(rune('a' + m.IntN(5))) }
 
-// own reports whether n is a message that a need not be sent.
-func (m *hubModel) own(a *manualClient, x *account, n int) bool {
+// own reports whether message n is one that a does not get, because a has sent it.
+func (m *hubModel) own(a *manualClient, x *clientModel, n int) bool {
 	return !a.settings.Echo && n > x.head && n <= len(m.senders) && m.senders[n-1] == a
 }
 
-// skipOwn goes on to the next message that a is to be sent.
-func (m *hubModel) skipOwn(a *manualClient, x *account) {
+// skipOwn goes on to the next message that a must get.
+func (m *hubModel) skipOwn(a *manualClient, x *clientModel) {
 	for m.own(a, x, x.next) {
 		x.next++
 	}
 }
 
-// takeEvent accounts for an event.
-func (m *hubModel) takeEvent(a *manualClient, x *account, e incoming) {
+// takeEvent enters an event that a has got.
+func (m *hubModel) takeEvent(a *manualClient, x *clientModel, e incoming) {
 	m.t.Helper()
 	switch {
 	case e.Type == "message":
@@ -161,7 +161,7 @@ func (m *hubModel) takeEvent(a *manualClient, x *account, e incoming) {
 	}
 }
 
-// look has what clients have got compared to what they should have.
+// look compares the messages that clients have got with those that they should have.
 func (m *hubModel) look() {
 	m.t.Helper()
 	for a, x := range m.members {
@@ -186,7 +186,7 @@ func (m *hubModel) look() {
 		if !a.stuck {
 			m.skipOwn(a, x)
 			if head := len(m.published); !a.speaksEvents() && a.missed > 0 && m.own(a, x, head) {
-				x.next = head + 1 // nothing has come behind what it has missed that would show it
+				x.next = head + 1 // no later message has shown the gap yet
 			}
 			if x.next != len(m.published)+1 {
 				m.fail("client %d: got everything before message %d, of %d", a.id, x.next, len(m.published))
@@ -208,7 +208,7 @@ func (m *hubModel) someone() *manualClient {
 	return m.clients[m.IntN(len(m.clients))]
 }
 
-// step does something.
+// step does one thing at random.
 func (m *hubModel) step() {
 	m.t.Helper()
 	a := m.someone()
@@ -274,7 +274,7 @@ func (m *hubModel) leaveOf(a *manualClient) {
 	delete(m.members, a)
 }
 
-// unstick has a take everything, or go if it has lagged and must.
+// unstick makes a take everything, or leave if it has lagged and must.
 func (m *hubModel) unstick(a *manualClient) {
 	m.t.Helper()
 	if !a.settings.SkipLag && a.cursor < a.feed.Tail() {
@@ -305,7 +305,7 @@ func (m *hubModel) say(from *manualClient) {
 	m.published = append(m.published, m.publish(from, strconv.Itoa(len(m.senders))))
 }
 
-// end has everybody take everything, compares what they know of who is there, and closes the hub.
+// end makes every client take everything, compares the users that they know with those that are there, and closes the hub.
 func (m *hubModel) end() {
 	m.t.Helper()
 	for _, a := range slices.Clone(m.clients) {
@@ -350,13 +350,13 @@ func (m *hubModel) end() {
 	}
 }
 
-// TestHub_DoesWhatItsModelDoes has clients of all kinds come, say something, get stuck, break and go by chance, in hubs with
-// and without history.
+// TestHub_DoesWhatItsModelDoes has clients of all kinds come, send, get stuck, break and go at random, in hubs with and without
+// history.
 func TestHub_DoesWhatItsModelDoes(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {
 		synctest.Test(t, func(t *testing.T) {
-			m := &hubModel{manual: newManual(t), Rand: rand.New(rand.NewPCG(seed, 0)), members: map[*manualClient]*account{}}
+			m := &hubModel{manual: newManual(t), Rand: rand.New(rand.NewPCG(seed, 0)), members: map[*manualClient]*clientModel{}}
 			m.history, m.age = m.IntN(2)*m.IntN(30), 1+time.Duration(m.Int64N(int64(10*time.Second)))
 			first := m.settings()
 			first.HistoryMessages, first.HistoryAge = m.history, m.age

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// TestPresence_ToldWhileTheOnlyListenerIsBroken has something to tell when the only client that speaks events can be
-// written to no more, and is still read.
-func TestPresence_ToldWhileTheOnlyListenerIsBroken(t *testing.T) {
+// TestPresence_ChangesWhileTheOnlyListenerIsDeaf changes the roster when the writes to the only listener fail, and the server
+// still reads from it.
+func TestPresence_ChangesWhileTheOnlyListenerIsDeaf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		ada := s.join("ada", presenceOf(true), true, nil)
@@ -33,9 +33,9 @@ func TestPresence_ToldWhileTheOnlyListenerIsBroken(t *testing.T) {
 	})
 }
 
-// TestPresence_ToldAfterAListenerLeftBeforeItWas has a listener go while something is still to be told, and only somebody
-// stay who may ask but is not told.
-func TestPresence_ToldAfterAListenerLeftBeforeItWas(t *testing.T) {
+// TestPresence_NextListenerLearnsOfItself has the only listener leave before it has learned of the last change. A client stays
+// that may ask for the roster but gets no changes.
+func TestPresence_NextListenerLearnsOfItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		s.join("ada", presenceOf(false), true, nil)
@@ -51,8 +51,8 @@ func TestPresence_ToldAfterAListenerLeftBeforeItWas(t *testing.T) {
 	})
 }
 
-// TestPresence_NotToldBesideABrokenListener has a listener that reads no more, and somebody who is to be told nothing.
-func TestPresence_NotToldBesideABrokenListener(t *testing.T) {
+// TestPresence_ClientThatIsNoListenerLearnsNothingBesideADeafOne has a deaf listener beside a client that gets no changes.
+func TestPresence_ClientThatIsNoListenerLearnsNothingBesideADeafOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		ada := s.join("ada", presenceOf(true), true, nil)
@@ -71,9 +71,8 @@ func TestPresence_NotToldBesideABrokenListener(t *testing.T) {
 	})
 }
 
-// TestPresence_NotToldOfAUserWhoCameAndLeftBetween has a visitor whose coming the server has not told of yet, because it tells
-// of changes once a second.
-func TestPresence_NotToldOfAUserWhoCameAndLeftBetween(t *testing.T) {
+// TestPresence_ShortVisitIsNoChange has a visitor come and leave within the second in which the server announces nothing.
+func TestPresence_ShortVisitIsNoChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		ada := s.join("ada", presenceOf(true), true, nil)
@@ -86,7 +85,7 @@ func TestPresence_NotToldOfAUserWhoCameAndLeftBetween(t *testing.T) {
 		s.serve()
 		for _, e := range ada.events() {
 			if strings.Contains(e.raw, "visitor") {
-				t.Errorf("got %s, want nothing of the visitor", e.raw)
+				t.Errorf("got %s, want nothing about the visitor", e.raw)
 			}
 		}
 	})
@@ -156,7 +155,7 @@ func TestPresence_DisplacesNoMessageOfTheHistory(t *testing.T) {
 	}
 }
 
-// TestPresence_DisplacesNoMessageOfTheHistoryByItsSize has many come and go, with the longest names.
+// TestPresence_DisplacesNoMessageOfTheHistoryByItsSize has many users with long names come and go.
 func TestPresence_DisplacesNoMessageOfTheHistoryByItsSize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
@@ -227,9 +226,9 @@ func TestPresence_IsNotCountedAsMissed(t *testing.T) {
 	})
 }
 
-// TestPresence_CountIsToldToWhoKnowsAnother has one client of a user come and another one go at once: the number of clients
-// is what it was before, but not what the one that has come was told.
-func TestPresence_CountIsToldToWhoKnowsAnother(t *testing.T) {
+// TestPresence_StaleListenersGetNewCount has one client of a user come and another one go at once. The number of clients is the
+// same as before, but the client that has come was told another one.
+func TestPresence_StaleListenersGetNewCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, test := range []struct {
 			name   string
@@ -242,7 +241,7 @@ func TestPresence_CountIsToldToWhoKnowsAnother(t *testing.T) {
 			}},
 			{"by an answer to who", func(s *manual, ada *manualClient) *manualClient {
 				s.join("dan", defaults(), false, nil)
-				s.serve() // all are told, and of what follows not before a second has passed
+				s.serve() // all learn of this at once, and of the next change a second later
 				raw := s.join("ada", defaults(), false, nil)
 				s.hub.who(ada.Client, nil, maxPage)
 				s.publish(nil, "has the answer sent, too")
@@ -275,8 +274,8 @@ func TestPresence_CountIsToldToWhoKnowsAnother(t *testing.T) {
 	})
 }
 
-// tellingFrames returns how many frames of changes ada gets, one a second, until one of them has the user. It returns at
-// most so many.
+// tellingFrames returns how many frames of changes ada gets, one a second, until one of them has the user. It gives up after
+// most frames, and returns most.
 func tellingFrames(s *manual, ada *manualClient, user string, most int) int {
 	for n := 1; n <= most; n++ {
 		time.Sleep(presenceInterval)
@@ -290,7 +289,7 @@ func tellingFrames(s *manual, ada *manualClient, user string, most int) int {
 	return most
 }
 
-// TestPresence_ManyLongNamesHoldUpNoOthers has somebody bring hundreds of users with long names, then an honest user come.
+// TestPresence_ManyLongNamesHoldUpNoOthers has hundreds of users with long names come, and then an honest user.
 func TestPresence_ManyLongNamesHoldUpNoOthers(t *testing.T) {
 	const elsewhere = "2001:db8::/64"
 	for _, tc := range []struct {
@@ -337,9 +336,9 @@ func TestPresence_ManyLongNamesHoldUpNoOthers(t *testing.T) {
 	}
 }
 
-// TestPresence_AllAreToldInTheEnd has many users come and go, from many addresses, and compares what a listener knows then
-// with who is there.
-func TestPresence_AllAreToldInTheEnd(t *testing.T) {
+// TestPresence_ListenersKnowEverybodyInTheEnd has many users come and go, from many addresses, and compares the users that a
+// listener knows then with those that are there.
+func TestPresence_ListenersKnowEverybodyInTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)

@@ -23,7 +23,7 @@ func (s receiptHub) enter(user string) *Client {
 	return c
 }
 
-// send has c send a message for the first time, or again with the token of another client.
+// send makes c send a message for the first time, or again with the token of another client.
 func (s receiptHub) send(c *Client, id string, first *Client) Receipt {
 	m := c.message(ws.TextMessage, nil)
 	m.Key = Key{c.user, c.token, id}
@@ -54,7 +54,7 @@ func TestReceipts_ForgettingEarlyMakesIDsUnknownForTheirAge(t *testing.T) {
 		if r := s.send(after, "m1", ada); !r.Unknown {
 			t.Errorf("got %+v, want a message unknown whose id was forgotten", r)
 		}
-		// What is new is published, and known from then on.
+		// A new message is published, and known from then on.
 		for _, c := range []*Client{ada, after} {
 			if r := s.send(c, "new", nil); r.Unknown || r.Repeated {
 				t.Errorf("got %+v, want it published", r)
@@ -97,7 +97,7 @@ func TestReceipts_TokenThatHasLostNothingIsComplete(t *testing.T) {
 	})
 }
 
-// liveBytes returns how many bytes are in use by Go, without those that pools and finalizers of earlier tests still held.
+// liveBytes returns how many bytes Go uses, without those that pools and finalizers of earlier tests still held.
 func liveBytes() int {
 	for range 3 {
 		runtime.GC()

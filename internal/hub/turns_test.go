@@ -141,8 +141,8 @@ func sendsToAll(t *testing.T, clients []*lateReader, burst []byte, messages int)
 	return all
 }
 
-// muchToRead is what only comes together while nobody reads: more than the server sends in one write. A read over TLS returns
-// less, so there no reader counts as late.
+// muchToRead is so many bytes, more than the server sends in one write, that they only come together while nobody reads. A read
+// over TLS returns less, so there no reader counts as late.
 const muchToRead = 2 * feed.MaxWrite
 
 // A lateReader notes how late it was to read what had come.
@@ -239,9 +239,9 @@ func selfSigned(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestTurns_StuckClientsDelayNobody measures, in the bubble's time, how fast messages go round beside clients that take
+// TestFlush_StuckClientDelaysNobody measures, in the bubble's time, how fast messages go round beside clients that take
 // nothing, some of which get stuck again and again.
-func TestTurns_StuckClientsDelayNobody(t *testing.T) {
+func TestFlush_StuckClientDelaysNobody(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, b *Hub) {
 		skip := defaults()
