@@ -23,20 +23,20 @@ import (
 
 func init() { caddy.RegisterModule(new(adminAPI)) }
 
-// defaultPage and maxPage are how many hubs or clients one answer lists: at most about 300 KB.
+// defaultPage and maxPage are how many hubs or clients one answer lists. 1000 of them are at most about 300 KB.
 const (
 	defaultPage = 100
 	maxPage     = 1000
 )
 
-// tapPatience is how long the end of a tail may take at a shutdown, for somebody who does not read it.
+// tapPatience is how long a shutdown waits for a tail whose client does not read.
 const tapPatience = time.Second
 
-// adminAPI shows and steers the hubs on Caddy's admin endpoint, in JSON. It checks nobody's rights: the admin endpoint
-// does. Caddy makes one for each admin endpoint that it starts.
+// adminAPI shows and controls the hubs on Caddy's admin endpoint, in JSON. It checks no rights; the admin endpoint
+// does. Caddy makes one adminAPI for each admin endpoint that it starts.
 type adminAPI struct {
-	// shutdown is done when the endpoint shuts down. It would wait for those who follow a hub, so they are told. It is
-	// there from the first of them on.
+	// shutdown is done when the endpoint shuts down. It ends the tails, because the endpoint would wait for them. The
+	// first tail sets it.
 	shutdown     context.Context
 	shutdownOnce sync.Once
 }
@@ -46,33 +46,33 @@ func (*adminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "admin.api.chat_broadcast", New: func() caddy.Module { return new(adminAPI) }}
 }
 
-// Routes implements caddy.AdminRouter. There is one route, because the patterns of http.ServeMux cannot tell a hub named
-// "/" from none.
+// Routes implements caddy.AdminRouter. It has a single route, because the patterns of http.ServeMux cannot tell a hub
+// named "/" from an empty name.
 func (a *adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{{Pattern: adminPath, Handler: caddy.AdminHandlerFunc(a.serve)}}
 }
 
-// adminPath is where the API is, and the pattern for all below it.
+// adminPath is the path of the API, and the pattern for everything below it.
 const adminPath = "/chat_broadcast/"
 
-// An adminRequest is one for an action. name is what it is about: a hub, a client's id or a user, or nothing.
+// An adminRequest is a request for an action. name is the hub, the client's id or the user that its path names, or "".
 type adminRequest struct {
 	*http.Request
 	name  string
 	query url.Values
 }
 
-// A resource has an action for each method that it knows.
+// A resource has an action for each method that it allows.
 type resource map[string]action
 
-// An action answers a request whose query has no other parameters than params, each at most once: with a misspelt one
-// it would do something else, and perhaps to more clients, than was meant.
+// An action answers a request. The query may have only the parameters in params, each at most once: if the API ignored
+// a misspelled one, the action could reach more clients than was meant.
 type action struct {
 	do     func(http.ResponseWriter, adminRequest) error
 	params []string
 }
 
-// resource returns what a path names and the name in it.
+// resource returns the resource that a path names, or nil, and the name in the path.
 func (a *adminAPI) resource(path []string) (res resource, name string) {
 	switch {
 	case len(path) == 1 && path[0] == "hubs":
@@ -91,7 +91,7 @@ func (a *adminAPI) resource(path []string) (res resource, name string) {
 	return nil, ""
 }
 
-// serve finds the request's action.
+// serve finds the action for the request and runs it.
 func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	res, name := a.resource(pathSegments(r.URL))
 	if res == nil {
@@ -110,7 +110,7 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	for name, values := range query {
 		if !slices.Contains(action.params, name) {
-			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is no parameter here; there are: %q", printable(name), action.params))
+			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is not a parameter here; the parameters are %q", printable(name), action.params))
 		}
 		if len(values) > 1 {
 			return adminError(http.StatusBadRequest, fmt.Errorf("%s: is given more than once", name))
@@ -119,11 +119,11 @@ func (a *adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return action.do(w, adminRequest{r, name, query})
 }
 
-// pathSegments returns what stands between the slashes below adminPath, decoded. The path as it was sent is what
-// counts, even where it has characters that should have been encoded.
+// pathSegments returns the decoded segments of the path below adminPath. It splits the path as the client sent it, even
+// if that has characters that should have been encoded.
 func pathSegments(u *url.URL) []string {
 	raw := u.RawPath
-	if raw == "" { // there is only one way to encode it
+	if raw == "" { // the default encoding is the one that the client sent
 		raw = u.EscapedPath()
 	}
 	segments := strings.Split(strings.TrimPrefix(raw, adminPath), "/")
@@ -133,7 +133,7 @@ func pathSegments(u *url.URL) []string {
 	return segments
 }
 
-// hubsPath is the path below which the hubs are.
+// hubsPath is the path above the hubs.
 const hubsPath = adminPath + "hubs/"
 
 // hubPath returns the path of a hub.
@@ -141,25 +141,27 @@ func hubPath(name string) string { return hubsPath + escaped(name) }
 
 // escaped returns name as one segment of a path.
 func escaped(name string) string {
-	if name == "." || name == ".." { // users, which lead elsewhere unless encoded
+	if name == "." || name == ".." { // names of users; without encoding they would lead elsewhere
 		return strings.ReplaceAll(name, ".", "%2E")
 	}
 	return url.PathEscape(name)
 }
 
-// adminError is an error that Caddy answers as JSON. What is wrong with the request begins with the name of the field.
+// adminError returns an error that Caddy answers as JSON. If a field of the request is wrong, the text of err begins
+// with the name of the field.
 func adminError(status int, err error) error {
 	return caddy.APIError{HTTPStatus: status, Err: err}
 }
 
-// noHub says what 404 means for a hub: it is there as long as it has clients or, with history, for some time after that.
+// noHub returns the error for a hub that is not open. A hub is open while it has clients and, with history, for some
+// time after that.
 func noHub(name string) error {
 	return adminError(http.StatusNotFound, fmt.Errorf("hub %s is not open", escapedName(name)))
 }
 
-// ---- what there is ----
+// ---- lists ----
 
-// A hubInfo is what is shown of a hub.
+// A hubInfo describes a hub in answers.
 type hubInfo struct {
 	Name             string    `json:"name"`
 	Clients          int       `json:"clients"`
@@ -169,7 +171,7 @@ type hubInfo struct {
 	Since            time.Time `json:"since"`
 }
 
-// A clientInfo is what is shown of a client. Lag is how many messages its writer has yet to take from the hub.
+// A clientInfo describes a client in answers. Lag is how many messages its writer has yet to take from the hub.
 type clientInfo struct {
 	ID          string    `json:"id"`
 	User        string    `json:"user"`
@@ -182,14 +184,14 @@ type clientInfo struct {
 	BytesOut    uint64    `json:"bytes_out"`
 }
 
-// A hubsPage answers with hubs by name. Next is what to give as "after" for the hubs that follow, empty at the end; a
-// page may be short without being the last.
+// A hubsPage is an answer with hubs, ordered by name. Next is the value of "after" for the next page; it is empty on
+// the last page. A page before the last may be short.
 type hubsPage struct {
 	Hubs []hubInfo `json:"hubs"`
 	Next string    `json:"next,omitempty"`
 }
 
-// A clientsPage answers with a hub's clients in the order in which they joined. Next is as in hubsPage.
+// A clientsPage is an answer with a hub's clients, in the order in which they joined. Next is as in hubsPage.
 type clientsPage struct {
 	Hub     hubInfo      `json:"hub"`
 	Clients []clientInfo `json:"clients"`
@@ -285,9 +287,9 @@ func findHub(name string) (*hub.Hub, error) {
 	return b, nil
 }
 
-// lowest returns the lowest limit of all that are to be kept, in order, and whether there are more. It works in small
-// steps between which others may run: where there is one processor, sorting 100,000 clients at once would hold up
-// messages for much longer than a lock.
+// lowest returns the lowest elements of all for which keep returns true, in order and at most limit of them, and
+// whether there are more. It works in small steps and lets other goroutines run between them. With one processor,
+// sorting 100,000 clients at once would hold up messages for much longer than a lock.
 func lowest[T any](all []T, limit int, keep func(T) bool, compare func(a, b T) int) (found []T, more bool) {
 	const step = 4096
 	for some := range slices.Chunk(all, step) {
@@ -298,7 +300,7 @@ func lowest[T any](all []T, limit int, keep func(T) bool, compare func(a, b T) i
 			}
 		}
 		slices.SortFunc(found, compare)
-		found = found[:min(len(found), limit+1)] // one more, to know whether there is one
+		found = found[:min(len(found), limit+1)] // one more than limit, to know whether there are more
 		runtime.Gosched()
 	}
 	return found[:min(len(found), limit)], len(found) > limit
@@ -332,8 +334,8 @@ func clientInfoOf(c *hub.Client, lag uint64) clientInfo {
 
 // ---- publishing ----
 
-// publishBody publishes the request's body, as text unless its type says that it is binary. It may be as large as a
-// message from the hub's clients.
+// publishBody publishes the request's body, as text unless its type says that it is binary. The body may be as large as
+// a message from the hub's clients.
 func publishBody(w http.ResponseWriter, r adminRequest) error {
 	body := &postBody{ReadCloser: r.Body}
 	published, err := publishFrom(w, r, body)
@@ -372,15 +374,15 @@ func publishFrom(w http.ResponseWriter, r adminRequest, body *postBody) (publica
 		return publication{}, adminError(http.StatusServiceUnavailable, err)
 	}
 	if !found {
-		return publication{}, noHub(b.Name()) // gone meanwhile
+		return publication{}, noHub(b.Name()) // it has closed meanwhile
 	}
 	return publication{published.Members, published.Seq}, nil
 }
 
-// ---- following ----
+// ---- tails ----
 
-// A tailLine is one message as those see it who follow a hub, or the note that so many were left out between the
-// messages before and after it. Of Data and Data64 a message has the one that fits its type.
+// A tailLine is one line of a tail: a message, or the note that Lagged messages were omitted at that place. A text
+// message has Data, and a binary one has Data64.
 type tailLine struct {
 	Seq    uint64  `json:"seq,omitempty"`
 	Client string  `json:"client,omitempty"`
@@ -404,9 +406,9 @@ func tailLineOf(m hub.Tapped) tailLine {
 	return line
 }
 
-// tail answers with a line of JSON for each message that is published in the hub from now on, until the asker goes or
-// the endpoint shuts down, which it also does at a reload. The hub need not exist: a tail is no client, so it neither
-// opens a hub nor keeps one.
+// tail answers with a line of JSON for each message that is published in the hub from now on. It ends when the client
+// of the API goes or when the endpoint shuts down, which it also does at a reload. The hub need not exist: a tail is no
+// client of the hub, so it neither opens a hub nor keeps one open.
 func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 	if err := named("hub", checkHubName(r.name)); err != nil {
 		return adminError(http.StatusBadRequest, err)
@@ -417,7 +419,7 @@ func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 		a.shutdown = shutdown
 	})
 	conn := http.NewResponseController(w)
-	// The endpoint's read timeout is for requests. At its end net/http would take the asker for gone.
+	// The endpoint has a read timeout for requests. If it expired, net/http would take the client of the API for gone.
 	_ = conn.SetReadDeadline(time.Time{})
 	defer context.AfterFunc(a.shutdown, func() { _ = conn.SetWriteDeadline(time.Now().Add(tapPatience)) })()
 
@@ -425,7 +427,7 @@ func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 	defer remove()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
-	for conn.Flush() == nil { // at first the header: who has seen it misses nothing from then on
+	for conn.Flush() == nil { // first the header: a client that has seen it misses nothing from then on
 		select {
 		case <-t.News():
 		case <-r.Context().Done():
@@ -448,7 +450,7 @@ func (a *adminAPI) tail(w http.ResponseWriter, r adminRequest) error {
 
 // ---- kicking ----
 
-// A kicking answers to whoever kicked.
+// A kicking is the answer to a kick: how many clients were closed.
 type kicking struct {
 	Kicked int `json:"kicked"`
 }
@@ -469,8 +471,8 @@ func kickUser(w http.ResponseWriter, r adminRequest) error {
 	return answerKicked(w, kick(clientsOf(members)), fmt.Errorf("user %s has no clients", escapedName(r.name)))
 }
 
-// kickHub closes the clients of a hub and forgets its history. Unless somebody joins meanwhile the hub closes: the next
-// one of its name has the history that is configured then.
+// kickHub closes the clients of a hub and makes it forget its history. The hub closes unless a client joins meanwhile.
+// So the next hub of its name has the history that is configured then.
 func kickHub(w http.ResponseWriter, r adminRequest) error {
 	b, err := findHub(r.name)
 	if err != nil {
@@ -494,7 +496,7 @@ func clientsOf(members []*member) []*hub.Client {
 	return clients
 }
 
-// answerKicked answers with how many clients were kicked. If that is none it is the 404 of the given error.
+// answerKicked answers with how many clients were kicked, or returns a 404 with the given error if none were.
 func answerKicked(w http.ResponseWriter, kicked int, none error) error {
 	if kicked == 0 {
 		return adminError(http.StatusNotFound, none)
@@ -502,7 +504,7 @@ func answerKicked(w http.ResponseWriter, kicked int, none error) error {
 	return answerJSON(w, http.StatusOK, kicking{kicked})
 }
 
-// kick closes clients and returns how many of them were not closing anyway.
+// kick closes clients and returns how many of them were not closing already.
 func kick(clients []*hub.Client) (kicked int) {
 	for _, c := range clients {
 		if c.Close(hub.CloseKicked) {

@@ -19,19 +19,20 @@ func init() {
 // maxProcessSize is the largest bound for the whole process, in bytes: 1 TiB.
 const maxProcessSize = int64(1) << 40
 
-// App bounds the memory that all hubs of the process keep together. Without it the defaults hold. The zero value of every
-// field is the default.
+// App bounds the memory that all hubs of the process keep together. Without the app the defaults hold. The zero value
+// of every field is the default.
 //
-// Each bound is for data: Go collects garbage late, so the process may become larger by twice as much.
+// Each bound is for data. Go collects garbage late, so the process may grow by twice as much.
 type App struct {
-	// The most memory that all histories take together, in bytes: 1 to 1 TiB, and at least four times the largest `buffer`
-	// of a hub that has had a history. Beyond it hubs forget their histories, at first hubs of the address whose hubs take the most.
-	// Default: 64 MiB. After a reload it holds at once.
+	// The most memory that all histories take together, in bytes: 1 to 1 TiB. A value below four times the largest
+	// `buffer` of a hub that has had a history counts as that. Beyond the bound hubs forget their histories, starting
+	// with hubs of the address whose hubs take the most. Default: 64 MiB. A reload changes it at once.
 	MaxHistory int64 `json:"max_history,omitempty"`
 
-	// The most memory that all hubs keep together for clients that are behind, in bytes: 1 to 1 TiB, and at least four times
-	// the largest `buffer`. Beyond it clients are cut with 1013 `lagged`, also under `on_lag skip`: at first clients of the
-	// address whose clients hold back the most. Default: 64 MiB. After a reload it holds at once.
+	// The most memory that all hubs keep together for clients that are behind, in bytes: 1 to 1 TiB. A value below four
+	// times the largest `buffer` counts as that. Beyond the bound the server cuts clients with 1013 `lagged`, also
+	// under `on_lag skip`, starting with clients of the address whose clients hold back the most. Default: 64 MiB. A
+	// reload changes it at once.
 	MaxBuffers int64 `json:"max_buffers,omitempty"`
 }
 
@@ -40,7 +41,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: appName, New: func() caddy.Module { return new(App) }}
 }
 
-// Validate implements caddy.Validator. The Caddyfile's parser checks the same, to name the line.
+// Validate implements caddy.Validator. The parser of Caddyfiles makes the same checks, in order to name the line.
 func (a *App) Validate() error {
 	return errors.Join(
 		checkRange("max_history", a.MaxHistory, 0, maxProcessSize),
@@ -48,16 +49,16 @@ func (a *App) Validate() error {
 	)
 }
 
-// Start implements caddy.App. The bounds are the handlers' business: see newBounds.
+// Start implements caddy.App. It does nothing: handlers apply the bounds, see newBounds.
 func (*App) Start() error { return nil }
 
-// Stop implements caddy.App.
+// Stop implements caddy.App. It does nothing.
 func (*App) Stop() error { return nil }
 
-// bounds are those of a configuration for the whole process, in bytes; zero is the default.
+// bounds are a configuration's bounds for the whole process, in bytes. Zero stands for the default.
 type bounds struct{ history, buffers int64 }
 
-// newBounds returns the bounds of the configuration that is being provisioned.
+// newBounds returns the bounds of the configuration that Caddy is provisioning.
 func newBounds(ctx caddy.Context) (bounds, error) {
 	app, err := ctx.AppIfConfigured(appName)
 	if errors.Is(err, caddy.ErrNotConfigured) {
@@ -90,7 +91,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: appName, Value: caddyconfig.JSON(app, nil)}, nil
 }
 
-// globalOptions parse the arguments of each line of the global option.
+// globalOptions has, for each line of the global option, the function that parses its arguments.
 var globalOptions = map[string]func(app *App, args *arguments){
 	"max_history": func(app *App, args *arguments) {
 		app.MaxHistory = args.size("<size>", maxProcessSize)

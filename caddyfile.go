@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// parseCaddyfile sets up the handler from its directive. It does what httpcaddyfile.RegisterHandlerDirective does, and
-// warns of a hub's name that was probably meant as a path.
+// parseCaddyfile sets up the handler from its directive. It does what httpcaddyfile.RegisterHandlerDirective does. It
+// also logs a warning if the name of the hub was probably meant as a path.
 func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	if !helper.Next() {
 		return nil, helper.ArgErr()
@@ -70,8 +70,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //	    http_publish
 //	}
 //
-// Counts, sizes and durations are at least 1, and have an upper bound: what is left out is off, or has its default. Every error names
-// its line.
+// Counts, sizes and durations are at least 1 and have an upper bound. A field that is left out is off or has its
+// default. Every error names its line.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive
 	seen := map[string]bool{}
@@ -86,8 +86,8 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return parseBlock(d, h, subdirectives, seen)
 }
 
-// parseBlock parses the block of d, each line of which has a parser in known, into target. seen are the lines that were
-// given before the block.
+// parseBlock parses the block of d into target. known has the parser of each line by its name. seen has the names of
+// the lines that came before the block, and gets those in the block.
 func parseBlock[T any](d *caddyfile.Dispenser, target T, known map[string]func(T, *arguments), seen map[string]bool) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
@@ -114,7 +114,7 @@ func parseBlock[T any](d *caddyfile.Dispenser, target T, known map[string]func(T
 	return nil
 }
 
-// subdirectives parse the arguments of each.
+// subdirectives has, for each subdirective, the function that parses its arguments.
 var subdirectives = map[string]func(h *Handler, args *arguments){
 	"hub": func(h *Handler, args *arguments) {
 		h.Hub = args.text("<name>")
@@ -194,9 +194,9 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	"presence": func(h *Handler, args *arguments) {
 		h.Presence = new(Presence)
 		if args.more() {
-			what := args.text("join_leave")
-			if h.Presence.JoinLeave = what == "join_leave"; args.err == nil && !h.Presence.JoinLeave {
-				args.fail("want join_leave or nothing, got %q", what)
+			word := args.text("join_leave")
+			if h.Presence.JoinLeave = word == "join_leave"; args.err == nil && !h.Presence.JoinLeave {
+				args.fail("want join_leave or nothing, got %q", word)
 			}
 		}
 	},
@@ -206,8 +206,8 @@ var subdirectives = map[string]func(h *Handler, args *arguments){
 	},
 }
 
-// nearest returns the word that name is probably meant to be: the one with the fewest wrong characters, at most a third of
-// name, or "".
+// nearest returns the word that name is probably meant to be: the one with the fewest wrong characters. It returns ""
+// if every word differs from name in more than a third of name's length, and in more than one character.
 func nearest(name string, words []string) (word string) {
 	least := max(1, len(name)/3) + 1
 	for _, w := range words {
@@ -218,7 +218,7 @@ func nearest(name string, words []string) (word string) {
 	return word
 }
 
-// editDistance returns the Levenshtein distance: how many bytes to insert, delete or replace to make b of a.
+// editDistance returns the Levenshtein distance: how many bytes to insert, delete or replace to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1) // the distances from the part of a so far to each beginning of b
 	for j := range row {
@@ -239,15 +239,15 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// arguments are those of one subdirective, taken from the left. The first fault is kept for done, and what is
-// taken after it is zero.
+// arguments are the arguments of one subdirective, taken from the left. They keep the first error for done. After an
+// error every further argument is taken as zero.
 type arguments struct {
 	name   string
 	values []string
 	err    error
 }
 
-// done returns the first fault, also that of an argument which was not taken.
+// done returns the first error. An argument that was not taken is an error, too.
 func (a *arguments) done() error {
 	if a.more() {
 		a.fail("unexpected argument %q", a.values[0])
@@ -259,7 +259,7 @@ func (a *arguments) fail(format string, v ...any) {
 	a.check(fmt.Errorf("%s: "+format, append([]any{a.name}, v...)...))
 }
 
-// check keeps err, which names the subdirective, if it is the first.
+// check keeps err if it is the first error. err must name the subdirective.
 func (a *arguments) check(err error) {
 	if a.err == nil {
 		a.err = err
@@ -273,7 +273,7 @@ func (a *arguments) none() {
 	}
 }
 
-// more reports whether another argument is there to be taken.
+// more reports whether there is another argument to take.
 func (a *arguments) more() bool { return a.err == nil && len(a.values) > 0 }
 
 // peek returns the next argument without taking it, or "".
@@ -284,7 +284,7 @@ func (a *arguments) peek() string {
 	return a.values[0]
 }
 
-// text takes a non-empty argument, described by what.
+// text takes a non-empty argument. Errors describe it as what.
 func (a *arguments) text(what string) string {
 	switch {
 	case a.err != nil:
@@ -331,7 +331,7 @@ func (a *arguments) size(what string, most int64) int64 {
 	if err != nil {
 		a.fail("%s must be a size such as 64KiB, got %q", what, v)
 	}
-	// What does not fit is far over the bound.
+	// A size that does not fit is far over the bound.
 	size := int64(min(n, math.MaxInt64))
 	a.check(checkRange(a.name+": "+what, size, 1, most))
 	return size

@@ -28,20 +28,20 @@ func init() {
 Shows the hubs and clients of a running Caddy, publishes messages, follows hubs
 and closes clients, by way of Caddy's admin endpoint.
 
-The endpoint is the one given with --address, or that of the configuration
-given with --config, or else Caddy's default.
+The command finds the endpoint by --address, or in the configuration that
+--config names. Without both it uses Caddy's default.
 
-Names of hubs and users are shown, and are to be given, with \\ for a backslash
-and \u202e, for instance, for a character that cannot be shown.
+Names of hubs and users, in arguments and in the output, have \\ for a backslash
+and, for instance, \u202e for a character that cannot be shown.
 
 With --json each line of the output is one object, the same as in the admin API.`,
 		CobraFunc: chatCommands,
 	})
 }
 
-// chatCommands makes cmd what `caddy chat` is.
+// chatCommands makes cmd the command `caddy chat` and adds its subcommands.
 func chatCommands(cmd *cobra.Command) {
-	cmd.Args = cobra.NoArgs // or a misspelt command would be shown the help and succeed
+	cmd.Args = cobra.NoArgs // otherwise a misspelled command would print the help and succeed
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	flags := cmd.PersistentFlags()
 	flags.String("address", "", "The address of the admin endpoint")
@@ -68,7 +68,7 @@ func chatCommands(cmd *cobra.Command) {
 	}
 	send := &cobra.Command{
 		Use:     "send <hub> [<text>|-]",
-		Short:   "Publishes a message; without a text, or with -, what is read from the standard input",
+		Short:   "Publishes a message; without a text, or with -, it reads one from the standard input",
 		Example: `  caddy chat send https://example.com/chat/lobby "Maintenance at noon"`,
 		Args:    sendArgs,
 		RunE:    runSend,
@@ -88,8 +88,8 @@ func chatCommands(cmd *cobra.Command) {
 			Long: `
 Shows each message of a hub from now on: its number, the client that sent it
 (- for none) and its text. The hub need not exist yet. Where messages came faster than they
-could be shown, a line says how many were left out. A reload of Caddy is
-survived; the command ends when Caddy does.`,
+could be shown, a line says how many were left out. The command goes on after
+a reload of Caddy, and ends when Caddy does.`,
 			Args: hubArgs,
 			RunE: runTail,
 		},
@@ -97,7 +97,7 @@ survived; the command ends when Caddy does.`,
 	escapeErrors(cmd)
 }
 
-// hubArgs accepts the name of a hub alone.
+// hubArgs accepts the name of a hub and nothing else.
 func hubArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return errors.New("name the hub: caddy chat hubs lists them")
@@ -117,7 +117,8 @@ func sendArgs(cmd *cobra.Command, args []string) error {
 	return hubArgs(cmd, args[:min(len(args), 1)])
 }
 
-// hubArg returns the name of the hub that the first of args names. The empty name would lead to another path.
+// hubArg returns the name of the hub in the first of args. It returns an error for an invalid name, because the empty
+// name would lead to another path.
 func hubArg(args []string) (string, error) {
 	name, err := unescapedName(args[0])
 	if err == nil {
@@ -126,7 +127,7 @@ func hubArg(args []string) (string, error) {
 	return name, named("hub", err)
 }
 
-// escapeErrors has cmd and the commands below it escape what their errors repeat.
+// escapeErrors makes cmd and its subcommands escape their errors, which repeat arguments and answers.
 func escapeErrors(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return printableError(err) })
 	for _, c := range append(cmd.Commands(), cmd) {
@@ -200,11 +201,11 @@ func runSend(cmd *cobra.Command, args []string) error {
 	if len(args) == 2 && args[1] != "-" {
 		body = strings.NewReader(args[1])
 	}
-	message, err := io.ReadAll(body) // the endpoint waits for 10 s at most
+	message, err := io.ReadAll(body) // in whole, because the endpoint waits for 10 s at most
 	if err != nil {
 		return fmt.Errorf("reading the message: %w", err)
 	}
-	// A pipe from a command that failed, or a variable that is not set.
+	// An empty message may come from a command that failed in a pipe, or from a variable that is not set.
 	if allowed, _ := cmd.Flags().GetBool("allow-empty"); len(message) == 0 && !allowed {
 		return errors.New("the message is empty: publish it with --allow-empty")
 	}
@@ -222,7 +223,7 @@ func runSend(cmd *cobra.Command, args []string) error {
 	return report(cmd, done, "published message %d for %d clients\n", done.Seq, done.Clients)
 }
 
-// kickable is what `caddy chat kick` has a flag for.
+// kickable has the flags of `caddy chat kick`, with their help and the path of the API.
 var kickable = []struct{ flag, usage, path string }{
 	{"client", "The id of a client, as shown by caddy chat clients", "/chat_broadcast/clients/"},
 	{"user", "A user, in all hubs", "/chat_broadcast/users/"},
@@ -238,7 +239,7 @@ func runKick(cmd *cobra.Command, _ []string) error {
 		}
 		name, _ := cmd.Flags().GetString(k.flag) // fails only for a flag that is not defined
 		if name == "" {
-			return fmt.Errorf("--%s must not be empty", k.flag) // a variable that is not set, and more kicked than was meant
+			return fmt.Errorf("--%s must not be empty", k.flag) // a variable that is not set would kick more clients than was meant
 		}
 		name, err := unescapedName(name)
 		if err != nil {
@@ -256,10 +257,11 @@ func runKick(cmd *cobra.Command, _ []string) error {
 	return report(cmd, done, "kicked %d clients\n", done.Kicked)
 }
 
-// tailPause is what `caddy chat tail` waits between two attempts to follow a hub, when the first lasted no longer.
+// tailPause is the pause of `caddy chat tail` between two attempts to follow a hub, if the first lasted no longer.
 const tailPause = time.Second
 
-// runTail is `caddy chat tail`. A reload ends what the endpoint answers: it asks again, until there is no endpoint.
+// runTail is `caddy chat tail`. A reload ends the endpoint's answer. Then runTail asks again, until it cannot reach the
+// endpoint.
 func runTail(cmd *cobra.Command, args []string) error {
 	hub, err := hubArg(args)
 	if err != nil {
@@ -286,16 +288,16 @@ func runTail(cmd *cobra.Command, args []string) error {
 	}
 }
 
-// showTail prints lines until they end. last is the number of the message up to which all was shown or said to be left
-// out, 0 for none, before and after.
+// showTail prints the lines of a tail until they end. last is the number of the newest message that was shown or
+// reported as left out; 0 is none. showTail takes it from the tail before, and returns it for the next one.
 func showTail(cmd *cobra.Command, r io.Reader, last uint64) (uint64, error) {
 	lines := json.NewDecoder(r)
 	for first := true; ; first = false {
 		var line tailLine
 		if lines.Decode(&line) != nil {
-			return last, nil // however it ends, asking again will tell why
+			return last, nil // the next request will find out why
 		}
-		if first && last > 0 && line.Seq > last+1 { // lower is a hub that was opened anew
+		if first && last > 0 && line.Seq > last+1 { // a lower number comes from a new hub of that name
 			if err := showLine(cmd, tailLine{Lagged: line.Seq - last - 1}); err != nil {
 				return last, err
 			}
@@ -323,10 +325,10 @@ func showLine(cmd *cobra.Command, line tailLine) error {
 	case line.Data64 != nil:
 		return report(cmd, line, "%d\t%s\tbinary, %d bytes\n", line.Seq, sender, len(*line.Data64))
 	}
-	return nil // of a later version
+	return nil // a line of a later version
 }
 
-// ask sends a request to the admin endpoint that the flags tell.
+// ask sends a request to the admin endpoint that the flags choose.
 func ask(cmd *cobra.Command, method, uri, contentType string, body io.Reader) (*http.Response, error) {
 	address, _ := cmd.Flags().GetString("address")
 	config, _ := cmd.Flags().GetString("config")
@@ -353,8 +355,8 @@ func ask(cmd *cobra.Command, method, uri, contentType string, body io.Reader) (*
 	return resp, nil
 }
 
-// apiError returns the status and what the admin API says is wrong, if err is an answer of it. Caddy keeps that as text
-// only.
+// apiError returns the status and the reason in err, if err is an answer of the admin API. Caddy returns such an answer
+// only as text.
 func apiError(err error) (status int, reason error, ok bool) {
 	_, answer, found := strings.Cut(err.Error(), "caddy responded with error: HTTP ")
 	if !found {
@@ -371,7 +373,7 @@ func apiError(err error) (status int, reason error, ok bool) {
 	return status, errors.New(said.Error), true
 }
 
-// call sends a request and reads the answer, which is JSON.
+// call sends a request and decodes the answer, which is JSON.
 func call(cmd *cobra.Command, method, uri, contentType string, body io.Reader, answer any) error {
 	resp, err := ask(cmd, method, uri, contentType, body)
 	if err != nil {
@@ -384,7 +386,7 @@ func call(cmd *cobra.Command, method, uri, contentType string, body io.Reader, a
 	return nil
 }
 
-// report prints v as JSON, or else the text.
+// report prints v as JSON if --json is set, and otherwise the text.
 func report(cmd *cobra.Command, v any, format string, args ...any) error {
 	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
 		return encodeJSON(cmd.OutOrStdout(), v)
@@ -393,7 +395,8 @@ func report(cmd *cobra.Command, v any, format string, args ...any) error {
 	return err
 }
 
-// A table prints rows: in columns for people, or as objects for programs. A failure to write is out.Flush's to tell.
+// A table prints rows: in columns for people, or as JSON objects for programs. out.Flush returns the error of a failed
+// write.
 type table struct {
 	out interface {
 		io.Writer
@@ -411,7 +414,7 @@ func newTable(cmd *cobra.Command, header ...string) table {
 	return t
 }
 
-// row adds v, of which people see the given columns.
+// row adds a row: v for programs, the given columns for people.
 func (t table) row(v any, columns ...any) {
 	if t.asJSON {
 		_ = encodeJSON(t.out, v)

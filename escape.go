@@ -14,10 +14,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// Names and messages are strangers' words. Some characters in them would steer an operator's terminal, or show the text
-// in another order than it has: control characters and all others that Unicode does not count as printable.
+// Strangers choose names and messages. Some characters in them would control an operator's terminal, or show the text
+// in another order than it has. So everything below escapes all characters that Unicode does not count as printable,
+// control characters among them.
 
-// printable returns s with every character escaped that is neither visible nor a space, for people to read.
+// printable returns s for people to read, with every character escaped that is neither visible nor a space.
 func printable(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -30,7 +31,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-// escapedName returns the name of a hub or a user in a form that people can read and give back: \\ is a backslash, and
+// escapedName returns the name of a hub or a user in a form that people can read and type: \\ is a backslash, and
 // \u202e or \U000e0001 a character that is not printable.
 func escapedName(name string) string {
 	var b strings.Builder
@@ -49,7 +50,7 @@ func escapedName(name string) string {
 	return b.String()
 }
 
-// unescapedName returns the name for which escapedName has returned s.
+// unescapedName returns the name from which escapedName has made s.
 func unescapedName(s string) (string, error) {
 	var b strings.Builder
 	for {
@@ -58,7 +59,7 @@ func unescapedName(s string) (string, error) {
 		if !found {
 			return b.String(), nil
 		}
-		if strings.IndexAny(escape, `\uU`) != 0 { // strconv knows more of them
+		if strings.IndexAny(escape, `\uU`) != 0 { // strconv knows more escapes
 			return "", errEscape
 		}
 		r, _, rest, err := strconv.UnquoteChar(`\`+escape, 0)
@@ -73,7 +74,7 @@ func unescapedName(s string) (string, error) {
 var errEscape = errors.New(`a backslash must begin \\, \u and four hexadecimal digits, or \U and eight; ` +
 	`write \\ for the backslash itself`)
 
-// encodeJSON writes v and a line break, with every character in its strings escaped that is not printable.
+// encodeJSON writes v as JSON and a line break. It escapes every character in strings that is not printable.
 func encodeJSON(w io.Writer, v any) error {
 	encoded, err := json.Marshal(v)
 	if err != nil {
@@ -83,8 +84,7 @@ func encodeJSON(w io.Writer, v any) error {
 	return err
 }
 
-// escapeJSON returns JSON of the same value in which all characters are printable. In valid JSON those that are not stand
-// only in strings.
+// escapeJSON returns JSON of the same value with only printable characters. In valid JSON all others stand in strings.
 func escapeJSON(encoded []byte) []byte {
 	if !bytes.ContainsFunc(encoded, unprintable) {
 		return encoded
@@ -108,8 +108,8 @@ func escapeJSON(encoded []byte) []byte {
 
 func unprintable(r rune) bool { return !strconv.IsPrint(r) }
 
-// logName returns a log field with the name of a hub or a user. An encoder of zap's would write some characters that are
-// not printable as they are.
+// logName returns a log field with the name of a hub or a user. It escapes characters that are not printable, because
+// zap's encoders write some of them as they are.
 func logName(key, name string) zap.Field {
 	if strings.ContainsFunc(name, unprintable) {
 		return zap.Reflect(key, escapedString(name))
@@ -117,7 +117,7 @@ func logName(key, name string) zap.Field {
 	return zap.String(key, name)
 }
 
-// An escapedString is a string that is escaped where it is encoded as JSON.
+// An escapedString encodes itself as JSON with every character escaped that is not printable.
 type escapedString string
 
 // MarshalJSON implements json.Marshaler.

@@ -14,7 +14,7 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
-// hubs are the named hubs of this process. They outlive configurations: a configuration holds leases on them.
+// hubs are the named hubs of this process. They outlive configurations, which hold leases on them.
 var hubs = newRegistry()
 
 // newRegistry returns a registry without hubs.
@@ -33,23 +33,23 @@ func newRegistry() *registry {
 	return r
 }
 
-// A registry holds hubs by name and, by hub value, the scopes that keep them open to new clients. scope.go has the scopes.
+// A registry holds hubs by name, and scopes by hub value. A scope keeps hubs open to new clients; see scope.go.
 type registry struct {
 	process  *hub.Process
 	metrics  *metrics
 	notifier notifier
 	refusals refusalLog
-	openHub  func(name string) (*hub.Hub, error) // may take its time: no lock is held
+	openHub  func(name string) (*hub.Hub, error) // may take long; no lock is held
 
 	mu     sync.Mutex
-	heard  listeners // of notifications, as they were just before lock
+	heard  listeners // the notifications that Caddy's events app had handlers for, just before lock
 	named  map[string]*namedHub
 	scopes map[string]*scope
 	leases []*lease              // of all scopes, oldest first
-	taps   map[string][]*hub.Tap // by the name of the hub, which need not exist
+	taps   map[string][]*hub.Tap // by the name of a hub, which need not exist
 	live   int                   // members that are joining or not finished
 	exited chan struct{}         // once exiting: closed when live is 0
-	exitBy time.Time             // once exiting: when waiting for that ends
+	exitBy time.Time             // once exiting: when the wait for exited ends
 
 	relieving      atomic.Bool // a goroutine runs cutUntilRelieved
 	shedWarning    occasionalWarning
@@ -57,37 +57,37 @@ type registry struct {
 	addressWarning occasionalWarning
 }
 
-// lock locks the registry for something that may notify: see notifyLocked. It asks Caddy before that, because nothing is asked
-// under the lock.
+// lock locks the registry for a caller that may call notifyLocked. It first asks Caddy which notifications have
+// handlers, because nothing may call Caddy under the lock.
 func (r *registry) lock() {
-	l := whoListens()
+	l := currentListeners()
 	r.mu.Lock()
 	r.heard = l
 }
 
-// notifyLocked passes a notification about the named hub on, if somebody listens for it.
+// notifyLocked queues a notification about the named hub, if a handler listens for that kind.
 func (r *registry) notifyLocked(kind int, hubName string) {
 	if r.heard[kind] {
 		r.notifier.queue(notificationNames[kind], map[string]any{"hub": hubName})
 	}
 }
 
-// A namedHub is a hub that the registry holds, or one that it is opening. Whoever asks for it first opens it, without a
-// lock. The others wait for that, see await.
+// A namedHub is a hub that the registry holds, or one that it is opening. The first request for the hub opens it,
+// without a lock. Other requests wait; see await.
 type namedHub struct {
 	name  string
 	ready chan struct{} // closed when hub or err is set
 	hub   *hub.Hub      // nil while opening
-	err   error         // why it could not be opened; then the registry holds it no longer
+	err   error         // why opening failed; then the registry no longer holds it
 
 	// Guarded by registry.mu.
-	joining   int                   // requests that are about to join or to publish: the hub stays for them
-	home      *scope                // through which a client with history came last
-	owner     netip.Prefix          // the address that opened the hub, or that of a client that was there when it left
-	keeper    *scope                // which keeps the hub without clients, for its history, or nil
-	place     *fair.Item[*namedHub] // among those that keeper may close, or nil
+	joining   int                   // requests that are about to join or to publish; the hub stays open for them
+	home      *scope                // the scope of the newest client with history
+	owner     netip.Prefix          // the address that pays for the hub: the one that opened it, then an heir
+	keeper    *scope                // the scope that keeps the hub without clients for its history, or nil
+	place     *fair.Item[*namedHub] // in keeper.kept, or nil
 	keptSince time.Time
-	expiry    *time.Timer // while it is kept: when it closes
+	expiry    *time.Timer // while keeper is set: runs registry.expire
 }
 
 // await waits until n is open and returns its hub. It returns an error if n cannot be opened, or when ctx is done.
@@ -103,14 +103,14 @@ func (n *namedHub) await(ctx context.Context) (*hub.Hub, error) {
 // isOpen reports whether n has a hub. It needs registry.mu.
 func (n *namedHub) isOpen() bool { return n.hub != nil }
 
-// limits are what join enforces; zero is no limit.
+// limits are the limits that join enforces. Zero is no limit.
 type limits struct {
 	maxClients, maxClientsPerHub, maxClientsPerIP, maxHubs int
 }
 
 func reached(n, limit int) bool { return limit > 0 && n >= limit }
 
-// join makes m, which came in through m.scope, a member of the named hub, and opens the hub if need be. It returns a
+// join makes m, which came in through m.scope, a member of the named hub. It opens the hub if nobody has. It returns a
 // refusal if a limit is reached, and an error when ctx is done.
 func (r *registry) join(ctx context.Context, m *member, name string, limits limits) error {
 	n, err := r.reserve(m, name, limits)
@@ -118,14 +118,15 @@ func (r *registry) join(ctx context.Context, m *member, name string, limits limi
 		err = r.enter(ctx, m, n, limits)
 	}
 	why, ok := errors.AsType[*refusal](err)
-	if ok && why != errShuttingDown && why != errHubRemoved && whoListens()[clientRefused] {
+	if ok && why != errShuttingDown && why != errHubRemoved && currentListeners()[clientRefused] {
 		r.notifier.queue(notificationNames[clientRefused],
 			map[string]any{"hub": name, "user": m.client.User(), "client_ip": m.ip, "reason": why.reason})
 	}
 	return err
 }
 
-// reserve finds a place for m within the limits, and the hub, which it opens if it is the first to ask for it.
+// reserve takes a place for m within the limits and returns its hub. If m is the first to ask for the hub, reserve
+// opens it.
 func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, error) {
 	r.lock()
 	s, err := r.openScopeLocked(m.scope.key)
@@ -159,7 +160,8 @@ func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, er
 	return n, nil
 }
 
-// checkLimitsLocked returns a refusal if m must not join the named hub through s. It makes room for a hub if need be.
+// checkLimitsLocked returns a refusal if m must not join the named hub through s. If s has no room for another hub, it
+// makes some.
 func (r *registry) checkLimitsLocked(m *member, s *scope, name string, limits limits) error {
 	n := r.named[name]
 	switch {
@@ -175,7 +177,8 @@ func (r *registry) checkLimitsLocked(m *member, s *scope, name string, limits li
 	return nil
 }
 
-// enter makes m a member of n once that is open, or takes its reservation back and returns why.
+// enter waits until n is open and makes m a member of it. On failure it gives the reservation back and returns the
+// reason.
 func (r *registry) enter(ctx context.Context, m *member, n *namedHub, limits limits) error {
 	b, err := n.await(ctx)
 	if err == nil {
@@ -192,7 +195,8 @@ func (r *registry) enter(ctx context.Context, m *member, n *namedHub, limits lim
 	return err
 }
 
-// entered notes that m has joined n, or has not. It returns a refusal if m's scope was closed meanwhile.
+// entered ends the reservation of m, which has joined n or has failed to. It returns a refusal if m's scope was closed
+// meanwhile.
 func (r *registry) entered(m *member, n *namedHub, joined bool) (closed error) {
 	r.lock()
 	defer r.mu.Unlock()
@@ -213,8 +217,8 @@ func (r *registry) entered(m *member, n *namedHub, joined bool) (closed error) {
 	return closed
 }
 
-// findLocked returns the named hub. If it is not there, it is to be opened by the caller, for a request from the given
-// address.
+// findLocked returns the named hub. If the registry has none, it returns a new one for owner's request, and the caller
+// must open it.
 func (r *registry) findLocked(name string, owner netip.Prefix) (n *namedHub, mustOpen bool) {
 	if n := r.named[name]; n != nil {
 		return n, false
@@ -224,7 +228,7 @@ func (r *registry) findLocked(name string, owner netip.Prefix) (n *namedHub, mus
 	return n, true
 }
 
-// open opens n with the bounds of the given settings. That may take its time: only requests for n wait.
+// open opens n with the bounds of the given settings. That may take long; only requests for n wait.
 func (r *registry) open(n *namedHub, s *hub.Settings) {
 	b, err := r.openHub(n.name)
 	if err == nil {
@@ -243,7 +247,7 @@ func (r *registry) open(n *namedHub, s *hub.Settings) {
 	close(n.ready)
 }
 
-// settleLocked keeps or closes n if it has no clients, and none are about to join. s is the scope of the last one.
+// settleLocked keeps or closes n if it has no clients and none are about to join. s is the scope of the last client.
 func (r *registry) settleLocked(n *namedHub, s *scope) {
 	if !n.isOpen() || n.joining > 0 || n.keeper != nil || r.named[n.name] != n || n.hub.Size() > 0 {
 		return
@@ -253,8 +257,8 @@ func (r *registry) settleLocked(n *namedHub, s *scope) {
 	}
 }
 
-// keepLocked keeps n, which has no clients, for its history and as long as that lasts. It returns false where no directive
-// is configured through which clients could join it again.
+// keepLocked keeps n, which has no clients, for as long as its history lasts. It returns false if no configured handler
+// could join clients to it again.
 func (r *registry) keepLocked(n *namedHub, s *scope) bool {
 	if n.home != nil && len(n.home.leases) > 0 {
 		s = n.home
@@ -280,8 +284,8 @@ func (n *namedHub) unkeep() {
 	n.expiry.Stop()
 }
 
-// expire closes n if it has been kept since the given time, unless something was published meanwhile, which has its age to
-// come.
+// expire closes n if it has been kept since the given time. If something was published meanwhile, it waits until that
+// message is too old.
 func (r *registry) expire(n *namedHub, since time.Time) {
 	r.lock()
 	defer r.mu.Unlock()
@@ -295,7 +299,7 @@ func (r *registry) expire(n *namedHub, since time.Time) {
 	r.closeKeptLocked(n)
 }
 
-// closeIfKept closes b if it is only kept for its history.
+// closeIfKept closes b if the registry keeps it only for its history.
 func (r *registry) closeIfKept(b *hub.Hub) {
 	r.lock()
 	defer r.mu.Unlock()
@@ -304,7 +308,7 @@ func (r *registry) closeIfKept(b *hub.Hub) {
 	}
 }
 
-// closeKeptLocked closes a hub that is only kept for its history.
+// closeKeptLocked closes a hub that the registry keeps only for its history.
 func (r *registry) closeKeptLocked(n *namedHub) {
 	n.unkeep()
 	r.closeLocked(n)
@@ -317,10 +321,11 @@ func (r *registry) closeLocked(n *namedHub) {
 	r.notifyLocked(hubClosed, n.name)
 }
 
-// makeRoomLocked makes room in s for its first client in n, or for nil in a new hub, or returns a refusal. An address may
-// have opened at most as many hubs as are left for others. So one alone gets half of maxHubs, and however many addresses
-// there are, another one finds room for a first hub. Hubs that are only kept make room: the address that has most of them
-// loses the one that has been without clients for the longest time.
+// makeRoomLocked makes room in s for a hub, or returns a refusal. n is the hub if it exists, or nil.
+//
+// An address may have opened at most as many hubs as are left for others. So an address that is alone gets half of
+// maxHubs, and a new address always finds room for a first hub, however many addresses there are. Hubs that are only
+// kept make room: the address with most of them loses the one that has been empty for longest.
 func (r *registry) makeRoomLocked(s *scope, n *namedHub, address netip.Prefix, maxHubs int) error {
 	if maxHubs == 0 {
 		return nil
@@ -332,17 +337,17 @@ func (r *registry) makeRoomLocked(s *scope, n *namedHub, address netip.Prefix, m
 	case s.opened[address] >= left:
 		return errMaxHubsPerIP
 	case n != nil && n.place != nil && n.keeper == s:
-		return nil // it has a place
+		return nil // n already counts
 	}
-	for len(s.perHub)+s.kept.Len() >= maxHubs { // several after a reload that lowers it
+	for len(s.perHub)+s.kept.Len() >= maxHubs { // several after a reload that lowers maxHubs
 		_, oldest := s.kept.Largest()
 		r.closeKeptLocked(oldest.Value)
 	}
 	return nil
 }
 
-// publish publishes m, which no client has sent, in the named hub: see hub.Hub.Publish. It reports whether there is such a
-// hub.
+// publish publishes m, which no client has sent, in the named hub; see hub.Hub.Publish. found is false if there is no
+// such hub.
 func (r *registry) publish(ctx context.Context, name string, m hub.Message) (published hub.Receipt, found bool, err error) {
 	for !found {
 		r.mu.Lock()
@@ -355,14 +360,14 @@ func (r *registry) publish(ctx context.Context, name string, m hub.Message) (pub
 		if err != nil {
 			return hub.Receipt{}, false, err
 		}
-		// While it waits for turns the hub may be closed, and there may be another one of that name.
+		// While Publish waits for turns the hub may close, and another hub of that name may open.
 		published, found = b.Publish(m)
 	}
 	return published, true, nil
 }
 
-// publishOpening is publish for a message that comes through the scope of a hub value. With history in its settings, a
-// hub that is not there is opened for it, within the limits.
+// publishOpening is publish for a message that comes through the scope with the given key. If s has history and there
+// is no such hub, it opens one within the limits.
 func (r *registry) publishOpening(
 	ctx context.Context, name string, m hub.Message, key string, s *hub.Settings, limits limits,
 ) (hub.Receipt, bool, error) {
@@ -377,7 +382,7 @@ func (r *registry) publishOpening(
 	}
 }
 
-// openKept opens a hub without clients for a request from the given address, unless it is there.
+// openKept opens a hub without clients for a request from the given address. It does nothing if the hub exists.
 func (r *registry) openKept(
 	ctx context.Context, name string, address netip.Prefix, key string, settings *hub.Settings, limits limits,
 ) error {
@@ -415,7 +420,7 @@ func (r *registry) hub(name string) *hub.Hub {
 	return nil
 }
 
-// allHubs returns the hubs that are open now, in no order.
+// allHubs returns the open hubs, in no order.
 func (r *registry) allHubs() []*hub.Hub {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -443,8 +448,8 @@ func (r *registry) count() (clients, hubs int) {
 	return clients, hubs
 }
 
-// tap returns a tap on the hub of the given name, which need not be there, and a function that removes it. The tap sees one
-// hub of that name after the other.
+// tap returns a tap on hubs of the given name, and a function that removes it. The hub need not exist: the tap sees
+// each hub of that name, one after the other.
 func (r *registry) tap(name string) (t *hub.Tap, remove func()) {
 	t = hub.NewTap()
 	r.mu.Lock()

@@ -10,7 +10,7 @@ import (
 // A member is a client and its place in the registry. It implements hub.Owner.
 type member struct {
 	client hub.Client
-	ip     string // as Caddy sees it, behind trusted proxies too
+	ip     string // Caddy's client IP, which takes trusted proxies into account
 	scope  *scope
 	hub    *namedHub
 
@@ -19,10 +19,10 @@ type member struct {
 	added bool // it is in scope.members
 	away  bool // it has left its hub
 
-	unreported bool // its connection never came to be: the log has no line about its end
+	unreported bool // its handshake failed after it had joined: the log has no line about its end
 }
 
-// addLocked enters m, which has joined its hub, in s.
+// addLocked adds m, which has joined its hub, to the members of s.
 func (s *scope) addLocked(m *member) {
 	m.added = true
 	m.index = len(s.members)
@@ -38,13 +38,13 @@ func (s *scope) swap(i, j int) {
 	s.members[i].index, s.members[j].index = i, j
 }
 
-// abandon ends a member that has joined, but whose connection never came to be.
+// abandon ends a member whose handshake failed after it had joined.
 func (m *member) abandon() {
 	m.unreported = true
 	m.client.Abandon()
 }
 
-// Left implements hub.Owner. The hub goes with its last client, unless it is kept for its history.
+// Left implements hub.Owner. The hub closes with its last client, unless the registry keeps it for its history.
 func (m *member) Left() {
 	r := m.scope.registry
 	r.lock()
@@ -52,7 +52,7 @@ func (m *member) Left() {
 	r.leftLocked(m)
 }
 
-// leftLocked does nothing if m is away already: Finished may have been first.
+// leftLocked notes that m has left its hub. It does nothing if m is away already, because Finished may have come first.
 func (r *registry) leftLocked(m *member) {
 	if m.away {
 		return
@@ -110,8 +110,9 @@ func (r *registry) finished(m *member) {
 	r.vacateLocked(m)
 }
 
-// vacateLocked gives m's place back. With the last client of its scope in the hub the scope may keep the hub for its
-// history, and close it to make room. An exit ends with the last place.
+// vacateLocked gives m's place back. When the last client of a scope in a hub is finished, that hub stops counting as
+// occupied; if the scope keeps it for its history, the scope may from now on close it to make room. An exit ends with
+// the last place.
 func (r *registry) vacateLocked(m *member) {
 	s, n, address := m.scope, m.hub, m.client.Address()
 	o := s.perHub[n.name]
@@ -132,11 +133,12 @@ func (r *registry) vacateLocked(m *member) {
 	}
 	r.live--
 	if r.live == 0 && r.exited != nil {
-		close(r.exited) // nobody joins an exiting server
+		close(r.exited) // live stays 0: nobody joins an exiting server
 	}
 }
 
-// passOnLocked charges the named hub to the address of another client that is there, if the opener's clients have all gone.
+// passOnLocked charges the named hub to the address of another client of s in it, if the opener has no client of s left
+// in it.
 func (r *registry) passOnLocked(s *scope, o *occupancy, name string) {
 	n := r.named[name]
 	if n == nil || !n.isOpen() {

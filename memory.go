@@ -12,24 +12,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// limitMemory gives memory back if histories or buffers exceed their bounds. It runs after every message, without a lock.
+// limitMemory gives memory back if histories or buffers exceed their bounds. It runs after every message, without a
+// lock.
 func (r *registry) limitMemory() {
 	r.shed()
 	r.relieve()
 }
 
-// budgetPause is for how long nobody searches after a search that did not find enough: the rest belongs to hubs that are
-// busy with clients that do read.
+// budgetPause is the pause after a search that did not find enough. Then hubs need the rest for clients that do read.
 const budgetPause = time.Second
 
-// maxFruitless is after how many searches in vain clients are cut that do take something, but not enough.
+// maxFruitless is how many searches in a row may find nothing, before the next ones also cut clients that do take
+// something, but not enough.
 const maxFruitless = 100
 
-// minCutPause is how soon the next search for clients to cut follows. Each looks at every hub.
+// minCutPause is the shortest pause between two searches for clients to cut. Each search looks at every hub.
 const minCutPause = 10 * time.Millisecond
 
-// compareHolders orders clients that are behind by how late they are cut: first those that go on, then those that hold back
-// the least.
+// compareHolders orders clients that are behind. The last is cut first: stuck clients come after those that go on, and
+// among these the client that holds back the most comes last.
 func compareHolders(a, b hub.Holder) int {
 	switch {
 	case a.Stuck == b.Stuck:
@@ -40,10 +41,10 @@ func compareHolders(a, b hub.Holder) int {
 	return -1
 }
 
-// shed forgets histories when all of them together take too much. It goes by the address that opened a hub: again and
-// again the address whose hubs take the most gives something up. Its hubs without clients close first, the longest empty one
-// first. Then its other hubs forget their messages, the one in which nothing was published for the longest time first, and
-// at last their receipts.
+// shed forgets histories when all of them together take too much. Again and again it takes something from the address
+// whose hubs take the most; a hub counts for the address that opened it. First it closes the hubs of that address
+// without clients, the longest empty one first. Then its other hubs forget their messages, starting with the hub whose
+// last message is the oldest. At last they forget their receipts.
 func (r *registry) shed() {
 	budget := &r.process.Memory.Histories
 	if !budget.Exceeded() {
@@ -51,7 +52,7 @@ func (r *registry) shed() {
 	}
 	r.lock()
 	n := 0
-	if budget.Exceeded() { // nobody else has made room meanwhile
+	if budget.Exceeded() { // no other search has made room meanwhile
 		n = r.shedLocked()
 		if budget.Used() > budget.Goal() {
 			budget.Rest(budgetPause)
@@ -64,27 +65,27 @@ func (r *registry) shed() {
 	})
 }
 
-// A sheddable is something that can be given up of a hub's history.
+// A sheddable is a part of a hub's history that shed can give up.
 type sheddable struct {
 	hub   *namedHub
-	what  int       // shedHub, shedMessages or shedReceipts
-	since time.Time // when the hub lost its last client, or when something was published last
+	part  int       // shedHub, shedMessages or shedReceipts
+	since time.Time // of shedHub: when the hub lost its last client; else when its last message was published
 }
 
-// The values of sheddable.what, in the order in which they go.
+// The values of sheddable.part, in the order in which shed gives them up.
 const (
 	shedHub = iota
 	shedMessages
 	shedReceipts
 )
 
-// compare orders what can be given up by how soon it goes.
+// compare orders sheddables by how soon shed gives them up.
 func (a sheddable) compare(b sheddable) int {
-	return cmp.Or(a.what-b.what, a.since.Compare(b.since))
+	return cmp.Or(a.part-b.part, a.since.Compare(b.since))
 }
 
-// shedLocked gives up histories until they take no more than they may, or nothing is left to give up. It returns of how
-// many hubs it has given up something.
+// shedLocked gives up histories until the rest is within the budget's goal, or nothing is left to give up. It returns
+// how many parts it has given up.
 func (r *registry) shedLocked() (n int) {
 	byOwner := map[netip.Prefix][]sheddable{}
 	total := map[netip.Prefix]int{}
@@ -115,7 +116,7 @@ func (r *registry) shedLocked() (n int) {
 		}
 		byOwner[owner] = all[1:]
 		freed := 0
-		switch s := all[0]; s.what {
+		switch s := all[0]; s.part {
 		case shedHub:
 			freed, _ = s.hub.hub.Remembered()
 			r.closeKeptLocked(s.hub)
@@ -132,7 +133,7 @@ func (r *registry) shedLocked() (n int) {
 	return n
 }
 
-// largest returns the address with the largest number, of at least one.
+// largest returns the address with the largest number. There must be at least one.
 func largest(numbers map[netip.Prefix]int) (address netip.Prefix) {
 	most := math.MinInt
 	for a, n := range numbers {
@@ -143,10 +144,11 @@ func largest(numbers map[netip.Prefix]int) (address netip.Prefix) {
 	return address
 }
 
-// relieve starts a search for memory to give back when all hubs together keep too much for clients that are behind.
+// relieve starts a search for memory to give back when all hubs together keep too much for clients that are behind. It
+// does nothing while a search runs.
 func (r *registry) relieve() {
 	if r.process.Memory.Buffers.Exceeded() && r.relieving.CompareAndSwap(false, true) {
-		go r.cutUntilRelieved() // ends when there is memory again; nobody waits for it
+		go r.cutUntilRelieved() // ends when the hubs keep less; nobody waits for it
 	}
 }
 
@@ -167,10 +169,10 @@ func (r *registry) cutUntilRelieved() {
 		time.Sleep(pause)
 	}
 	r.relieving.Store(false)
-	r.relieve() // whoever exceeded it meanwhile has started no search
+	r.relieve() // while this search ran, no other could start
 }
 
-// hubsInMemory returns the hubs that there are now, and those that have closed and whose clients are not finished.
+// hubsInMemory returns the open hubs, and the closed ones that still have unfinished clients.
 func (r *registry) hubsInMemory() map[*hub.Hub]bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,10 +190,13 @@ func (r *registry) hubsInMemory() map[*hub.Hub]bool {
 	return all
 }
 
-// cutHolders forgets messages that no client needs. If that is not enough it cuts clients of the address for which hubs keep
-// the most, those first that hold back the most: nobody else shall go instead, and the next search sees what has become
-// of it. Clients whose sockets have room are not cut, nor, while onlyStuck, those that have taken something since the last
-// search. It returns how many it has cut, and how many bytes clients that were cut before are about to give back.
+// cutHolders makes hubs forget messages that no client needs. If that is not enough, it cuts clients of the address for
+// which hubs keep the most, starting with those that hold back the most. It cuts no client of another address, and
+// leaves the rest to the next search, which sees the effect.
+//
+// It does not cut clients whose sockets have room, nor, while onlyStuck, clients that have taken something since the
+// last search. It returns how many clients it has cut, and how many bytes the clients that were cut before are about to
+// give back.
 func (r *registry) cutHolders(onlyStuck bool) (cut, ending int) {
 	byAddress := map[netip.Prefix][]hub.Holder{}
 	total := map[netip.Prefix]int{}
@@ -231,17 +236,17 @@ func (r *registry) cutHolders(onlyStuck bool) (cut, ending int) {
 	return cut, ending
 }
 
-// warningInterval is how often the log has the same warning, at most.
+// warningInterval is the shortest time between two warnings of the same kind.
 const warningInterval = time.Minute
 
-// An occasionalWarning counts what it is about and warns of it once an interval at most.
+// An occasionalWarning counts events and logs them as one warning, once in warningInterval at most.
 type occasionalWarning struct {
 	mu    sync.Mutex
 	count int
 	last  time.Time
 }
 
-// warn counts n more, and calls log with the whole count unless the last call was too recent.
+// warn counts n more events. It calls log with the whole count, unless the last call was less than warningInterval ago.
 func (w *occasionalWarning) warn(n int, log func(count int)) {
 	w.mu.Lock()
 	w.count += n

@@ -13,14 +13,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what Prometheus sees of a registry's hubs. They live as long as the registry: each configuration registers them
-// anew with Caddy, so that a reload sets none back. All labels come from closed sets; nothing that a client sends is one.
+// metrics are a registry's metrics for Prometheus. They live as long as the registry. Each configuration registers them
+// with Caddy anew, so a reload resets none. All labels come from closed sets, never from a client.
 type metrics struct {
 	collectors []prometheus.Collector
 
 	joins    prometheus.Counter
 	closes   *prometheus.CounterVec
-	known    []ws.Close // those that closes has a label for
+	known    []ws.Close // the values of the labels of closes
 	refusals *prometheus.CounterVec
 	delivery prometheus.Histogram
 }
@@ -30,7 +30,7 @@ const (
 	metricsSubsystem = "chat_broadcast"
 )
 
-// otherLabel stands for what is in no closed set: the codes that clients make up.
+// otherLabel stands for values that are in no closed set: the codes that clients make up.
 const otherLabel = "other"
 
 func newMetrics(r *registry) *metrics {
@@ -95,8 +95,8 @@ func newMetrics(r *registry) *metrics {
 	return m
 }
 
-// register registers the metrics with the configuration that is being provisioned. Another handler of it may have done
-// so.
+// register registers the metrics with the configuration that Caddy is provisioning. Another handler of it may have done
+// so already.
 func (m *metrics) register(ctx caddy.Context) error {
 	err := ctx.GetMetricsRegistry().Register(m)
 	if errors.As(err, new(prometheus.AlreadyRegisteredError)) {
@@ -128,10 +128,10 @@ func (m *metrics) closed(why ws.Close) {
 	}
 }
 
-// delivered observes how long the last write of a message has taken.
+// delivered observes how long a message took to its last write.
 func (m *metrics) delivered(took time.Duration) { m.delivery.Observe(took.Seconds()) }
 
-// written are the counters of what was written to clients, as a collector: the three of a moment agree with each other.
+// written collects the counters of writes to clients. The three metrics of one scrape agree with each other.
 type written hub.Counters
 
 var (

@@ -1,5 +1,5 @@
-// Package chatbroadcast is a Caddy HTTP handler that joins WebSocket clients to named, in-process broadcast
-// hubs: what one client sends, every client of its hub receives.
+// Package chatbroadcast is a Caddy HTTP handler that joins WebSocket clients to named, in-process broadcast hubs. A hub
+// sends each message of a client to all its clients.
 package chatbroadcast
 
 import (
@@ -25,9 +25,9 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("chat_broadcast", httpcaddyfile.Before, "respond")
 }
 
-// The defaults. Each is what a small server with strangers on it is safe with.
+// The defaults. Each is safe for a small server that strangers can reach.
 const (
-	defaultHub            = "https://{site}{path}" // what a reload and limits go by; an explicit value cannot be it
+	defaultHub            = "https://{site}{path}" // identifies the scope of default hubs; no configured value can equal it
 	defaultUser           = "{http.auth.user.id}"
 	defaultMaxMessageSize = 64 << 10 // a long chat message is 2 KiB; an inline thumbnail fits
 	defaultMaxHubs        = 10_000
@@ -43,7 +43,7 @@ const (
 // The upper bounds. They leave room for arithmetic in 32-bit integers.
 const (
 	maxCount       = 1 << 24
-	maxMessageSize = 256 << 20 // an event of it may be six times as large, if JSON escapes every byte
+	maxMessageSize = 256 << 20 // its event may be six times as large, if JSON escapes every byte
 	maxBufferSize  = 512 << 20 // a log holds twice that
 
 	maxDuration = caddy.Duration(365 * 24 * time.Hour)
@@ -56,184 +56,209 @@ const (
 	onLagSkip  = "skip"
 )
 
-// Handler joins clients that ask for WebSocket to a named broadcast hub: what one client sends, every client of
-// that hub receives. All other requests go to the next handler, so the same URL can serve a page; with `http_publish`
-// a POST publishes.
+// Handler joins clients that ask for WebSocket to a named broadcast hub. The hub sends each message of a client to all
+// its clients. All other requests go to the next handler, so the same URL can serve a page. With `http_publish` a POST
+// publishes.
 //
 // The zero value of every field is the safe default. A reload never drops a client whose `hub` value is still
-// configured; it keeps the settings it joined with unless a field says otherwise.
+// configured. The client keeps the settings it joined with, unless a field says otherwise.
 type Handler struct {
-	// The name of the hub that a client joins: 1 to 255 bytes of valid UTF-8 without control characters, not "." or "..", else
-	// the client is refused with 400. Placeholders are allowed, an unset one is empty; they are resolved once,
-	// at the handshake. Handlers whose hub resolves to the same name share that hub, so that routes give
-	// rights. Default: a hub for each path of each site, such as `https://example.com/chat/lobby`, which only requests
-	// that pass the routes of that site reach. A value must not begin with `http://` or `https://`. The value as written here is what a
-	// reload goes by: the clients of one that is gone from the configuration are closed with 1012.
+	// The name of the hub that a client joins. Default: a hub for each path of each site, such as
+	// `https://example.com/chat/lobby`. Only requests that pass the routes of that site reach such a hub.
+	//
+	// Placeholders are allowed. Caddy resolves them once, at the handshake; an unset placeholder is empty. The result
+	// must be 1 to 255 bytes of valid UTF-8 without control characters, and not "." or ".."; otherwise the client gets
+	// 400. It must not begin with `http://` or `https://`: such names belong to default hubs.
+	//
+	// Handlers whose hub resolves to the same name share that hub, so routes can give rights. After a reload the server
+	// closes the clients of a value that is no longer configured, with 1012. It compares values as written here, with
+	// their placeholders.
 	Hub string `json:"hub,omitempty"`
 
-	// Who the client is, for the log, events and the admin API, which can close the clients of a user; placeholders are
-	// allowed. At most 1024 bytes of UTF-8, else the client is refused
-	// with 400; empty is anonymous. Default: `{http.auth.user.id}`, what Caddy's authentication has found.
-	// After a reload it holds for new clients.
+	// Who the client is: in the log, in events and in the admin API, which can close the clients of a user.
+	// Placeholders are allowed. At most 1024 bytes of valid UTF-8; otherwise the client gets 400. Empty means
+	// anonymous. Default: `{http.auth.user.id}`, the user that Caddy's authentication has found. A reload changes it
+	// for new clients.
 	User string `json:"user,omitempty"`
 
-	// The pages that may connect, and publish with `http_publish`, besides those of the request's own host: patterns `[scheme://]host[:port]`,
-	// where the host may begin with `*.` for one or more labels and a missing port is the default of the
-	// page's scheme. Placeholders are allowed. `file://` stands for pages that an app opens from files; other apps have a
-	// scheme of their own, as in `app://localhost`. An internationalized host is taken in either form. A pattern that can
-	// never match, such as `null`, is an error. A single `*` allows every page, sandboxed ones too: any site
-	// that a visitor opens can then connect with the visitor's cookies. Over TLS the pages of the request's own host are
-	// those with the scheme https; where a proxy ends TLS before Caddy, Caddy cannot tell, and takes both schemes. A
-	// request without an Origin passes, unless it has a Sec-Fetch-Site other than `same-origin` and `none`: then a browser
-	// made it for a page of another site, and only `*` lets it pass. Default: the request's own host only; refused with
-	// 403. After a reload it holds for new clients.
+	// The pages that may connect, and publish with `http_publish`, besides those of the request's own host. All other
+	// pages get 403. Default: none, so only pages of the request's own host. A reload changes it for new clients and
+	// new POSTs.
+	//
+	// A pattern is `[scheme://]host[:port]`. The host may begin with `*.` for one or more labels. A missing port is the
+	// default of the page's scheme. An internationalized host may have either form. Placeholders are allowed. `file://`
+	// stands for pages that an app opens from files; other apps have a scheme of their own, as in `app://localhost`. A
+	// pattern that can never match, such as `null`, is an error.
+	//
+	// A single `*` allows every page, even a sandboxed one: any site that a visitor opens can then connect with the
+	// visitor's cookies.
+	//
+	// Over TLS only pages with the scheme https belong to the request's own host. Without TLS pages with http and https
+	// do, because Caddy cannot tell whether a proxy in front of it ends TLS.
+	//
+	// A request without an Origin passes, because programs send none. If its Sec-Fetch-Site is other than `same-origin`
+	// and `none`, a browser sent it for a page of another site, and it passes only with `*`.
 	Origins []string `json:"origins,omitempty"`
 
-	// Whether clients may only listen: the first data frame closes its sender with 1008 `read_only`. Default:
-	// false. After a reload it holds for new clients.
+	// Whether clients may only listen. The first data frame closes its sender with 1008 `read_only`. POSTs may still
+	// publish, see `http_publish`. Default: false. A reload changes it for new clients.
 	ReadOnly bool `json:"read_only,omitempty"`
 
-	// Whether a client receives its own messages. Default: true. After a reload it holds for new clients.
+	// Whether a client receives its own messages. Default: true. A reload changes it for new clients.
 	Echo *bool `json:"echo,omitempty"`
 
-	// The largest message a client may send, in bytes, 1 to 256 MiB; a larger one closes its sender with 1009
-	// `too_big`, a larger one by `http_publish` or the admin API is refused with 413. Default: 64 KiB. After a reload it
-	// holds for new clients and new requests.
+	// The largest message that a client may send, in bytes: 1 to 256 MiB. A larger one closes its sender with 1009
+	// `too_big`. A larger message over `http_publish` or the admin API gets 413. Default: 64 KiB. A reload changes it
+	// for new clients and new POSTs.
 	MaxMessageSize int64 `json:"max_message_size,omitempty"`
 
-	// How fast each client may send, and each address publish with `http_publish`. Default: no limit. After a reload
-	// it holds for new clients; addresses have a full bucket again if it was changed.
+	// How fast each client may send, and how fast each address may publish with `http_publish`. Default: no limit. A
+	// reload changes it for new clients; a changed rate gives every address a full bucket.
 	Rate *Rate `json:"rate,omitempty"`
 
-	// The most clients that may be connected through handlers with the same `hub` value; more are refused with
-	// 503. At most 16,777,216. Default: no limit. After a reload it holds at once, but closes nobody.
+	// The most clients of all handlers with the same `hub` value. More get 503. At most 16,777,216. Default: no limit.
+	// A reload changes it at once, but closes nobody.
 	MaxClients int `json:"max_clients,omitempty"`
 
-	// The most clients in one hub, whichever handler they came through; more are refused with 503. At most
-	// 16,777,216. Default: no limit. After a reload it holds at once, but closes nobody.
+	// The most clients in one hub, through whichever handlers they joined. More get 503. At most 16,777,216. Default:
+	// no limit. A reload changes it at once, but closes nobody.
 	MaxClientsPerHub int `json:"max_clients_per_hub,omitempty"`
 
-	// The most clients from one address, counted over handlers with the same `hub` value; more are refused with
-	// 429. The address is Caddy's client IP; IPv6 addresses count by /64. At most 16,777,216. Default: no
-	// limit. After a reload it holds at once, but closes nobody.
+	// The most clients from one address, of all handlers with the same `hub` value. More get 429. The address is
+	// Caddy's client IP; an IPv6 address counts by its /64. All clients without an address count as one address. At
+	// most 16,777,216. Default: no limit. A reload changes it at once, but closes nobody.
 	MaxClientsPerIP int `json:"max_clients_per_ip,omitempty"`
 
-	// The most hubs that may be open at a time through handlers with the same `hub` value. Beyond it the one closes
-	// that has been without clients, kept for its history, for the longest time, of the address that opened most of them; if
-	// no such hub is left, opening another is refused with 503. One address, by /64 for IPv6, may have opened at most as many
-	// hubs as are left for others, else 429. At most 16,777,216. Default: 10000. After a reload it holds at once,
-	// but closes nobody.
+	// The most open hubs of all handlers with the same `hub` value. To open another, the server closes a hub without
+	// clients that it keeps for its history: the one that has been empty for longest, of the address that opened most
+	// of them. Without such a hub, opening another gets 503. At most 16,777,216. Default: 10000. A reload changes it at
+	// once, but closes no hub with clients.
+	//
+	// One address, by /64 for IPv6, may have opened at most as many hubs with clients as are left for others. Beyond
+	// that it gets 429.
 	MaxHubs int `json:"max_hubs,omitempty"`
 
-	// How far behind a client may fall. A hub keeps the largest buffer of the handlers through which its clients
-	// joined. After a reload a larger one holds for a hub as soon as a new client joins, a smaller one for hubs that are
-	// opened from then on.
+	// How far behind a client may fall. A hub has the largest buffer of the handlers through which its clients joined.
+	// After a reload, a larger buffer holds for a hub as soon as its next client joins, and a smaller one for hubs that
+	// are opened from then on.
 	Buffer *Buffer `json:"buffer,omitempty"`
 
-	// What happens to a client that falls behind further than `buffer`: `close` closes it with 1013 `lagged`,
-	// `skip` lets it go on with the oldest message there still is. A client so stuck that it holds on to more of
-	// the past than the hub's buffer is closed in either case. Default: `close`. After a reload it holds for
-	// new clients.
+	// What happens to a client that falls further behind than `buffer`. `close` closes it with 1013 `lagged`. With
+	// `skip` it stays connected, loses the gap and goes on with the oldest message that is left. In either case the
+	// server closes a client that is so stuck that it holds back more of the past than the hub's buffer. Default:
+	// `close`. A reload changes it for new clients.
 	OnLag string `json:"on_lag,omitempty"`
 
-	// When silent clients are pinged and given up. After a reload it holds for new clients.
+	// When the server pings silent clients, and when it gives them up. A reload changes it for new clients.
 	Ping *Ping `json:"ping,omitempty"`
 
-	// How long one write to a client, of at most 64 KiB (over TLS at most 16 KiB), may make no progress; the
-	// client is then closed with 1013 `write_timeout`. At most a year. Default: 10s. After a reload it holds for new clients.
+	// How long one write to a client, of at most 64 KiB (over TLS at most 16 KiB), may make no progress. Then the
+	// server closes the client with 1013 `write_timeout`. At most a year. Default: 10s. A reload changes it for new
+	// clients.
 	WriteTimeout caddy.Duration `json:"write_timeout,omitempty"`
 
-	// How long a connection may last; it is then closed with 1012 `max_age`, which asks the client to come again. Spread
-	// by ±10 %, so that clients that joined together do not come again together. At most a year. Default: no limit. After a reload it
-	// holds for new clients.
+	// How long a connection may last. Then the server closes it with 1012 `max_age`, and the client may connect again.
+	// The server spreads the time by ±10 %, so that clients that joined together do not return together. At most a
+	// year. Default: no limit. A reload changes it for new clients.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
-	// How long Caddy's exit may be held up until every client has taken what was published, got its 1001
-	// `shutting_down` and, without TLS, has closed its connection. Of several handlers the longest counts. At most 10 minutes. Default:
-	// 3s; more than 4s does not fit in the 5 s that Caddy's systemd unit allows. After a reload it holds at once.
+	// How long shutdown waits for clients. It waits until every client has taken all published messages, has received
+	// its 1001 `shutting_down` and, without TLS, has closed its connection; one dead client uses all of that time. The
+	// longest value of all handlers counts. At most 10 minutes. Default: 3s. Caddy's systemd unit kills the process
+	// after 5 s, so more than 4s does not fit there. A reload changes it at once.
 	Drain caddy.Duration `json:"drain,omitempty"`
 
-	// What a hub keeps of its messages, in memory, and sends to who joins before anything newer; and for how long it
-	// outlives its last client. Messages of at most half of `buffer`'s bytes are kept, and a client may be behind by
-	// `buffer`'s messages besides these. A hub has the largest history of the handlers through which its clients joined
-	// or through which it was opened by `http_publish`. All hubs of the process together keep at most `max_history` of the
-	// global option: the address whose hubs take the most loses some first. Default:
-	// off. After a reload a larger one holds for a hub as soon as a new client joins, a smaller one for hubs that are opened
-	// from then on.
+	// Which messages a hub keeps in memory, and sends to a joining client before live ones. It also says for how long a
+	// hub outlives its last client. Default: off.
+	//
+	// A hub keeps messages of at most half of `buffer`'s bytes. A client may be behind by `buffer`'s messages besides
+	// them. A hub has the largest history of the handlers through which its clients joined, or through which
+	// `http_publish` opened it. All hubs of the process together keep at most `max_history` of the global option.
+	// Beyond it hubs forget history early, first those of the address whose hubs take the most.
+	//
+	// After a reload, a larger history holds for a hub as soon as its next client joins, and a smaller one for hubs
+	// that are opened from then on.
 	History *History `json:"history,omitempty"`
 
-	// Whether clients that speak the events protocol may ask who is in the hub. Default: off. After a reload it holds for
+	// Whether clients of the events protocol may ask which users are in the hub. Default: off. A reload changes it for
 	// new clients.
 	Presence *Presence `json:"presence,omitempty"`
 
-	// Whether a POST that does not ask for WebSocket publishes its body in the hub, for whoever the routes let
-	// through: guard it with a matcher or with authentication. `Content-Type: application/octet-stream` is a binary
-	// message, everything else is text and must be UTF-8 (400, or 415 for another charset or a compressed body). `max_message_size` (413) and `origins` (403) hold, and
-	// `rate` for each address, by /64 for IPv6 (429). The answer is 202 with `{"clients":n,"seq":n}`: how many clients
-	// the message is for, and its number in the hub. A message for a hub without clients is kept by `history`; without
-	// that both are 0. Other methods go to the next handler, as POST does without this. `read_only` concerns WebSocket
-	// clients only: with both, the server alone speaks. Default: false. After a reload it holds for new requests.
+	// Whether a POST that does not ask for WebSocket publishes its body in the hub. Every POST that the routes let
+	// through may publish, so guard it with a matcher or with authentication. Default: false; then a POST goes to the
+	// next handler. A reload changes it for new requests.
+	//
+	// A body with `Content-Type: application/octet-stream` is a binary message. Everything else is text and must be
+	// UTF-8, otherwise it gets 400; a compressed body or another charset gets 415. `max_message_size` (413) and
+	// `origins` (403) hold, and so does `rate` for each address, by /64 for IPv6 (429).
+	//
+	// The answer is 202 with `{"clients":n,"seq":n}`: how many clients receive the message, and its number in the hub.
+	// In a hub without clients, `history` keeps the message; without `history` both numbers are 0. `read_only` concerns
+	// WebSocket clients only: with both, only the server can publish.
 	HTTPPublish bool `json:"http_publish,omitempty"`
 
-	// What the fields above come to; set by Provision.
+	// The values that result from the fields above; Provision sets them.
 	hubValue, userValue string
-	placement           func() *placement // in its server, computed when first called
+	placement           func() *placement // where the Handler stands in its server, computed at the first call
 	limits              limits
 	settings            *hub.Settings
 	lease               *lease
 }
 
-// Rate is how fast a client may send: a bucket of messages that is refilled evenly. A message that finds it
-// empty is dropped, and a client that has had as many dropped as the bucket holds since it was last full is
-// closed with 1008 `rate_limited`. Each address has another such bucket for what it publishes with `http_publish`,
-// shared by the handlers with the same `hub` value and rate; a message that finds that one empty is refused with 429,
-// and Retry-After says when there will be room.
+// Rate is how fast a client may send. Each client has a bucket of messages that refills evenly. The server drops a
+// message that finds the bucket empty. It closes a client with 1008 `rate_limited` when it has dropped as many of its
+// messages as the bucket holds, since the bucket was last full.
+//
+// Each address has another such bucket for its POSTs with `http_publish`. Handlers with the same `hub` value and rate
+// share it. A POST that finds it empty gets 429, and Retry-After says when there will be room.
 type Rate struct {
 	// How many messages the bucket holds: 1 to 16,777,216. Required.
 	Messages int `json:"messages,omitempty"`
 
-	// How long an empty bucket takes to be full again; more than 0, at most a year. Required.
+	// How long an empty bucket takes to refill: more than 0, at most a year. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 }
 
-// Buffer is how far behind a client may fall, whichever bound is reached first. The newest message is always
-// kept.
+// Buffer is how far behind a client may fall: in messages and in bytes, whichever bound it reaches first. A hub always
+// keeps its newest message.
 type Buffer struct {
-	// In messages: 1 to 16,777,216. Default: 256.
+	// How many messages: 1 to 16,777,216. Default: 256.
 	Messages int `json:"messages,omitempty"`
 
-	// In bytes, frame headers and 4 bytes a message included: 1 to 512 MiB. Default: 1 MiB. A hub's memory is at most twice that.
+	// How many bytes, with frame headers and 4 bytes for each message: 1 to 512 MiB. A hub's memory is at most twice
+	// that. Default: 1 MiB.
 	Size int64 `json:"size,omitempty"`
 }
 
-// Ping is how a dead client is found. Anything received counts as life.
+// Ping is how the server finds dead clients. Any bytes from a client are a sign of life.
 type Ping struct {
-	// How long a client may be silent before it is pinged; more than 0, at most a year. The first ping comes after half of that
-	// at the earliest, so that clients that joined together are pinged apart. A client that keeps sending gets a ping at
-	// least every other interval. Default: 25s.
+	// How long a client may be silent before the server pings it: more than 0, at most a year. Default: 25s. The first
+	// ping comes after a random time of half to all of it, so that the server does not ping clients that joined
+	// together at the same moment. A client that keeps sending gets a ping at least every other interval.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
-	// How long after the ping something must be heard, else the connection is cut; more than 0, at most a year. Default: 10s.
+	// How long the server waits for any bytes after the ping before it cuts the connection: more than 0, at most a
+	// year. Default: 10s.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// Whether no pings are sent; a client that vanished without a word is then noticed when writing to it fails.
-	// Default: false.
+	// Whether the server sends no pings. Then it notices a vanished client only when writing to it fails. Default:
+	// false.
 	Off bool `json:"off,omitempty"`
 }
 
-// History is what a hub keeps for clients that join.
+// History is how many messages, and of what age, a hub keeps for clients that join.
 type History struct {
 	// How many messages: 1 to 16,777,216. Required.
 	Messages int `json:"messages,omitempty"`
 
-	// How old a message may be, and for how long the hub is kept after its last client has left; more than 0, at most a year. Default:
-	// 10m.
+	// How old a message may be: more than 0, at most a year. The hub also stays open for so long after its last client
+	// has left, or after its last message if that is later. Default: 10m.
 	Age caddy.Duration `json:"age,omitempty"`
 }
 
-// Presence is what clients that speak the events protocol may know of who is in the hub.
+// Presence is what clients of the events protocol can learn about the users in the hub.
 type Presence struct {
-	// Whether they are told when users come and go, at most once a second. Default: false.
+	// Whether the server also tells them which users come and go, at most once a second. Default: false.
 	JoinLeave bool `json:"join_leave,omitempty"`
 }
 
@@ -305,7 +330,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	// The server's routes are complete once it has requests.
 	h.placement = sync.OnceValue(func() *placement { return newPlacement(h, server) })
 	if ok {
-		// Shutting a server down ignores upgraded connections, and waits for all others: do not wait for these.
+		// Caddy's shutdown of a server ignores upgraded connections and waits for all others. Do not wait for those
+		// before closing the clients.
 		server.RegisterOnShutdown(func() {
 			if caddy.Exiting() {
 				hubs.beginExit()
@@ -315,7 +341,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// Validate implements caddy.Validator. The Caddyfile's parser checks the same, to name the line.
+// Validate implements caddy.Validator. The parser of Caddyfiles makes the same checks, in order to name the line.
 func (h *Handler) Validate() error {
 	return errors.Join(
 		checkHub(h.Hub),
@@ -379,7 +405,8 @@ func (p *Ping) validate() error {
 	)
 }
 
-// checkHub checks a hub value as far as it does not depend on a request.
+// checkHub checks a hub value. It cannot check a value with placeholders, which depends on the request, except its
+// beginning.
 func checkHub(value string) error {
 	switch {
 	case value == "":
@@ -418,7 +445,7 @@ func checkDuration(name string, d, least, most caddy.Duration) error {
 	return nil
 }
 
-// named says which field err is about.
+// named returns err with the name of the field in front, or nil.
 func named(field string, err error) error {
 	if err == nil {
 		return nil
@@ -426,10 +453,10 @@ func named(field string, err error) error {
 	return fmt.Errorf("%s: %w", field, err)
 }
 
-// Cleanup implements caddy.CleanerUpper. Caddy calls it also after a Provision or Validate that failed.
+// Cleanup implements caddy.CleanerUpper. Caddy also calls it after a failed Provision or Validate.
 func (h *Handler) Cleanup() error {
 	if h.lease != nil {
-		hubs.release(h.lease) // requests may still be on their way through the handler: it stays as it is
+		hubs.release(h.lease) // the lease stays set, because requests may still be on their way through h
 	}
 	return nil
 }

@@ -18,18 +18,18 @@ const (
 	notificationKinds
 )
 
-// notificationNames are what the events app calls them.
+// notificationNames are the names of notifications in the events app.
 var notificationNames = [notificationKinds]string{
 	hubOpened:     "chat_hub_opened",
 	hubClosed:     "chat_hub_closed",
 	clientRefused: "chat_client_refused",
 }
 
-// listeners tell for each kind of notification whether somebody listens for it.
+// listeners has for each kind of notification whether a handler listens for it.
 type listeners [notificationKinds]bool
 
-// maxNotifications is how many notifications may wait for slow handlers. More are dropped, so that somebody who hammers at a
-// limit cannot make memory grow.
+// maxNotifications is how many notifications may wait for slow handlers. The notifier drops more, so that a client that
+// hammers at a limit cannot make memory grow.
 const maxNotifications = 256
 
 // An emitter hands notifications to the events app of one configuration, as a module of that configuration.
@@ -46,24 +46,24 @@ func newEmitter(ctx caddy.Context) (emitter, error) {
 	return emitter{ctx, app.(*caddyevents.App)}, nil
 }
 
-// A notification is one that waits.
+// A notification waits to be passed on.
 type notification struct {
 	name string
 	data map[string]any
 }
 
-// A notifier passes notifications on, one after the other, in a goroutine that there is only while some wait. A handler may
-// take its time, and nothing in a hub waits for it. Notifications are for the configuration that runs when their turn
-// comes, never for one that is only provisioned: its events app has not started, and may never start.
+// A notifier passes notifications on, one after the other, in a goroutine that runs only while some wait. A handler may
+// take long; nothing in a hub waits for it. The running configuration gets each notification when its turn comes. A
+// configuration that is only provisioned gets none, because its events app has not started and may never start.
 type notifier struct {
 	mu      sync.Mutex
 	leases  []*lease
 	waiting []notification
 	running bool
-	dropped int // since the last that was not
+	dropped int // since the last one that was passed on
 }
 
-// add notes that l's configuration has an emitter, until remove.
+// add lets the notifier use the emitter of l's configuration, until remove.
 func (n *notifier) add(l *lease) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -76,7 +76,7 @@ func (n *notifier) remove(l *lease) {
 	n.leases = slices.DeleteFunc(n.leases, func(other *lease) bool { return other == l })
 }
 
-// runningApp returns the events app of the configuration that runs, or nil.
+// runningApp returns the events app of the running configuration, or nil.
 func runningApp() (caddy.Context, *caddyevents.App) {
 	ctx := caddy.ActiveContext()
 	app, err := ctx.AppIfConfigured("events")
@@ -86,8 +86,8 @@ func runningApp() (caddy.Context, *caddyevents.App) {
 	return ctx, app.(*caddyevents.App)
 }
 
-// whoListens asks Caddy who listens for notifications. It must not be called under a lock.
-func whoListens() (l listeners) {
+// currentListeners asks Caddy which notifications have handlers. It must not be called under a lock.
+func currentListeners() (l listeners) {
 	if _, app := runningApp(); app != nil {
 		for kind, name := range notificationNames {
 			l[kind] = app.ShouldEmit(name)
@@ -96,7 +96,7 @@ func whoListens() (l listeners) {
 	return l
 }
 
-// queue passes a notification on, later. It may be called under any lock. data must not be changed any more.
+// queue has a notification passed on later. It may be called under any lock. The caller must not change data any more.
 func (n *notifier) queue(name string, data map[string]any) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -111,7 +111,7 @@ func (n *notifier) queue(name string, data map[string]any) {
 	}
 }
 
-// run passes on the notifications that wait until there are none.
+// run passes on the notifications until none waits.
 func (n *notifier) run() {
 	for {
 		ctx, app := runningApp()
@@ -125,7 +125,7 @@ func (n *notifier) run() {
 		n.waiting, n.dropped = n.waiting[1:], 0
 		for _, l := range n.leases {
 			if l.emitter.app == app {
-				ctx = l.emitter.ctx // it says where the notification comes from
+				ctx = l.emitter.ctx // so the notification names a handler as its origin
 			}
 		}
 		n.mu.Unlock()
@@ -138,7 +138,8 @@ func (n *notifier) run() {
 	}
 }
 
-// emit runs the handlers of a notification. One of them may have a bug, and nobody above our goroutine would recover it.
+// emit runs the handlers of a notification. It recovers a panic in them, because no HTTP server above this goroutine
+// would.
 func emit(ctx caddy.Context, app *caddyevents.App, n notification) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -149,5 +150,5 @@ func emit(ctx caddy.Context, app *caddyevents.App, n notification) {
 	app.Emit(ctx, n.name, n.data)
 }
 
-// processLogger returns the logger for what belongs to no configuration.
+// processLogger returns the logger for lines that belong to no configuration.
 func processLogger() *zap.Logger { return caddy.Log().Named(moduleID) }

@@ -15,18 +15,18 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// anyOrigin is the pattern that lets every page on the web connect.
+// anyOrigin is the pattern that allows every page on the web to connect.
 const anyOrigin = "*"
 
 // fileOrigin is the Origin of pages that an app opens from files, and the pattern for it.
 const fileOrigin = "file://"
 
-// checkOrigin refuses a request that a browser makes for a page of another site (RFC 6455 §10.2): browsers let any
-// page open a WebSocket to anywhere, with the visitor's cookies.
+// checkOrigin refuses a request that a browser makes for a page of another site (RFC 6455 §10.2). Browsers let any page
+// open a WebSocket to any server, with the visitor's cookies.
 //
-// Browsers send Origin with each WebSocket handshake and with nearly each POST; other programs need not. A request without
-// Origin passes, unless its Sec-Fetch-Site says that a page of another site made it: which site is unknown then, so that
-// only * lets such a request pass.
+// Browsers send Origin with each WebSocket handshake and with nearly each POST; other programs need not. A request
+// without Origin passes, unless its Sec-Fetch-Site says that a page of another site made it. Then the site is unknown,
+// and only * lets the request pass.
 func (h *Handler) checkOrigin(r *http.Request, repl *caddy.Replacer) error {
 	if len(h.Origins) == 1 && h.Origins[0] == anyOrigin {
 		return nil
@@ -49,13 +49,13 @@ func (h *Handler) checkOrigin(r *http.Request, repl *caddy.Replacer) error {
 		own = originPattern{host: host, port: port}
 	}
 	ownHost := own.matches(origin)
-	// Anybody on the visitor's network can forge a page without TLS. Such a page is none of a site with TLS. The other way
-	// round a proxy has ended TLS before the request came here.
+	// Anybody on the visitor's network can forge a page without TLS, so such a page does not belong to a site with TLS.
+	// A request without TLS may come from a page with TLS, because a proxy may have ended TLS before Caddy.
 	if ownHost && (origin.scheme == "https" || origin.scheme == "http" && r.TLS == nil) {
 		return nil
 	}
 	for _, s := range h.Origins {
-		// A pattern that is malformed once its placeholders are filled in allows nothing.
+		// If a pattern is malformed with its placeholders filled in, it allows nothing.
 		if p, err := parseOriginPattern(repl.ReplaceAll(s, "")); err == nil && p.matches(origin) {
 			return nil
 		}
@@ -81,8 +81,8 @@ func checkFetchSite(values []string) error {
 // default of the Origin's scheme. The host may begin with `*.` for one or more labels. Only fileOrigin has no host.
 type originPattern struct{ scheme, host, port string }
 
-// parseOriginPattern parses a pattern without placeholders. The scheme comes back in lower case, and the host in ASCII, as
-// browsers send it. An error says that no Origin could match.
+// parseOriginPattern parses a pattern without placeholders. It returns the scheme in lower case, and the host in ASCII,
+// as browsers send it. It returns an error for a pattern that no Origin can match.
 func parseOriginPattern(s string) (originPattern, error) {
 	if s == fileOrigin {
 		return originPattern{scheme: "file"}, nil
@@ -92,7 +92,7 @@ func parseOriginPattern(s string) (originPattern, error) {
 	if !found {
 		rest, full = s, "//"+s
 	}
-	// url.Parse knows what a scheme, a host and a port are; the path and the like must be empty.
+	// url.Parse finds the scheme, the host and the port. The path and everything after it must be empty.
 	u, err := url.Parse(full)
 	if err != nil {
 		return originPattern{}, err
@@ -117,7 +117,8 @@ func parseOriginPattern(s string) (originPattern, error) {
 	return originPattern{scheme: u.Scheme, host: host, port: port}, nil
 }
 
-// asciiHost returns host, which has no brackets, as a browser writes it in an Origin, but for capitals.
+// asciiHost returns host as a browser writes it in an Origin, except that it keeps capitals in ASCII. host must have no
+// brackets.
 func asciiHost(host string) (string, error) {
 	if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() == "" {
 		return addr.String(), nil
@@ -138,8 +139,8 @@ func asciiHost(host string) (string, error) {
 	return host, nil
 }
 
-// parseOrigin parses the value of an Origin header (RFC 6454 §7): scheme, host and perhaps port. A slash at the end is no
-// part of an Origin, but some clients send one. `null` is not of that form.
+// parseOrigin parses the value of an Origin header (RFC 6454 §7): scheme, host and perhaps port. It ignores a slash at
+// the end, which some clients send although it does not belong there. It returns an error for `null`.
 func parseOrigin(s string) (originPattern, error) {
 	if s != fileOrigin {
 		s = strings.TrimSuffix(s, "/")
@@ -151,10 +152,10 @@ func parseOrigin(s string) (originPattern, error) {
 	return o, err
 }
 
-// defaultPorts are those of the schemes that pages come from.
+// defaultPorts has the default ports of the schemes that pages have.
 var defaultPorts = map[string]string{"http": "80", "https": "443"}
 
-// matches reports whether the Origin o is one that p allows.
+// matches reports whether p allows the Origin o.
 func (p originPattern) matches(o originPattern) bool {
 	if p.scheme != "" && p.scheme != o.scheme {
 		return false
@@ -163,7 +164,7 @@ func (p originPattern) matches(o originPattern) bool {
 	if orDefault(p.port, defaultPort) != orDefault(o.port, defaultPort) {
 		return false
 	}
-	// An IPv6 address stands in brackets where no port follows it: as the request's Host.
+	// The host of p has brackets if it is an IPv6 address from a request's Host without a port.
 	host := strings.Trim(p.host, "[]")
 	if parent, ok := strings.CutPrefix(host, "*."); ok {
 		n := len(o.host) - len(parent) - 1
@@ -172,7 +173,7 @@ func (p originPattern) matches(o originPattern) bool {
 	return strings.EqualFold(host, o.host)
 }
 
-// checkOrigins validates the patterns of a configuration, as far as they have no placeholders.
+// checkOrigins checks the patterns of a configuration. It does not check a pattern with placeholders.
 func checkOrigins(patterns []string) error {
 	for _, p := range patterns {
 		switch {

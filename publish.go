@@ -21,9 +21,10 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// publish publishes the body of r, a POST, in the hub that r is for, or refuses r. The routes before it decide whose requests
-// come here. It answers 202 with how many clients the message is for and its sequence number; where no client is and no
-// history, both are 0 and nothing is kept. A slow body holds up nothing but r.
+// publish publishes the body of r, a POST, in the hub that r asks for, or refuses r. The routes before the handler
+// decide which requests come here. The answer is 202 with the number of clients that receive the message, and its
+// sequence number. In a hub without clients and without history both are 0, and the hub keeps nothing. A slow body
+// holds up nothing but r.
 func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 	body := &postBody{ReadCloser: r.Body}
 	if err := h.tryPublish(w, r, body); err != nil {
@@ -33,7 +34,7 @@ func (h *Handler) publish(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// tryPublish is publish, but returns an error for a request that it refuses.
+// tryPublish is publish, except that it returns an error for a request that it refuses.
 func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postBody) error {
 	repl := replacer(r)
 	name, err := h.hubFor(r, repl)
@@ -49,7 +50,7 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 		h.warnWithoutAddress("rate")
 	}
 	key := h.lease.scope.key
-	// Before the body is read, so that the rate holds for what is refused because of its body, too.
+	// The rate comes before the body, so that it also holds for requests that are refused because of their body.
 	if wait, err := hubs.admit(key, address, h.settings.Rate); err != nil {
 		return refusePublish(w.Header(), err, wait)
 	}
@@ -59,7 +60,7 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	if err != nil {
 		return err
 	}
-	if err := hubs.checkOpen(key); err != nil { // the body may have taken its time
+	if err := hubs.checkOpen(key); err != nil { // reading the body may have taken long
 		return refusePublish(w.Header(), err, 0)
 	}
 	m := hub.Message{
@@ -76,7 +77,8 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	return answerJSON(w, http.StatusAccepted, publication{published.Members, published.Seq})
 }
 
-// A publication answers to whoever published a message: how many clients the hub had, and the message's number.
+// A publication is the answer to a request that has published a message: how many clients the hub had, and the number
+// of the message.
 type publication struct {
 	Clients int    `json:"clients"`
 	Seq     uint64 `json:"seq"`
@@ -85,12 +87,12 @@ type publication struct {
 func answerJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = encodeJSON(w, v) // fails only when nobody reads the answer any more
+	_ = encodeJSON(w, v) // fails only when the connection is gone
 	return nil
 }
 
-// readMessage reads the body of r as a message of at most limit bytes, and says whether it is text or binary. Memory
-// grows with what arrives, not with what is announced.
+// readMessage reads the body of r as a message of at most limit bytes, and returns whether it is text or binary. The
+// memory that it takes grows with the bytes that arrive, not with the announced length.
 func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit int) (opcode int, payload []byte, err error) {
 	if err := checkEncoding(w.Header(), r.Header); err != nil {
 		return 0, nil, caddyhttp.Error(http.StatusUnsupportedMediaType, err)
@@ -99,10 +101,10 @@ func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit i
 		return caddyhttp.Error(http.StatusRequestEntityTooLarge, fmt.Errorf("the message is longer than %d bytes", limit))
 	}
 	if r.ContentLength > int64(limit) {
-		return 0, nil, tooLarge(int64(limit)) // before a client that expects 100 sends it
+		return 0, nil, tooLarge(int64(limit)) // before a client that waits for 100 (Continue) sends the body
 	}
 	payload, err = io.ReadAll(http.MaxBytesReader(nil, body, int64(limit)))
-	// Caddy's request_body may have a bound of its own, with the same error.
+	// Caddy's request_body may have set a bound, which fails with the same error.
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return 0, nil, tooLarge(e.Limit)
 	}
@@ -118,14 +120,14 @@ func readMessage(w http.ResponseWriter, r *http.Request, body *postBody, limit i
 	return opcode, payload, nil
 }
 
-// A postBody is the body of a POST. While it is read as a message it takes what it needs from the memory that all messages
-// which are being received share, and waits while its address has its share of that.
+// A postBody is the body of a POST. While the server reads it as a message, it takes memory from the pool that all
+// incoming messages share. It waits while its address has its share of that pool.
 type postBody struct {
 	io.ReadCloser
-	asked bool // a client that expects 100 has been asked for it
+	asked bool // Read was called, so a client that waits for 100 (Continue) has been sent it
 
 	address     netip.Prefix
-	ended       func() bool // whether nobody waits for the answer any more; nil: nothing is kept of what is read
+	ended       func() bool // whether the request has ended; nil: the bytes are discarded and take no memory
 	read, taken int         // bytes
 }
 
@@ -135,7 +137,7 @@ func (b *postBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.read += n
 	if b.ended != nil && b.read > hub.FreeMessage && b.read > b.taken {
-		more := max(b.read, 2*b.taken) - b.taken // as the buffer of io.ReadAll grows, about
+		more := max(b.read, 2*b.taken) - b.taken // about as the buffer of io.ReadAll grows
 		if !hubs.process.Incoming.Await(b.address, more, b.ended) {
 			return n, errBusy
 		}
@@ -144,7 +146,7 @@ func (b *postBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// giveBack gives back what the message has taken, which is kept no longer.
+// giveBack gives back the memory that the message has taken. The caller keeps the message no longer.
 func (b *postBody) giveBack() {
 	if b.taken > 0 {
 		hubs.process.Incoming.Give(b.address, b.taken)
@@ -152,16 +154,19 @@ func (b *postBody) giveBack() {
 	b.ended, b.taken = nil, 0
 }
 
-// maxDiscardedBody and discardTimeout bound the rest of a refused body that discard reads.
+// maxDiscardedBody, in bytes, and discardTimeout bound how much of a refused body discard reads.
 const (
 	maxDiscardedBody = 16 << 20
 	discardTimeout   = 5 * time.Second
 )
 
-// discard reads the rest of the body of r, which is refused, before the answer. A connection that is closed with unread
-// bytes in it is reset, and a client that is still sending then loses the answer. As with a client that is closed, discard
-// reads at most maxDiscardedBody bytes and for discardTimeout, and nothing of a body that is announced as longer. It does not
-// read from a client that waits for 100, nor over HTTP/2 and HTTP/3, where the answer ends a stream and not the connection.
+// discard reads the rest of the body of r, which the server refuses, before the answer. Otherwise the server would
+// close a connection with unread bytes in it. TCP would reset it, and a client that is still sending would lose the
+// answer.
+//
+// As for a client that is closed, discard reads at most maxDiscardedBody bytes, for discardTimeout at most. It reads
+// nothing of a body whose announced length is larger, or from a client that waits for 100 (Continue). Nor does it read
+// over HTTP/2 and HTTP/3, where the answer ends a stream and not the connection.
 func (b *postBody) discard(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor > 1 {
 		return
@@ -172,16 +177,16 @@ func (b *postBody) discard(w http.ResponseWriter, r *http.Request) {
 	if !waits && r.ContentLength <= maxDiscardedBody && conn.SetReadDeadline(time.Now().Add(discardTimeout)) == nil {
 		_, err := io.CopyN(io.Discard, b, maxDiscardedBody)
 		atEnd = errors.Is(err, io.EOF)
-		_ = conn.SetReadDeadline(time.Time{}) // net/http sets the one of the next request
+		_ = conn.SetReadDeadline(time.Time{}) // net/http sets a deadline for the next request
 	}
 	if !atEnd {
 		w.Header().Set("Connection", "close")
 	}
 }
 
-// checkEncoding refuses a body that would be nonsense as a message: one that is compressed, or text in another charset than
-// UTF-8 and its subset US-ASCII. It may set a header that belongs to the refusal. A Content-Type that is malformed names no
-// charset.
+// checkEncoding refuses a body that would be nonsense as a message: a compressed one, or text in another charset than
+// UTF-8 and its subset US-ASCII. It may set a header that belongs to the refusal. It takes a malformed Content-Type for
+// one without a charset.
 func checkEncoding(response, request http.Header) error {
 	for _, v := range request["Content-Encoding"] {
 		for coding := range strings.SplitSeq(v, ",") {
@@ -203,13 +208,13 @@ func checkEncoding(response, request http.Header) error {
 	}
 }
 
-// mediaTypeBinary is the type of a body that is a binary message.
+// mediaTypeBinary is the Content-Type of a binary message.
 const mediaTypeBinary = "application/octet-stream"
 
-// opcodeOf returns the opcode of a message that comes over HTTP: it is text, and must be, unless its type says that it
-// is binary.
+// opcodeOf returns the opcode of a message that comes over HTTP. A message is binary if its Content-Type says so.
+// Otherwise it is text, and opcodeOf returns an error if it is not valid UTF-8.
 func opcodeOf(payload []byte, contentType string) (int, error) {
-	// What is malformed is no application/octet-stream, either.
+	// A malformed Content-Type counts as text.
 	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == mediaTypeBinary {
 		return ws.BinaryMessage, nil
 	}
@@ -219,7 +224,7 @@ func opcodeOf(payload []byte, contentType string) (int, error) {
 	return ws.TextMessage, nil
 }
 
-// refusePublish maps a refusal of the registry to its status; wait is how long an errRate lasts.
+// refusePublish maps a refusal of the registry to an HTTP status. wait is how long an errRate lasts.
 func refusePublish(header http.Header, err error, wait time.Duration) error {
 	if !errors.Is(err, errRate) {
 		return refuseJoin(header, err)
@@ -228,30 +233,33 @@ func refusePublish(header http.Header, err error, wait time.Duration) error {
 	return caddyhttp.Error(http.StatusTooManyRequests, err)
 }
 
-// maxBuckets bounds how many buckets a scope keeps of either age: together 3 MiB, and more addresses than honest
-// publishers have.
+// maxBuckets bounds how many recent and how many old buckets a scope keeps. Both together take 3 MiB, and honest
+// publishers have fewer addresses.
 const maxBuckets = 8192
 
-// buckets are those of `rate` for the addresses that publish over HTTP. One that nobody has taken from for its window
-// is full again: it says nothing, and is forgotten. That needs no clock of its own: from time to time all buckets
-// grow old at once, those that were old until then are dropped, and one that is used becomes recent again. With more
-// than maxBuckets new ones that happens early. A dropped bucket is then full too soon, for an address that was quiet
-// while thousands of others were not; refusing these instead would let an attacker silence everybody.
+// buckets are the buckets of `rate` for the addresses that publish over HTTP. A bucket that nobody has used for its
+// window is full again, so it can be forgotten. That needs no timer. From time to time take drops all old buckets and
+// makes the recent ones old; a bucket that is used becomes recent again.
+//
+// With maxBuckets recent buckets that happens early. Then a bucket may be dropped before it is full, and its address
+// gets a full one too soon: an address that was quiet while thousands of others were not. To refuse new addresses
+// instead would let an attacker silence everybody.
 type buckets struct {
 	recent, old map[bucketKey]*rate.Limiter
-	// The longest windows among them. What is old was last used before aged.
+	// The longest windows of the recent and of the old buckets. Old buckets were last used before aged.
 	recentWindow, oldWindow time.Duration
 	aged                    time.Time
 }
 
-// A bucketKey is whose bucket it is. A bucket goes with its rate: directives of one hub value may have different ones,
-// and after a reload that changes it everybody has a full bucket of the new kind.
+// A bucketKey names a bucket: one address and one rate. Handlers with the same hub value may have different rates.
+// After a reload that changes the rate every address has a full bucket of the new rate.
 type bucketKey struct {
 	address netip.Prefix
 	rate    hub.Rate
 }
 
-// take takes one message from the bucket of an address, or returns how long it takes until there is one.
+// take takes one message from the bucket of an address. If the bucket is empty, it returns how long the address must
+// wait for room.
 func (b *buckets) take(now time.Time, address netip.Prefix, r hub.Rate) (wait time.Duration, ok bool) {
 	if len(b.recent) >= maxBuckets || now.Sub(b.aged) >= b.oldWindow {
 		b.old, b.oldWindow, b.aged = b.recent, b.recentWindow, now

@@ -15,10 +15,10 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// The reasons for which a handshake or a POST is refused, as metrics, events, the log and the placeholder give them.
+// The reasons for refusing a handshake or a POST, as metrics, events, the log and the placeholder name them.
 const (
-	refusedHandshake        = "handshake" // only a handshake, for what no other reason covers
-	refusedMessage          = "message"   // only a POST, for what no other reason covers
+	refusedHandshake        = "handshake" // only a handshake: any reason without a name of its own
+	refusedMessage          = "message"   // only a POST: any reason without a name of its own
 	refusedRate             = "rate"      // only a POST
 	refusedOrigin           = "origin"
 	refusedHubName          = "hub_name"
@@ -36,7 +36,7 @@ var refusalReasons = []string{
 	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown, refusedMessage, refusedRate, refusedBusy,
 }
 
-// limitReasons are those that the operator may want to do something about.
+// limitReasons are the reasons that the operator may want to act on. The log has them as warnings.
 var limitReasons = []string{
 	refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP, refusedMaxHubs, refusedMaxHubsPerIP, refusedRate, refusedBusy,
 }
@@ -47,7 +47,7 @@ type refusal struct {
 	reason string
 }
 
-// refuse returns the error for Caddy to answer a request with.
+// refuse returns the error with which Caddy answers a request.
 func refuse(status int, reason string, err error) error {
 	return caddyhttp.Error(status, &refusal{err, reason})
 }
@@ -55,7 +55,7 @@ func refuse(status int, reason string, err error) error {
 // Unwrap returns the error itself.
 func (r *refusal) Unwrap() error { return r.error }
 
-// refusalReason returns why a request was refused with err, or else otherwise.
+// refusalReason returns the reason in err, or otherwise if err has none.
 func refusalReason(err error, otherwise string) string {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.reason
@@ -63,9 +63,9 @@ func refusalReason(err error, otherwise string) string {
 	return otherwise
 }
 
-// refused tells everybody concerned that r is refused with err: the client, the log, the metrics and the rest of the
-// handler chain. otherwise is the reason where err has none. The answer is one line of text; but if err is for error routes,
-// or a fault of the server, refused returns it for Caddy to answer.
+// refused reports that r is refused with err to the client, the log, the metrics and the rest of the handler chain.
+// otherwise is the reason if err has none. The answer is one line of text. If the site has error routes, or the server
+// is at fault, refused returns err instead, and Caddy answers.
 func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, otherwise string) error {
 	status := http.StatusInternalServerError
 	why := err
@@ -83,7 +83,7 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 		error:  fmt.Sprintf("%.*s", maxRefusalText, why),
 	}
 	line.hub, _ = repl.GetString(placeholderHub)
-	line.user, _ = h.userOf(repl) // none if that is what was refused
+	line.user, _ = h.userOf(repl) // "" if the user is the reason
 	var address netip.Prefix
 	line.clientIP, address = clientIP(r)
 	hubs.refusals.add(line)
@@ -94,31 +94,31 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff") // the text may quote the request
 	w.WriteHeader(status)
-	_, _ = fmt.Fprintln(w, line.error) // fails only when nobody reads the answer any more
+	_, _ = fmt.Fprintln(w, line.error) // fails only when the connection is gone
 	return nil
 }
 
-// maxRefusalText bounds the text of a refusal, in characters: it may quote the request.
+// maxRefusalText bounds the text of a refusal, in characters, because the text may quote the request.
 const maxRefusalText = 300
 
-// refusalPause is the least time between two lines of the log about refusals with the same reason.
+// refusalPause is the shortest time between two log lines about refusals with the same reason.
 const refusalPause = time.Second
 
-// A refusalLog logs refusals, for each reason one line in refusalPause at most. A line says how many others it has left
-// out since the line before; those at the end of a flood get a line, too.
+// A refusalLog logs refusals: for each reason one line in refusalPause at most. A line says how many refusals were
+// omitted since the line before. The last refusals of a flood get a line, too.
 type refusalLog struct {
 	mu sync.Mutex
-	// By reason, from a line until refusalPause has passed without a refusal.
+	// The pauses by reason. A pause begins with a line and ends when nothing was refused in refusalPause.
 	pauses map[string]*refusalBatch
 }
 
-// A refusalBatch is what was refused for one reason since its last line: the newest, and how many in all.
+// A refusalBatch has the refusals of one reason since its last line: the newest, and how many there were.
 type refusalBatch struct {
 	newest refusalLine
 	count  int
 }
 
-// add logs a refusal, or leaves it for the line after the pause.
+// add logs a refusal at once, or in a pause leaves it for the line after the pause.
 func (l *refusalLog) add(line refusalLine) {
 	l.mu.Lock()
 	p := l.pauses[line.reason]
@@ -132,14 +132,14 @@ func (l *refusalLog) add(line refusalLine) {
 	line.log(0)
 }
 
-// pauseLocked begins the pause after a line. Nobody waits for its end.
+// pauseLocked begins the pause after a line. Nobody waits for the timer.
 func (l *refusalLog) pauseLocked(reason string) {
 	p := new(refusalBatch)
 	l.pauses[reason] = p
 	time.AfterFunc(refusalPause, func() { l.resume(reason, p) })
 }
 
-// resume ends the pause p: with a line and another pause, if something was refused meanwhile.
+// resume ends the pause p. If something was refused in it, resume logs a line and begins another pause.
 func (l *refusalLog) resume(reason string, p *refusalBatch) {
 	l.mu.Lock()
 	if l.pauses[reason] == p {
@@ -149,10 +149,10 @@ func (l *refusalLog) resume(reason string, p *refusalBatch) {
 		}
 	}
 	l.mu.Unlock()
-	p.log() // nobody else has it any more
+	p.log() // add no longer finds p
 }
 
-// flush logs what waits for the end of a pause. It is for the end of the process.
+// flush logs the refusals that wait for the end of a pause. It is for the end of the process.
 func (l *refusalLog) flush() {
 	l.mu.Lock()
 	all := make([]refusalBatch, 0, len(l.pauses))
@@ -172,7 +172,7 @@ func (p refusalBatch) log() {
 	}
 }
 
-// A refusalLine is what the log says of one refusal.
+// A refusalLine has the fields of a log line about one refusal.
 type refusalLine struct {
 	scope                       *scope
 	reason, hub, user, clientIP string
@@ -180,7 +180,7 @@ type refusalLine struct {
 	error                       string
 }
 
-// log writes the line, and how many refusals with the same reason it leaves out.
+// log writes the line. omitted is how many other refusals with the same reason it stands for.
 func (l refusalLine) log(omitted int) {
 	level := zapcore.InfoLevel
 	if l.status == http.StatusInternalServerError || slices.Contains(limitReasons, l.reason) {

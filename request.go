@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// maxHubName and maxUser bound, in bytes, what a client can make the server keep of its request.
+// maxHubName and maxUser bound, in bytes, the names from a request that the server keeps.
 const (
 	maxHubName = 255
 	maxUser    = 1024
@@ -23,12 +23,12 @@ const (
 // The placeholders that the handler sets for the rest of the handler chain and the access log.
 const (
 	placeholderHub      = "http.chat_broadcast.hub"       // the hub's name
-	placeholderClientID = "http.chat_broadcast.client_id" // once it has joined
+	placeholderClientID = "http.chat_broadcast.client_id" // set once the client has joined
 	placeholderRefused  = "http.chat_broadcast.refused"   // the reason of a refusal
 )
 
-// hubFor returns the name of the hub that r is for, or an error for Caddy to answer: r's page must be allowed to
-// connect, and the name be one.
+// hubFor returns the name of the hub that r asks for. It returns an error for Caddy to answer if the page of r must not
+// connect or the name is invalid.
 func (h *Handler) hubFor(r *http.Request, repl *caddy.Replacer) (string, error) {
 	if err := h.checkOrigin(r, repl); err != nil {
 		return "", refuse(http.StatusForbidden, refusedOrigin, err)
@@ -56,26 +56,28 @@ func (h *Handler) hubName(r *http.Request, repl *caddy.Replacer) (string, error)
 	return name, nil
 }
 
-// userOf returns who makes the request that repl knows, or an error for Caddy to answer.
+// userOf returns the user who makes the request of repl; "" is anonymous. It returns an error for Caddy to answer if
+// the name is too long or not UTF-8.
 func (h *Handler) userOf(repl *caddy.Replacer) (string, error) {
 	user := repl.ReplaceAll(h.userValue, "")
 	if len(user) > maxUser {
 		return "", caddyhttp.Error(http.StatusBadRequest, fmt.Errorf("user is longer than %d bytes", maxUser))
 	}
-	// JSON would show it as somebody else, and who pages through a roster would ask for those after somebody else.
+	// JSON replaces bytes that are not UTF-8: it would show another user, and a client that pages through a roster
+	// would ask for the users after that other one.
 	if !utf8.ValidString(user) {
 		return "", caddyhttp.Error(http.StatusBadRequest, errors.New("user is not valid UTF-8"))
 	}
 	return user, nil
 }
 
-// replacer returns what knows the placeholders of r.
+// replacer returns the replacer for the placeholders of r.
 func replacer(r *http.Request) *caddy.Replacer {
 	return r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 }
 
-// checkHubName accepts 1 to maxHubName bytes of valid UTF-8 without control characters, so that a name can be
-// logged and shown.
+// checkHubName returns an error unless name is 1 to maxHubName bytes of valid UTF-8 without control characters, so that
+// logs and lists can show it.
 func checkHubName(name string) error {
 	switch {
 	case name == "":
@@ -86,15 +88,15 @@ func checkHubName(name string) error {
 		return errors.New("the hub's name is not valid UTF-8")
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return errors.New("the hub's name contains a control character")
-	case name == "." || name == "..": // as a segment of a path it would lead elsewhere
+	case name == "." || name == "..": // as a segment of a path they would lead elsewhere
 		return fmt.Errorf("the hub's name must not be %q", name)
 	}
 	return nil
 }
 
-// clientIP returns the address that Caddy takes for the client's, and the block that counts as one address:
-// itself, and of IPv6 the /64 that a single customer usually has. Clients without an address, such as those on
-// Unix sockets, share the zero block.
+// clientIP returns Caddy's client IP, and the block that counts as one address: an IPv4 address itself, and of an IPv6
+// address the /64, which a single customer usually has. Clients without an address, such as those on Unix sockets,
+// share the zero block.
 func clientIP(r *http.Request) (string, netip.Prefix) {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	addr, err := netip.ParseAddr(ip)
@@ -110,8 +112,8 @@ func clientIP(r *http.Request) (string, netip.Prefix) {
 	return ip, prefix
 }
 
-// warnWithoutAddress tells the operator that the named limit takes all clients without an address for one client, because
-// Caddy does not know what a proxy on a Unix socket says. It does so once a minute at most.
+// warnWithoutAddress logs a warning, once a minute at most: the named limit takes all clients without an address for
+// one client. Caddy ignores the addresses that a proxy on a Unix socket reports, unless it is configured to trust them.
 func (h *Handler) warnWithoutAddress(limit string) {
 	hubs.addressWarning.warn(1, func(int) {
 		h.lease.scope.logger().Warn("clients without an address count as one client: "+

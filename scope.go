@@ -13,36 +13,39 @@ import (
 	"go.uber.org/zap"
 )
 
-// A scope is what directives with the same `hub` value, as written, share in this and the following configurations: the
-// clients that came in through them, and the limits on those. Its fields are guarded by registry.mu, except current.
+// A scope belongs to all handlers with the same `hub` value, as written, in this and the following configurations. It
+// has the clients that came in through them, and counts for their limits. registry.mu guards its fields, except
+// current.
 type scope struct {
 	registry *registry
 	key      string
 	leases   []*lease // oldest first
-	removals int      // how often the last lease was released
-	// members[:present] are members of their hubs. The others have left, and are still being told so. They count for the
-	// limits until they are finished, because until then they cost as much as a member.
+	removals int      // how many times the scope has lost its last lease
+	// members[:present] are members of their hubs. The others have left, and the server is still closing their
+	// connections. They count for the limits until they are finished, because until then they cost as much as a member.
 	members []*member
 	present int
-	joining int // members that have a place and have not joined yet
+	joining int // members with a reservation that have not joined yet
 	perHub  map[string]*occupancy
 	perIP   map[netip.Prefix]int
-	// opened is how many of perHub each address has opened.
+	// opened is how many of the hubs in perHub each address has opened.
 	opened map[netip.Prefix]int
-	// kept are hubs without clients, kept for their history, by the addresses that opened them. A hub that clients have left
-	// through this scope is not among them before their connections are closed: until then it is in perHub.
+	// kept has the hubs without clients that the scope keeps for their history, by the addresses that opened them. A
+	// hub that clients have left through this scope comes in when their connections are closed. Until then it is in
+	// perHub.
 	kept fair.Queue[*namedHub]
-	// buckets end with the scope, which is not before the last client is finished.
+	// buckets live as long as the scope, which lives at least until its last client is finished.
 	buckets buckets
 
-	// current is the oldest of leases, or nil: that of the configuration that runs. A newer one may yet fail.
+	// current is the oldest of leases, or nil. The oldest lease belongs to the running configuration; a newer
+	// configuration may yet fail.
 	current atomic.Pointer[lease]
 }
 
-// An occupancy is what a scope has in a hub.
+// An occupancy describes the clients of one scope in one hub.
 type occupancy struct {
-	clients int          // also those that have left, while their connections are not closed
-	opener  netip.Prefix // the address that has opened it, or that of a client that was there when all of that address had gone
+	clients int          // with those that have left and whose connections are not closed yet
+	opener  netip.Prefix // the address that opened it, or an heir once that address has no clients left
 }
 
 // A lease is a configuration's hold on a scope.
@@ -54,10 +57,10 @@ type lease struct {
 	drain   time.Duration // how long an exit may take
 }
 
-// lease returns a hold on the scope of hub value key. While a reload provisions the new configuration before it cleans up
-// the old one, a scope that both name goes from one lease to two to one, and its clients notice nothing. The registry uses
-// logger for the clients' lines once the leases before it are released, and emitter while its configuration is the one that
-// runs.
+// lease returns a new lease on the scope with the given key, a hub value. A reload provisions the new configuration
+// before it cleans up the old one. So a scope that both name goes from one lease to two to one, and its clients notice
+// nothing. The registry logs with logger once the leases before it are released. It uses emitter while its
+// configuration runs.
 func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, bounds bounds, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -81,7 +84,7 @@ func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, bounds
 	return l
 }
 
-// boundLocked sets the bounds of memory to those of the oldest lease: a newer configuration may yet fail.
+// boundLocked sets the bounds of memory to those of the oldest lease, because a newer configuration may yet fail.
 func (r *registry) boundLocked() {
 	if len(r.leases) > 0 {
 		r.process.Memory.Histories.SetMost(orDefault(r.leases[0].bounds.history, hub.DefaultMaxHistory))
@@ -89,9 +92,9 @@ func (r *registry) boundLocked() {
 	}
 }
 
-// release gives the lease back. With a scope's last lease its clients are closed in the background, unless Caddy exits. Then
-// all clients are closed, and release waits for that, at most for the drain of the leases. Releasing a lease again does
-// nothing.
+// release gives the lease back. Without an exit, it starts to close the clients of a scope that has lost its last
+// lease, in the background. When Caddy exits, it closes all clients and waits until they are finished, for the longest
+// drain of all leases at most. Releasing a lease again does nothing.
 func (r *registry) release(l *lease) {
 	if caddy.Exiting() {
 		r.beginExit()
@@ -129,13 +132,14 @@ func (r *registry) releaseScope(l *lease) {
 	}
 	s.removals++
 	if !caddy.Exiting() {
-		// Ends within the spread, or when the scope is leased again. Nobody waits for it: a reload must not.
+		// It ends within removalSpread, or when the scope has a lease again. Nobody waits for it, because a reload must
+		// not.
 		go r.closeUnleased(s, s.removals)
 	}
 }
 
-// beginExit closes every client: its writer flushes what was published, and says goodbye. Nobody joins any more, because
-// Caddy exits. Called again it does nothing.
+// beginExit closes every client: each writer flushes the published messages and sends the close frame. Nobody joins any
+// more, because Caddy exits. A second call does nothing.
 func (r *registry) beginExit() {
 	r.mu.Lock()
 	if r.exited != nil {
@@ -160,11 +164,12 @@ func (r *registry) beginExit() {
 	}
 }
 
-// cutPatience is how long an exit waits until clients that it has cut, which takes a moment each, are reported.
+// cutPatience is how long an exit waits for the clients that it has cut. Each needs a moment to finish and log its
+// line.
 const cutPatience = 200 * time.Millisecond
 
-// awaitExit waits, after beginExit, until all clients are finished. At the end of the longest drain it cuts those that are
-// not, so that the log has a line about them, too.
+// awaitExit waits, after beginExit, until all clients are finished. When the longest drain is over it cuts the rest, so
+// that the log has a line about each of them, too.
 func (r *registry) awaitExit() {
 	r.mu.Lock()
 	exited, exitBy := r.exited, r.exitBy
@@ -189,14 +194,15 @@ func (r *registry) awaitExit() {
 	}
 }
 
-// removalSpread is the time over which the clients of a removed hub value are closed, so that they do not all reconnect at
-// the same moment, wherever to. removalStep is how often some are closed.
+// removalSpread is the time over which the server closes the clients of a removed hub value. So they do not all
+// reconnect at the same moment, to whichever server. removalStep is the time between two steps.
 const (
 	removalSpread = 10 * time.Second
 	removalStep   = 100 * time.Millisecond
 )
 
-// closeUnleased closes the clients of s, spread over removalSpread, for as long as s has no lease since the given removal.
+// closeUnleased closes the clients of s, spread over removalSpread. It stops if s has a lease again, or has lost one
+// again since the given removal.
 func (r *registry) closeUnleased(s *scope, removal int) {
 	for steps := int(removalSpread / removalStep); steps > 0; steps-- {
 		r.mu.Lock()
@@ -228,16 +234,16 @@ var (
 	errMaxClientsPerHub = &refusal{errors.New("the directive's max_clients_per_hub is reached"), refusedMaxClientsPerHub}
 	errMaxClientsPerIP  = &refusal{errors.New("the directive's max_clients_per_ip is reached"), refusedMaxClientsPerIP}
 	errMaxHubs          = &refusal{errors.New("the directive's max_hubs is reached"), refusedMaxHubs}
-	errMaxHubsPerIP     = &refusal{errors.New("the address has as many of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
+	errMaxHubsPerIP     = &refusal{errors.New("the address has opened as many hubs of the directive's max_hubs as are left for others"), refusedMaxHubsPerIP}
 	errBusy             = &refusal{errors.New("too many large messages are being received, or too many from this address"), refusedBusy}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
 	errRate             = &refusal{errors.New("the directive's rate is exceeded from this address"), refusedRate}
 )
 
-// openScopeLocked returns the scope of a hub value, unless that is closed to new requests. The request may come from a
-// configuration that has been replaced meanwhile. What counts is whether its hub value is still configured, in the scope
-// that there is now.
+// openScopeLocked returns the scope with the given key, a hub value. It returns a refusal if the hub value is not
+// configured any more, or if Caddy exits. The request may come from a configuration that was replaced meanwhile, so the
+// current scope of that hub value counts.
 func (r *registry) openScopeLocked(key string) (*scope, error) {
 	s := r.scopes[key]
 	switch {
@@ -249,7 +255,7 @@ func (r *registry) openScopeLocked(key string) (*scope, error) {
 	return s, nil
 }
 
-// checkOpen returns a refusal if the scope of a hub value is closed to new requests.
+// checkOpen returns a refusal if the scope with the given key takes no new requests.
 func (r *registry) checkOpen(key string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -257,8 +263,8 @@ func (r *registry) checkOpen(key string) error {
 	return err
 }
 
-// admit lets somebody publish one message over HTTP through the scope of a hub value. It returns a refusal if the scope is
-// closed, or if the rate of the address is exceeded, and for how long it is; a zero rate is no limit.
+// admit takes one message over HTTP from the rate of an address, in the scope with the given key. It returns a refusal
+// if the scope is closed, or if the rate is exceeded; wait is then how long that lasts. A zero rate is no limit.
 func (r *registry) admit(key string, address netip.Prefix, rate hub.Rate) (wait time.Duration, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -272,7 +278,7 @@ func (r *registry) admit(key string, address netip.Prefix, rate hub.Rate) (wait 
 	return 0, nil
 }
 
-// allMembers returns the members of all hubs that there are now, in no order.
+// allMembers returns the members of all hubs, in no order.
 func (r *registry) allMembers() []*member {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -283,7 +289,7 @@ func (r *registry) allMembers() []*member {
 	return all
 }
 
-// decrement counts m[k] down and forgets it at zero, so that what is gone costs nothing.
+// decrement counts m[k] down. It deletes k at zero, so that keys which are not in use take no memory.
 func decrement[K comparable](m map[K]int, k K) {
 	m[k]--
 	if m[k] == 0 {

@@ -17,7 +17,7 @@ import (
 // The patterns of sites that no host matcher selects.
 const (
 	patternAny     = "*" // requests for every host reach the Handler
-	patternUnknown = "?" // a handler of another plugin hides the Handler, and with it the host matchers
+	patternUnknown = "?" // a handler of another plugin contains the Handler and hides the host matchers before it
 )
 
 // The prefixes of the names of default hubs. Names that an operator configures must not begin with them.
@@ -65,7 +65,7 @@ func newPlacement(h *Handler, server *caddyhttp.Server) *placement {
 	if len(server.Listen) == 0 {
 		return p
 	}
-	// Caddy refuses two servers with a common address, so any one of them tells servers apart.
+	// Caddy refuses two servers with a common address, so any address of a server names it.
 	first := slices.Min(server.Listen)
 	address, err := caddy.ParseNetworkAddress(first)
 	if err != nil { // Caddy has parsed it before
@@ -83,14 +83,14 @@ func newPlacement(h *Handler, server *caddyhttp.Server) *placement {
 	return p
 }
 
-// A search looks for the chains that lead to handler.
+// A search finds the chains that lead to handler.
 type search struct {
 	handler   *Handler
 	placement *placement
 	invoked   map[string]bool // the named routes that the current chain is in
 }
 
-// follow looks in routes; so far is the chain that leads to them.
+// follow searches routes. soFar is the chain that leads to them.
 func (s search) follow(routes caddyhttp.RouteList, soFar chain) {
 	for _, route := range routes {
 		for _, hosts := range hostAlternatives(route.MatcherSets) {
@@ -102,7 +102,7 @@ func (s search) follow(routes caddyhttp.RouteList, soFar chain) {
 	}
 }
 
-// enter looks in one handler, to which c leads.
+// enter searches one handler. c is the chain that leads to it.
 func (s search) enter(handler caddyhttp.MiddlewareHandler, c chain) {
 	switch handler := handler.(type) {
 	case *Handler:
@@ -126,8 +126,8 @@ func (s search) enter(handler caddyhttp.MiddlewareHandler, c chain) {
 	}
 }
 
-// hostAlternatives returns the host matchers of each of sets, of which a request must pass one. Sets without host
-// matchers are one alternative, so that they do not multiply the chains.
+// hostAlternatives returns the host matchers of each matcher set. A request must pass one of the sets. All sets without
+// host matchers are one alternative, so that they do not multiply the chains.
 func hostAlternatives(sets caddyhttp.MatcherSets) (alternatives [][]caddyhttp.MatchHost) {
 	withoutHosts := len(sets) == 0
 	for _, set := range sets {
@@ -152,14 +152,14 @@ func hostMatchers(set caddyhttp.MatcherSet) (hosts []caddyhttp.MatchHost) {
 	return hosts
 }
 
-// A site is the part of the configuration through which a request has come. The client cannot choose it without passing
+// A site is the part of the configuration through which a request has come. A client cannot choose it without passing
 // the routes of that site.
 type site struct {
 	// The pattern of the host matcher that let the request through, the most specific one if several did, or one of
 	// patternAny and patternUnknown.
 	pattern string
 
-	// Whether pattern is a host's name, and so the request's host.
+	// Whether pattern is a host's name and therefore the request's host.
 	literal bool
 
 	// Whether the configuration has routes for errors (`handle_errors`) that apply to the site's host.
@@ -181,8 +181,8 @@ func (p *placement) site(r *http.Request) site {
 	}
 }
 
-// admits reports whether all host matchers of c match r, and keeps the most specific pattern in s. Among patterns with
-// wildcards or placeholders that is the innermost one.
+// admits reports whether all host matchers of c match r. It stores the most specific pattern in s; of patterns with
+// wildcards or placeholders, the innermost one.
 func (c chain) admits(r *http.Request, s *site) bool {
 	for _, m := range c.hosts {
 		pattern, literal, ok := matchingPattern(m, r)
@@ -196,8 +196,8 @@ func (c chain) admits(r *http.Request, s *site) bool {
 	return true
 }
 
-// matchingPattern returns the pattern of m that matches r, and whether it is a host's name. It compares as Caddy does,
-// which has converted patterns to Punycode.
+// matchingPattern returns the pattern of m that matches r, and whether it is a host's name. It compares as Caddy does.
+// Caddy has converted the patterns to Punycode.
 func matchingPattern(m caddyhttp.MatchHost, r *http.Request) (pattern string, literal, ok bool) {
 	host := requestHost(r)
 	fuzzy := func(pattern string) bool { return strings.ContainsAny(pattern, "*{") }
@@ -214,7 +214,7 @@ func matchingPattern(m caddyhttp.MatchHost, r *http.Request) (pattern string, li
 	return "", false, false
 }
 
-// applies reports whether one of routes is for the host of r.
+// applies reports whether one of routes applies to the host of r.
 func applies(routes caddyhttp.RouteList, r *http.Request) bool {
 	return slices.ContainsFunc(routes, func(route caddyhttp.Route) bool {
 		return slices.ContainsFunc(hostAlternatives(route.MatcherSets), func(hosts []caddyhttp.MatchHost) bool {
@@ -232,8 +232,8 @@ func requestHost(r *http.Request) string {
 }
 
 // hubName returns the name of the default hub that r asks for: the scheme, the site, and the path as the client sent
-// it. For a site that serves many hosts, the host follows the site. No request to one site has a name of another site:
-// the client chooses only what follows the site.
+// it. In a site that serves many hosts, the host follows the site. The client chooses only the part after the site, so
+// no request to one site gets a name of another site.
 func (p *placement) hubName(r *http.Request) (string, error) {
 	s := p.site(r)
 	scheme, defaultPort := "http", uint(caddyhttp.DefaultHTTPPort)
@@ -261,12 +261,12 @@ func (p *placement) hubName(r *http.Request) (string, error) {
 	return name + path, nil
 }
 
-// hubHost returns the host that r asks for as it stands in the name of a default hub of s, a site that serves many
-// hosts: in its canonical form, so that all spellings of a host share a hub.
+// hubHost returns the host that r asks for, as it stands in the name of a default hub of s, a site that serves many
+// hosts. That is the host's canonical form, so that all spellings of a host share a hub. There are two exceptions.
 //
-// The spelling that the client sent stays where a host matcher of the server would match the canonical form. The client
-// might have passed by that matcher, and by the authentication behind it, because of its spelling. Where another matcher may
-// compare hosts in a way of its own, all of what the client sent stays, in its case and with its port.
+// If a host matcher of the server would match the canonical form, hubHost keeps the spelling that the client sent. With
+// its spelling the client may have gone past that matcher, and past the authentication behind it. If another matcher
+// may compare hosts in its own way, hubHost returns the host exactly as the client sent it, with its case and port.
 func (p *placement) hubHost(r *http.Request, s site) (string, error) {
 	sent := strings.ToLower(requestHost(r))
 	canonical := strings.TrimSuffix(sent, ".")
@@ -284,13 +284,13 @@ func (p *placement) hubHost(r *http.Request, s site) (string, error) {
 	return bracketed(canonical), nil
 }
 
-// notInHostName reports whether c cannot be in a host's name, in lower case. Browsers convert other characters to
+// notInHostName reports whether c cannot be in a host's name in lower case. Browsers convert other characters to
 // Punycode.
 func notInHostName(c rune) bool {
 	return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_'
 }
 
-// bracketed returns host as it stands in a URL: an IPv6 address in brackets.
+// bracketed returns host as it stands in a URL, which puts an IPv6 address in brackets.
 func bracketed(host string) string {
 	if strings.Contains(host, ":") {
 		return "[" + host + "]"
@@ -308,7 +308,7 @@ func (p *placement) matchesHost(r *http.Request, host string) bool {
 	})
 }
 
-// anyMatcher reports whether is returns true for a matcher anywhere in the server's routes, also one that is negated.
+// anyMatcher reports whether is returns true for any matcher in the server's routes, negated ones included.
 func (p *placement) anyMatcher(is func(matcher any) bool) bool {
 	if anyMatcherOf(p.server.Routes, is) || p.server.Errors != nil && anyMatcherOf(p.server.Errors.Routes, is) {
 		return true
@@ -347,8 +347,8 @@ func anyMatcherIn(sets caddyhttp.MatcherSets, is func(matcher any) bool) bool {
 	return false
 }
 
-// mayCompareHost reports whether matcher may look at the request's host in a way of its own, in which two spellings of a host
-// differ: an expression, a variable, the header Host, or a matcher of another plugin.
+// mayCompareHost reports whether matcher may compare the request's host in its own way, in which two spellings of a
+// host differ. Expressions, variables, the header Host and matchers of other plugins may.
 func mayCompareHost(matcher any) bool {
 	switch m := matcher.(type) {
 	case *caddyhttp.MatchHost, *caddyhttp.MatchNot, *caddyhttp.MatchPath, *caddyhttp.MatchPathRE, *caddyhttp.MatchMethod,

@@ -21,12 +21,12 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// retryAfter is what a refused client is told to wait, in seconds.
+// retryAfter is the Retry-After of a refused handshake, in seconds.
 const retryAfter = "5"
 
-// upgrader does the handshake of RFC 6455 §4.2. The origin is checked before it is asked.
+// upgrader does the handshake of RFC 6455 §4.2. The handler checks the Origin before.
 var upgrader = websocket.Upgrader{
-	WriteBufferPool: new(sync.Pool), // gorilla writes no messages for us: let it keep no buffer for that
+	WriteBufferPool: new(sync.Pool), // gorilla writes no messages here; with a pool it keeps no buffer for them
 	CheckOrigin:     func(*http.Request) bool { return true },
 	Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 		h := w.(*handshake)
@@ -34,8 +34,8 @@ var upgrader = websocket.Upgrader{
 	},
 }
 
-// handshake is the response writer on which gorilla upgrades. It gives away a connection that sends nothing but keeps
-// gorilla's response, so that the request can still be refused.
+// handshake is the response writer that gorilla upgrades. It hands gorilla a connection that sends nothing and keeps
+// gorilla's response, so that the handler can still refuse the request.
 type handshake struct {
 	http.ResponseWriter
 	reader  *ws.Reader
@@ -45,19 +45,19 @@ type handshake struct {
 // Hijack implements http.Hijacker.
 func (h *handshake) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.reader.Hijack() }
 
-// isUpgrade reports whether r asks for WebSocket, in whichever version of HTTP.
+// isUpgrade reports whether r asks for WebSocket, in any version of HTTP.
 func isUpgrade(r *http.Request) bool {
 	return websocket.IsWebSocketUpgrade(r) || isExtendedConnect(r)
 }
 
-// isExtendedConnect reports whether r asks for WebSocket by the CONNECT method of HTTP/2 (RFC 8441), where Go
-// passes the protocol as a header, or HTTP/3 (RFC 9220), where quic-go passes it as the request's protocol.
+// isExtendedConnect reports whether r asks for WebSocket with the CONNECT method, over HTTP/2 (RFC 8441), where Go
+// passes the protocol as a header, or over HTTP/3 (RFC 9220), where quic-go passes it as the request's protocol.
 func isExtendedConnect(r *http.Request) bool {
 	return r.Method == http.MethodConnect && (r.Header.Get(":protocol") == "websocket" || r.Proto == "websocket")
 }
 
-// upgrade turns r into a client of its hub, or refuses r before the 101 is sent. The client lives on when upgrade
-// returns, and touches neither the request nor its context any more.
+// upgrade makes r a client of its hub, or refuses r before it sends the 101. The client lives on when upgrade returns.
+// From then on it uses neither the request nor its context.
 func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := h.tryUpgrade(w, r); err != nil {
 		return h.refused(w, r, err, refusedHandshake)
@@ -65,7 +65,7 @@ func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// tryUpgrade is upgrade, but returns an error for a request that it refuses.
+// tryUpgrade is upgrade, except that it returns an error for a request that it refuses.
 func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
 	repl := replacer(r)
 	if err := checkRequest(w.Header(), r); err != nil {
@@ -102,17 +102,17 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
 	}
 	m.client.Attach(cn)
 	if r.Context().Err() != nil {
-		// The client went away while it was sent the 101, without a word, and net/http has noticed: that cancels the
-		// context, too. Started now, the client would not wait for the handler chain.
+		// The client vanished while it was sent the 101. net/http has noticed and canceled the context. If it started now, it would
+		// not wait for the handler chain.
 		m.client.Abandon()
 		return nil
 	}
-	// Canceled by net/http when the whole handler chain, logging included, has returned.
+	// net/http cancels the context when the whole handler chain, logging included, has returned.
 	context.AfterFunc(r.Context(), m.client.Start)
 	return nil
 }
 
-// checkRequest refuses what gorilla would accept or would answer with a less fitting status. It may set the
+// checkRequest refuses requests that gorilla would accept, or would refuse with a less fitting status. It may set
 // headers that belong to the refusal.
 func checkRequest(header http.Header, r *http.Request) error {
 	switch {
@@ -137,7 +137,7 @@ func checkRequest(header http.Header, r *http.Request) error {
 		header.Set("Connection", connection)
 		return caddyhttp.Error(http.StatusUpgradeRequired,
 			errors.New("the only supported Sec-WebSocket-Version is 13"))
-	case len(r.Header["Sec-Websocket-Key"]) > 1: // RFC 6455 §11.3.1; gorilla would take the first
+	case len(r.Header["Sec-Websocket-Key"]) > 1: // RFC 6455 §11.3.1; gorilla would take the first one
 		return caddyhttp.Error(http.StatusBadRequest, errors.New("a WebSocket handshake has one Sec-WebSocket-Key"))
 	}
 	return nil
@@ -155,11 +155,11 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// sinceParameter is the one part of a query that the server reads. The rest is the application's, so the name is one that
-// no application has.
+// sinceParameter is the only parameter of the query that the server reads. The others belong to the application, so it
+// has a name that no application uses.
 const sinceParameter = "chat_broadcast_since"
 
-// sinceOf returns where a client that speaks events wants to go on, or nil.
+// sinceOf returns where a client of the events protocol wants to go on, or nil if the query does not say.
 func sinceOf(query url.Values) (*hub.Resumption, error) {
 	since, ok := query[sinceParameter]
 	if !ok {
@@ -175,7 +175,7 @@ func sinceOf(query url.Values) (*hub.Resumption, error) {
 	return parsed, nil
 }
 
-// shake lets gorilla check the handshake for c, and c choose its protocol. It returns the header of the 101.
+// shake lets gorilla check the handshake for c, and chooses the protocol of c. It returns the header of the 101.
 func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (http.Header, error) {
 	shaken := &handshake{ResponseWriter: w, reader: c.Reader()}
 	protocol := http.Header{}
@@ -206,15 +206,15 @@ func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (
 	return response.Header, response.Body.Close()
 }
 
-// switchProtocols sends the 101 and takes the connection. The 101 goes through the response writers, not straight to the
-// connection, because that is how access logs, metrics and header rules come to see it. net/http writes it before it hands
-// the connection over: nobody else writes at that time.
+// switchProtocols sends the 101 and takes the connection over. It sends the 101 through the response writers and not
+// straight to the connection, so that access logs, metrics and header rules see it. net/http writes it before it hands
+// the connection over, so nobody else writes at that time.
 func switchProtocols(w http.ResponseWriter, header http.Header, timeout time.Duration) (conn.Conn, error) {
 	for name, values := range header {
-		// Spelled as in RFC 6455: some clients compare names with case.
+		// The spelling is that of RFC 6455, because some clients compare names with case.
 		w.Header()[strings.Replace(name, "Sec-Websocket-", "Sec-WebSocket-", 1)] = values
 	}
-	// So that a client that does not read cannot hold the handler; hijacking clears it.
+	// With a deadline, a client that does not read cannot hold the handler. Hijacking clears it.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(timeout, time.Second)))
 	w.WriteHeader(http.StatusSwitchingProtocols)
 	hijacked, rw, err := hijack(w)
@@ -222,14 +222,14 @@ func switchProtocols(w http.ResponseWriter, header http.Header, timeout time.Dur
 		return nil, caddyhttp.Error(http.StatusInternalServerError,
 			fmt.Errorf("taking over the connection from %T: %w", w, err))
 	}
-	// A client may answer the 101 before it is hijacked: the HTTP server has that in its buffer.
+	// A client may answer the 101 before the connection is hijacked. Then the HTTP server has the answer in its buffer.
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // cannot fail: it is buffered
 	return conn.Wrap(hijacked, bytes.Clone(early)), nil
 }
 
-// hijack takes the connection from the outermost writer that offers it, but passes Caddy's response recorders
-// by. They would wrap it to count bytes for the access log, which is written when the handler returns, that is
-// now: the count would be a data race, and the wrapper would keep the request alive and hide TCP from us.
+// hijack takes the connection from the outermost writer that offers it, but goes past Caddy's response recorders. They
+// would wrap the connection to count bytes for the access log. Caddy writes that log when the handler returns, which is
+// now, so the count would be a data race. The wrapper would also keep the request alive and hide the TCP connection.
 func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 	for {
 		_, recorder := w.(caddyhttp.ResponseRecorder)
@@ -244,14 +244,15 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 	}
 }
 
-// refuseJoin maps a refusal of the registry to its status (design: 429 for an address, 503 for the rest).
+// refuseJoin maps a refusal of the registry to its HTTP status: 429 if it is about the client's address, and 503
+// otherwise.
 func refuseJoin(header http.Header, err error) error {
 	header.Set("Retry-After", retryAfter)
 	status := http.StatusServiceUnavailable
 	if errors.Is(err, errMaxClientsPerIP) || errors.Is(err, errMaxHubsPerIP) {
 		status = http.StatusTooManyRequests
 	}
-	return caddyhttp.Error(status, err) // one of refusalReasons is in it
+	return caddyhttp.Error(status, err) // err has the reason
 }
 
 // Interface guards
