@@ -70,6 +70,7 @@ type process struct {
 // startProcess runs Caddy with the sites of a Caddyfile, which name no port.
 func startProcess(t testing.TB, options, sites string) *process {
 	t.Helper()
+	skipShort(t) // before Caddy is built
 	return startProcessOf(t, caddyCommand(t, "run"), options, sites)
 }
 

@@ -21,7 +21,8 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// retryAfter is the Retry-After of a refused handshake, in seconds.
+// retryAfter is the Retry-After of a handshake or a POST over a limit, in seconds. refusePublish computes the one of
+// `rate`.
 const retryAfter = "5"
 
 // upgrader does the handshake of RFC 6455 §4.2. The handler checks the Origin before.

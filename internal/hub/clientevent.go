@@ -15,10 +15,10 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// A clientEvent is a frame of a client that speaks events, with those of its fields that belong to its type. Absent fields
-// are nil. Everything in it is valid until the frame's buffer is used again.
+// A clientEvent is a decoded frame of a client that speaks events. It has the fields that belong to its type; absent
+// fields are nil. All bytes in it are valid until the frame's buffer is used again.
 type clientEvent struct {
-	kind                           string // kindSend, kindWho, or "" for a type that the server does not know
+	kind                           string // kindSend, kindWho, or "" for an unknown type
 	id, token, data, data64, after []byte
 	limit                          int
 }
@@ -32,9 +32,9 @@ const (
 // byteOrderMark is U+FEFF in UTF-8, which some editors and libraries put before a text.
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
-// decode reads e from a frame, which must be UTF-8, and overwrites the frame. It costs three passes and, for a valid frame,
-// no memory, however many fields the frame has: a map of them would cost ten times as much. Field names are compared as
-// they are, with case, the last of several with one name counts, and fields that do not belong to the type are ignored.
+// decode decodes a frame, which must be UTF-8, into e. It overwrites the frame. It takes three passes and, for a valid
+// frame, no memory, however many fields the frame has; a map of them would cost ten times as much. Field names compare
+// with case. Of several fields with one name the last counts. decode ignores fields that do not belong to the type.
 func (e *clientEvent) decode(frame []byte) error {
 	if bytes.HasPrefix(frame, byteOrderMark) {
 		return errors.New("must be a JSON object, but begins with a byte order mark (U+FEFF)")
@@ -60,7 +60,7 @@ func (e *clientEvent) decode(frame []byte) error {
 	case string(kind) == kindSend:
 		e.kind = kindSend
 		return firstOf(
-			text(&e.id, "id", f.id), // first, so that the error has it
+			text(&e.id, "id", f.id), // first, so that the answer to an error has the id
 			text(&e.token, "token", f.token),
 			text(&e.data, "data", f.data),
 			text(&e.data64, "data64", f.data64),
@@ -82,7 +82,7 @@ func firstOf(errs ...error) error {
 	return nil
 }
 
-// text sets into to the text of a JSON string. It does nothing for a value that is nil.
+// text sets *into to the text of a JSON string. It does nothing if value is nil.
 func text(into *[]byte, name string, value []byte) error {
 	if value == nil {
 		return nil
@@ -99,13 +99,13 @@ func text(into *[]byte, name string, value []byte) error {
 	return nil
 }
 
-// defaultPage and maxPage are how many users a page of the roster lists.
+// defaultPage and maxPage are how many users a page of the roster has, without a limit and at most.
 const (
 	defaultPage = 100
 	maxPage     = 1000
 )
 
-// readLimit sets limit from a JSON number.
+// readLimit sets e.limit from a JSON number, or to defaultPage if value is nil.
 func (e *clientEvent) readLimit(value []byte) error {
 	e.limit = defaultPage
 	if value == nil {
@@ -119,7 +119,8 @@ func (e *clientEvent) readLimit(value []byte) error {
 	return nil
 }
 
-// message returns the opcode and the payload of the message that a send is to publish.
+// message returns the opcode and the payload of the message in a send. It returns an error if a field of the send is
+// wrong or missing.
 func (e *clientEvent) message() (opcode int, payload []byte, err error) {
 	switch {
 	case e.id != nil && (len(e.id) == 0 || len(e.id) > maxSendID):
@@ -142,14 +143,14 @@ func (e *clientEvent) message() (opcode int, payload []byte, err error) {
 	return ws.BinaryMessage, payload, nil
 }
 
-// payloadText returns how many bytes of the frame are the payload of a send, as it is written there without escapes.
+// payloadText returns how many bytes the payload of a send has in the frame, without escapes.
 func (e *clientEvent) payloadText() int { return len(e.data) + len(e.data64) }
 
-// strictBase64 demands padding, and that the bits which belong to no byte are zero.
+// strictBase64 demands padding, and zeros for the bits that belong to no byte.
 var strictBase64 = base64.StdEncoding.Strict()
 
 func decodeBase64(text []byte) ([]byte, error) {
-	if i := bytes.IndexAny(text, "\r\n"); i >= 0 { // which the package skips
+	if i := bytes.IndexAny(text, "\r\n"); i >= 0 { // the decoder would skip them
 		return nil, base64.CorruptInputError(i)
 	}
 	return strictBase64.AppendDecode(nil, text)
@@ -157,11 +158,12 @@ func decodeBase64(text []byte) ([]byte, error) {
 
 // ---- JSON ----
 
-// maxLevels is how many levels of objects and arrays a frame may have, far more than anybody has a use for. encoding/json
-// allocates memory for each level of a malformed frame, and for levels beyond a thousand in every frame: 80 ns a byte.
+// maxLevels is how many levels of objects and arrays a frame may have, which is far more than a client needs.
+// encoding/json allocates memory for each level of a malformed frame, and for levels beyond a thousand in every frame:
+// 80 ns a byte.
 const maxLevels = 100
 
-// tooDeep reports whether a frame has more than maxLevels. It need not be valid JSON.
+// tooDeep reports whether a frame has more than maxLevels. The frame need not be valid JSON.
 func tooDeep(frame []byte) bool {
 	depth := 0
 	for i := 0; i < len(frame); i++ {
@@ -184,12 +186,12 @@ func tooDeep(frame []byte) bool {
 	return false
 }
 
-// clientFields are the values of the fields that frames of clients have, as they are written. Absent ones are nil.
+// clientFields has the values of the known fields, as JSON. Absent fields are nil.
 type clientFields struct {
 	kind, id, token, data, data64, after, limit []byte
 }
 
-// of returns where the value of the named field belongs, or nil for an unknown field.
+// of returns where the value of the named field goes, or nil for an unknown field.
 func (f *clientFields) of(name []byte) *[]byte {
 	switch string(name) {
 	case "type":
@@ -210,7 +212,7 @@ func (f *clientFields) of(name []byte) *[]byte {
 	return nil
 }
 
-// find goes over the fields of an object, which must be valid JSON.
+// find fills f with the fields of an object, which must be valid JSON.
 func (f *clientFields) find(object []byte) {
 	const longestName = 6 * len("data64") // each character as \u0064
 	var unescaped [longestName]byte
@@ -230,7 +232,7 @@ func (f *clientFields) find(object []byte) {
 	}
 }
 
-// valueEnd returns how long the value is with which valid JSON begins.
+// valueEnd returns the length of the first value in b, which must be valid JSON.
 func valueEnd(b []byte) int {
 	depth := 0
 	for i := 0; ; i++ {
@@ -269,7 +271,7 @@ func scalarEnd(b []byte) int {
 	return len(b)
 }
 
-// skip returns b without the white space, and the separators, with which it begins.
+// skip returns b without leading white space and separators, or nil if nothing else is left.
 func skip(b []byte, separator byte) []byte {
 	for i, c := range b {
 		switch c {
@@ -281,9 +283,9 @@ func skip(b []byte, separator byte) []byte {
 	return nil
 }
 
-// appendUnescaped appends to dst what a JSON string stands for, given what is between its quotation marks. dst may be the
-// beginning of the same memory. It returns false for a surrogate without its other half: that is no character, and
-// encoding/json would put U+FFFD in its place, which makes two different ids the same.
+// appendUnescaped appends to dst the text of a JSON string, given the bytes between its quotation marks. dst may be the
+// beginning of the same memory. It returns false for a surrogate without its other half, which is no character.
+// encoding/json would put U+FFFD in its place, which would make two different ids equal.
 func appendUnescaped(dst, s []byte) (text []byte, ok bool) {
 	for {
 		i := bytes.IndexByte(s, '\\')
@@ -312,7 +314,7 @@ func appendUnescaped(dst, s []byte) (text []byte, ok bool) {
 	}
 }
 
-// unescapedByte returns what \c stands for.
+// unescapedByte returns the character of the escape \c.
 func unescapedByte(c byte) byte {
 	switch c {
 	case 'b':
@@ -329,7 +331,7 @@ func unescapedByte(c byte) byte {
 	return c
 }
 
-// hexRune returns the number of which s begins with the four hexadecimal digits.
+// hexRune returns the value of the first four hexadecimal digits of s.
 func hexRune(s []byte) (r rune) {
 	for _, c := range s[:4] {
 		switch {
@@ -343,8 +345,8 @@ func hexRune(s []byte) (r rune) {
 	return r
 }
 
-// wholeNumber returns the value of a JSON value that is a whole number, in whatever way it is written: 100, 100.0 and 1e2
-// are the same number. One of more than nine digits is math.MaxInt.
+// wholeNumber returns the value of a JSON value if it is a whole number, however it is written: 100, 100.0 and 1e2 are
+// the same number. It returns math.MaxInt, or its negative, for a number of more than nine digits.
 func wholeNumber(value []byte) (n int, ok bool) {
 	if c := value[0]; c != '-' && (c < '0' || c > '9') {
 		return 0, false

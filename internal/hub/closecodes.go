@@ -2,8 +2,8 @@ package hub
 
 import "github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 
-// The closes that the server begins, each once, besides those that package ws finds in a client's frames. The table in
-// docs/clients.md is this one; a test compares the two.
+// The closes that the server begins, besides those that package ws finds in a client's frames. docs/clients.md has the
+// same table; a test compares the two.
 var (
 	CloseShuttingDown = ws.Close{Code: ws.CloseGoingAway, Reason: "shutting_down"}
 	CloseReadOnly     = ws.Close{Code: ws.ClosePolicyViolation, Reason: "read_only"}
@@ -21,8 +21,8 @@ var (
 	CloseGone        = ws.Close{Code: ws.CloseAbnormalClosure}
 )
 
-// Closes returns every close that the server begins, and the two that clients begin most. Metrics have a label for each
-// of them, and one more for all others.
+// Closes returns every close that the server begins, and the two most frequent closes of clients. Metrics have a label
+// for each of them, and one more for all others.
 func Closes() []ws.Close {
 	return []ws.Close{
 		CloseShuttingDown, ws.ProtocolError, ws.InvalidUTF8, CloseReadOnly, CloseRateLimited, CloseKicked, ws.TooBig,

@@ -11,17 +11,18 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// EventsProtocol is the WebSocket subprotocol of clients that speak events (docs/protocol.md). All others are raw.
+// EventsProtocol is the WebSocket subprotocol of clients that speak JSON events (docs/protocol.md). All other clients
+// are raw.
 const EventsProtocol = "chat-broadcast.v1"
 
-// An eventsProtocol is that of clients that speak events, as JSON.
+// An eventsProtocol is the protocol of clients that speak JSON events.
 type eventsProtocol struct{}
 
 func (eventsProtocol) encoder() feed.Encoder { return feed.NewEvents() }
 
 func (eventsProtocol) knowsPresence() bool { return true }
 
-// mayBegin lets everybody begin: a client that may only listen may still ask who is in the hub.
+// mayBegin returns true: even a client that may only listen may ask for the roster.
 func (eventsProtocol) mayBegin(*Client) bool { return true }
 
 // ---- from the server ----
@@ -42,13 +43,13 @@ type helloEvent struct {
 	Rate    *allowance `json:"rate,omitempty"`
 }
 
-// An allowance tells clients their rate: how many messages the bucket holds, and in how many milliseconds it is refilled.
+// An allowance is a rate in a hello: the bucket holds Messages, and refills in Window milliseconds.
 type allowance struct {
 	Messages int   `json:"messages"`
 	Window   int64 `json:"window"`
 }
 
-// allowance returns r as clients see it, with the window rounded up, or nil for no limit.
+// allowance returns r for a hello, with the window rounded up, or nil for no limit.
 func (r Rate) allowance() *allowance {
 	if r.Messages == 0 {
 		return nil
@@ -67,7 +68,7 @@ type sentEvent struct {
 	Time string `json:"time"`
 }
 
-// A rosterEvent is presence, the answer to who.
+// A rosterEvent is a presence event that answers a who event.
 type rosterEvent struct {
 	Type    string        `json:"type"`
 	Clients int           `json:"clients"`
@@ -101,7 +102,7 @@ const (
 	errorUnknown     = "unknown"
 )
 
-// joined tells c the first event.
+// joined sends c its hello.
 func (eventsProtocol) joined(c *Client, w welcome) {
 	c.token = c.hub.epoch + "-" + rand.Text()
 	e := helloEvent{
@@ -127,19 +128,19 @@ func (eventsProtocol) joined(c *Client, w welcome) {
 	c.tellEvent(e)
 }
 
-// lagged tells c how many messages it has missed.
+// lagged sends c how many messages it has missed, and the number of the next one.
 func (eventsProtocol) lagged(c *Client, missed, next uint64) {
 	c.tellEvent(laggedEvent{"lagged", missed, next})
 }
 
-// tellEvent is tell for an event. It returns the event's size in bytes.
+// tellEvent encodes an event and passes it to tell. It returns the event's size in bytes.
 func (c *Client) tellEvent(event any) int {
 	encoded := feed.AppendEvent(nil, event)
 	c.tell(ws.TextMessage, encoded)
 	return len(encoded)
 }
 
-// issued reports whether a token may be that of a connection to the hub.
+// issued reports whether token can be the token of a connection to this hub.
 func (b *Hub) issued(token string) bool {
 	rest, ok := strings.CutPrefix(token, b.epoch)
 	return ok && strings.HasPrefix(rest, "-")
@@ -147,13 +148,13 @@ func (b *Hub) issued(token string) bool {
 
 // ---- from clients ----
 
-// maxToken and maxSendID bound, in bytes, what a client can make the server remember of a message.
+// maxToken and maxSendID bound the token and the id of a send, in bytes, because the hub remembers them.
 const (
 	maxToken  = 64
 	maxSendID = 64
 )
 
-// ParseResumption parses a resumption as hello and message gave it: <epoch>:<seq>.
+// ParseResumption parses a resumption, <epoch>:<seq>, with the values from hello and message events.
 func ParseResumption(s string) (*Resumption, bool) {
 	epoch, number, _ := strings.Cut(s, ":")
 	seq, ok := parseSeq(number)
@@ -163,7 +164,7 @@ func ParseResumption(s string) (*Resumption, bool) {
 	return &Resumption{epoch, seq}, true
 }
 
-// maxSeq is the largest number that JSON has in every language: 2^53 - 1.
+// maxSeq is the largest integer that JSON parsers of all languages read exactly: 2^53 - 1.
 const maxSeq = 1<<53 - 1
 
 // parseSeq parses a plain decimal number up to maxSeq, without a sign and without zeros in front.
@@ -172,7 +173,7 @@ func parseSeq(s string) (seq uint64, ok bool) {
 	return seq, err == nil && seq <= maxSeq && (s[0] != '0' || s == "0")
 }
 
-// validEpoch reports whether some hub may have this epoch.
+// validEpoch reports whether some hub can have this epoch.
 func validEpoch(epoch string) bool {
 	const most = 16 // a 64-bit number to the base of 36 has 13
 	return consistsOf(epoch, "abcdefghijklmnopqrstuvwxyz0123456789", most)
@@ -187,10 +188,10 @@ func consistsOf(s, characters string, most int) bool {
 	return s != "" && len(s) <= most && strings.Trim(s, characters) == ""
 }
 
-// errBinary says what is wrong with a binary frame.
+// errBinary answers a binary frame.
 var errBinary = errors.New("binary frames are not used: send binary data as data64, in Base64")
 
-// received does what a frame of c asks for.
+// received handles a frame of c.
 func (eventsProtocol) received(c *Client, opcode int, frame []byte) bool {
 	var e clientEvent
 	err := errBinary
@@ -212,8 +213,8 @@ func (eventsProtocol) received(c *Client, opcode int, frame []byte) bool {
 	return true
 }
 
-// sendAllowance is how many bytes of a send may be something else than the text of its payload, before they count as no part
-// of a message: enough for the longest id and token, and for the escapes of a short text.
+// sendAllowance is how many bytes of a send may be something else than the text of its payload. Further such bytes
+// count as overhead, see pace. It is enough for the longest id and token, and for the escapes of a short text.
 const sendAllowance = 256
 
 // handleSend publishes a message.
@@ -258,12 +259,12 @@ func (c *Client) handleWho(frame []byte, e *clientEvent) bool {
 		name := string(e.after)
 		after = &name
 	}
-	c.addOverhead(len(frame) + pageOverhead*c.hub.who(c, after, e.limit) + requestOverhead)
+	c.addOverhead(len(frame) + pageOverhead*c.hub.sendRoster(c, after, e.limit) + requestOverhead)
 	c.awaitAnswers()
 	return !c.hasLeft()
 }
 
-// refuse answers with an error. frame is what was received, if it counts as no message.
+// refuse answers with an error event. frame is the received frame if it counts as no message, and otherwise nil.
 func (c *Client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
 	c.addOverhead(len(frame))
 	refusal := errorEvent{Type: "error", Code: code, Message: err.Error()}
@@ -273,18 +274,18 @@ func (c *Client) refuse(frame []byte, code string, err error, e *clientEvent) bo
 	return c.answer(refusal)
 }
 
-// addOverhead notes that n bytes that were received are no part of a message after all, see pace.
+// addOverhead counts n received bytes as no part of a message, see pace.
 func (c *Client) addOverhead(n int) { c.overhead += n }
 
-// requestOverhead is what an answer costs besides its bytes, in bytes that are no part of a message. pageOverhead is what a
-// byte of a roster's page costs: a client that asks for full ones, which take 280 us each, waits after each.
+// requestOverhead is the cost of an answer besides its bytes, counted in bytes of overhead. pageOverhead is the cost of
+// each byte of a roster's page: a full page takes 280 us, so a client that asks for one waits after it.
 const (
 	requestOverhead = 256
 	pageOverhead    = 4
 )
 
-// answer sends c an event, and waits where c does not take the answers that it has asked for. It returns false when c is
-// closing. Answers but sent count as bytes that are no part of a message, see pace.
+// answer sends c an event, and waits while c does not take its answers. It returns false when c is closing. All answers
+// except sent events count as overhead, see pace.
 func (c *Client) answer(event any) bool {
 	n := c.tellEvent(event)
 	if _, sent := event.(sentEvent); !sent {

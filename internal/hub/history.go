@@ -7,33 +7,33 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 )
 
-// A history is what a hub remembers of its messages for clients that will join. The messages themselves are in the hub's
-// feeds. It is guarded by the hub's lock.
+// A history describes the messages that a hub keeps for clients that will join. The messages themselves are in the
+// hub's feeds. The hub's lock guards it.
 type history struct {
-	messages int           // how many are kept for clients that join; 0 is no history
-	age      time.Duration // how long they are kept, at most
+	messages int           // how many messages clients that join get at most; 0: the hub has no history
+	age      time.Duration // how old these messages are at most
 
-	records []record // of the messages in the raw feed; those before them have none
-	first   uint64   // the position in the raw feed of the first of records
+	records []record // of the newest messages in the raw feed; older ones have none
+	first   uint64   // the position in the raw feed of the message of records[0]
 	users   int      // the bytes of the users in records
 
 	receipts receipts // of messages that were sent with an id
 
 	charged int         // bytes that the budget of histories has been charged for
-	sweep   *time.Timer // while there is something that will be too old
+	sweep   *time.Timer // runs sweepHistory, while there is something that will become too old
 }
 
-// A record is what a hub remembers of a message besides its frame.
+// A record has the sender and the time of a message, which its raw frame does not have.
 type record struct {
 	at     time.Time
 	sender feed.ClientID
 	user   string
 }
 
-// recordSize is about what a record takes in memory, besides its strings.
+// recordSize is about how many bytes a record takes, besides its strings.
 const recordSize = 64
 
-// Grow raises the bounds of a hub that is opened without a client to those of the given settings.
+// Grow raises the bounds of a hub to those of the given settings. It is for a hub that opens without a client.
 func (b *Hub) Grow(s *Settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -41,8 +41,9 @@ func (b *Hub) Grow(s *Settings) {
 	b.maxMessageSize = max(b.maxMessageSize, s.MaxMessageSize)
 }
 
-// growHistoryLocked raises the hub's bounds; nothing lowers them while the hub lives. The feeds keep the history and, beyond
-// it, as many messages as a client may be behind, because a client that joins starts with the oldest of the history.
+// growHistoryLocked raises the hub's bounds. Nothing lowers them while the hub lives. The feeds keep as many messages
+// as the history has and as a client may be behind, together, because a client that joins starts with the oldest of the
+// history.
 func (b *Hub) growHistoryLocked(s *Settings) {
 	h := &b.history
 	if h.messages == 0 && s.HistoryMessages > 0 {
@@ -70,10 +71,11 @@ func (b *Hub) growFeedLocked(f *hubFeed) {
 	f.SetSpare(b.process.spare)
 }
 
-// historyBytesLocked is how many bytes of a feed the history may take. The other half is for falling behind.
+// historyBytesLocked returns how many bytes of a feed the history may take. The other half is for clients that fall
+// behind.
 func (b *Hub) historyBytesLocked() int { return b.bufferBytes / 2 }
 
-// rememberLocked notes the message that was appended last.
+// rememberLocked adds the message that was appended last to the history.
 func (b *Hub) rememberLocked(m *Message) {
 	h := &b.history
 	if h.messages == 0 {
@@ -101,8 +103,8 @@ func (b *Hub) forgetRecordsLocked() {
 	}
 }
 
-// floorLocked returns the position in the raw feed of the oldest message that a client which joins now may get: the head
-// if there is none.
+// floorLocked returns the position in the raw feed of the oldest message that a client which joins now may get, or the
+// head if it gets none.
 func (b *Hub) floorLocked(now time.Time) uint64 {
 	h, head := &b.history, b.raw.Head()
 	if h.messages == 0 {
@@ -117,7 +119,7 @@ func (b *Hub) floorLocked(now time.Time) uint64 {
 	return floor + uint64(sort.Search(len(some), func(i int) bool { return some[i].at.After(oldest) }))
 }
 
-// restLocked gives back what a hub needs only while it is busy, if every client is idle.
+// restLocked gives back the memory that a hub needs only while it is busy, if every client is idle.
 func (b *Hub) restLocked() {
 	if b.idle < len(b.clients) {
 		return
@@ -126,7 +128,7 @@ func (b *Hub) restLocked() {
 	if len(h.records) == 0 {
 		b.recycleLocked()
 	} else {
-		b.retainLocked(h.records[len(h.records)-1].at) // sweepHistory looks at the clock
+		b.retainLocked(h.records[len(h.records)-1].at) // so no message is too old: sweepHistory looks at the clock
 	}
 	if len(h.records) == 0 {
 		b.endFeedsLocked(time.Time{})
@@ -134,8 +136,8 @@ func (b *Hub) restLocked() {
 	b.chargeLocked()
 }
 
-// endFeedsLocked forgets the feeds that no client reads, but for the raw one. Where there is a history, a feed stays for its
-// age: encoding the history again for the next client that reads it takes long where there is much of it.
+// endFeedsLocked forgets the feeds that no client reads, except the raw one. A feed of a hub with history stays for the
+// history's age, because encoding a long history again for the feed's next client takes long.
 func (b *Hub) endFeedsLocked(now time.Time) {
 	kept := b.feeds[:1]
 	for _, f := range b.feeds[1:] {
@@ -149,7 +151,7 @@ func (b *Hub) endFeedsLocked(now time.Time) {
 	b.feeds = kept
 }
 
-// retainLocked forgets what is not for clients that join from now on. Every client must be idle.
+// retainLocked forgets the messages that clients which join from now on do not get. Every client must be idle.
 func (b *Hub) retainLocked(now time.Time) {
 	floor := b.floorLocked(now)
 	b.raw.Retain(floor)
@@ -157,7 +159,7 @@ func (b *Hub) retainLocked(now time.Time) {
 	share := b.historyBytesLocked()
 	for _, f := range b.feeds[1:] {
 		if f.Bytes() > share/2 {
-			f.Squeeze() // or notices would push the messages out
+			f.Squeeze() // otherwise notices would push the messages out
 		}
 		f.Retain(max(f.Tail(), f.Position(max(floor, f.Seq(f.Tail()))), f.Within(share)))
 	}
@@ -170,7 +172,7 @@ func (b *Hub) recycleLocked() {
 	}
 }
 
-// sweepHistory forgets what has become too old. It runs in a timer's goroutine.
+// sweepHistory forgets messages and receipts that have become too old. It runs in the goroutine of a timer.
 func (b *Hub) sweepHistory() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,12 +194,12 @@ func (b *Hub) sweepHistory() {
 	if !some {
 		return
 	}
-	// Not for each message on its own, and not at once where clients are still busy with messages that are too old.
+	// The timer does not run for each message, nor at once while clients are still busy with messages that are too old.
 	wait := max(oldest.Add(h.age).Sub(now), h.age/8, time.Millisecond)
 	h.sweep = time.AfterFunc(wait, b.sweepHistory)
 }
 
-// forgetHistoryLocked forgets all messages that no client has yet to be sent. It keeps the receipts.
+// forgetHistoryLocked forgets all messages, except those that some client has yet to receive. It keeps the receipts.
 func (b *Hub) forgetHistoryLocked() {
 	h := &b.history
 	h.first, h.records, h.users = b.raw.Head(), nil, 0
@@ -207,7 +209,7 @@ func (b *Hub) forgetHistoryLocked() {
 	b.chargeLocked()
 }
 
-// HistoryAge returns how long the hub keeps messages, and is kept without clients.
+// HistoryAge returns how long the hub keeps messages, and how long the hub itself is kept without clients.
 func (b *Hub) HistoryAge() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -221,7 +223,7 @@ func (b *Hub) HasHistory() bool {
 	return b.history.messages > 0
 }
 
-// Forget forgets the messages of the history. It returns how many bytes of history that has given back.
+// Forget forgets the messages of the history. It returns how many bytes of history it has given back.
 func (b *Hub) Forget() (freed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -233,8 +235,8 @@ func (b *Hub) Forget() (freed int) {
 	return before - b.history.charged
 }
 
-// ForgetReceipts forgets which messages were sent with an id. A sender that repeats one learns then that the hub cannot know
-// whether it was published. It returns how many bytes that has given back.
+// ForgetReceipts forgets the receipts of messages that were sent with an id. A sender that repeats such a message then
+// learns that the hub cannot know whether it was published. It returns how many bytes it has given back.
 func (b *Hub) ForgetReceipts() (freed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -257,7 +259,8 @@ func (b *Hub) Remembered() (bytes int, newest time.Time) {
 	return b.history.charged, newest
 }
 
-// Remaining returns for how long the newest message of the history is not too old yet; 0 or less if there is none.
+// Remaining returns how long the newest message of the history has until it is too old. It returns 0 or less if the
+// history is empty or that time has passed.
 func (b *Hub) Remaining() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -268,7 +271,8 @@ func (b *Hub) Remaining() time.Duration {
 	return time.Until(b.history.records[n-1].at.Add(b.history.age))
 }
 
-// Close ends the hub: it publishes nothing more, and nobody joins any more. Its clients stay until they are closed.
+// Close ends the hub. It publishes nothing from then on, and no client can join. Its clients stay until they are
+// closed.
 func (b *Hub) Close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -32,7 +32,7 @@ const (
 	Finished
 )
 
-// transitions has for each state those that may follow it.
+// transitions has the states that may follow each state.
 var transitions = [...][]State{
 	Joining: {Open, Closing, Cut},
 	Open:    {Deaf, Closing, Cut},
@@ -42,7 +42,7 @@ var transitions = [...][]State{
 	Cut:     {Finished},
 }
 
-// A life is the state of one client. Only its owner, the hub's lock, moves it; anybody may look.
+// A life is the state of one client. Only code that has the hub's lock changes it; anybody may read it.
 type life struct{ state atomic.Uint32 }
 
 func (l *life) now() State { return State(l.state.Load()) }
@@ -63,7 +63,7 @@ func allowed(from, to State) bool {
 // isMember reports whether a client in this state is a member of its hub.
 func (s State) isMember() bool { return s < Closing }
 
-// takesMore reports whether a client in this state may be sent anything but a close frame.
+// takesMore reports whether the server may send a client in this state anything but a close frame.
 func (s State) takesMore() bool { return s == Joining || s == Open }
 
 // isMute reports whether the server writes nothing more to a client in this state.

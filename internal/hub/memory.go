@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// The default bounds of what all hubs and clients of a process keep together, in bytes. Go collects garbage late, so the
-// process may grow by twice as much.
+// The default bounds of the memory that all hubs and clients of a process keep together, in bytes. Go collects garbage
+// late, so the process may grow by twice as much.
 const (
 	DefaultMaxHistory = 64 << 20 // with 100 messages of 200 bytes each, some 2000 hubs
 	DefaultMaxBuffers = 64 << 20 // 64 hubs whose clients have all stopped reading
 	maxIncoming       = 64 << 20 // 1000 messages of 64 KiB while they arrive
 )
 
-// Memory is what the hubs of a process keep. Each kind has a bound of its own, so that neither pushes out the other.
+// Memory has the budgets of a process. Histories and buffers have one each, so that neither pushes out the other.
 type Memory struct {
 	Histories Budget // for clients that will join
 	Buffers   Budget // for clients that are behind
 }
 
-// A Budget bounds memory that can be taken back. Whoever exceeds it starts a search for memory to give back. It is safe
-// for concurrent use.
+// A Budget bounds memory that can be taken back. A hub that exceeds it starts a search for memory to give back. It is
+// safe for concurrent use.
 type Budget struct {
 	used   atomic.Int64
-	most   atomic.Int64 // as configured
-	raised atomic.Int64 // four times the largest buffer, so that one hub cannot use up everything
-	pause  atomic.Int64 // until when a search would find nothing more, in Unix nanoseconds
+	most   atomic.Int64 // the configured bound
+	raised atomic.Int64 // four times the largest buffer, so that one hub cannot use up the budget
+	pause  atomic.Int64 // no search is due before this time, in Unix nanoseconds
 }
 
 // SetMost sets the configured bound, in bytes.
@@ -45,8 +45,8 @@ func (b *Budget) Bound() int64 { return max(b.most.Load(), b.raised.Load()) }
 // once.
 func (b *Budget) Goal() int64 { return b.Bound() / 8 * 7 }
 
-// Left returns how many more bytes hubs may use, up to a quarter beyond Bound. Between the two a search takes memory
-// from those who hold the most. All hubs notice only if it comes too late.
+// Left returns how many more bytes hubs may use, up to a quarter beyond Bound. Between Bound and that, a search takes
+// memory from the clients that hold the most. If the search comes too late, all hubs must keep less.
 func (b *Budget) Left() int { return int(min(max(b.Bound()/4*5-b.used.Load(), 0), math.MaxInt32)) }
 
 // raise makes room for a hub with the given buffer, in bytes.
@@ -68,9 +68,9 @@ func (b *Budget) Exceeded() bool {
 // Rest keeps Exceeded false for d.
 func (b *Budget) Rest(d time.Duration) { b.pause.Store(time.Now().Add(d).UnixNano()) }
 
-// chargeLocked tells the budgets what the hub keeps. When all its clients have everything, all of that is history. Else
-// history is the messages that have a record, as far as the history's part of the feeds goes, and the rest is for clients
-// that are behind. A forgotten history counts no more, even while clients still have to be sent its messages.
+// chargeLocked updates the budgets with the memory of the hub. When all clients have everything, the feeds are history.
+// Otherwise the messages that have a record are history, as far as the history's part of the feeds goes, and the rest
+// is for clients that are behind. A forgotten history does not count, even while clients still need its messages.
 func (b *Hub) chargeLocked() {
 	buffered, remembered := 0, 0
 	for _, f := range b.feeds {
@@ -107,18 +107,18 @@ func (b *Hub) historyFramesLocked() int {
 	return n
 }
 
-// minHolding is how many bytes a client must hold back to be cut for it.
+// minHolding is how many bytes a client must hold back before a search may cut it.
 const minHolding = 4 << 10
 
 // A Holder is a client that is behind.
 type Holder struct {
 	Client *Client
-	Bytes  int  // that the hub keeps for it
+	Bytes  int  // how many bytes the hub keeps for it
 	Stuck  bool // it has not gone on since the last Trim
 }
 
-// Trim gives back what no client and no history needs any more. It returns the clients that hold back the rest, but not
-// those that only wait for their turn or hold back next to nothing.
+// Trim gives back the memory that neither a client nor the history needs. It returns the clients that hold back the
+// rest, except those that wait for their turn or hold back less than 4 KiB.
 func (b *Hub) Trim() (holders []Holder) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

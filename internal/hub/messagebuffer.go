@@ -2,20 +2,20 @@ package hub
 
 import "sync"
 
-// minMessage is what a message's buffer begins with: most chat messages fit.
+// minMessage is the first size of a message's buffer, in bytes. Most chat messages fit.
 const minMessage = 512
 
-// A messageBuffer holds a message while it is received, so that a client between two messages has none. It has room for
+// A messageBuffer holds a message while it arrives. A client between two messages has none. The buffer has room for
 // minMessage bytes, doubled class times.
 type messageBuffer struct {
 	message []byte
 	class   int
 }
 
-// messageBuffers keep buffers of up to 64 KiB between uses, a pool a class.
+// messageBuffers keep buffers of up to 64 KiB between uses, one pool for each class.
 var messageBuffers [8]sync.Pool
 
-// takeMessageBuffer returns an empty buffer.
+// takeMessageBuffer returns an empty buffer of the given class.
 func takeMessageBuffer(class int) *messageBuffer {
 	if class < len(messageBuffers) {
 		if b, ok := messageBuffers[class].Get().(*messageBuffer); ok {
@@ -25,7 +25,7 @@ func takeMessageBuffer(class int) *messageBuffer {
 	return &messageBuffer{make([]byte, 0, minMessage<<class), class}
 }
 
-// free gives the buffer back. Nothing may refer to it any more.
+// free gives the buffer back. Nothing may refer to its bytes any more.
 func (b *messageBuffer) free() {
 	if b.class < len(messageBuffers) {
 		b.message = b.message[:0]
@@ -33,14 +33,14 @@ func (b *messageBuffer) free() {
 	}
 }
 
-// FreeMessage is how much of a message is received without counting, in bytes: as much as is read at once. freeClass is
-// its class.
+// FreeMessage is how many bytes of a message the server receives before it takes memory from Process.Incoming: as many
+// as one read takes. freeClass is the class of such a buffer.
 const (
 	FreeMessage = minMessage << freeClass
 	freeClass   = 3
 )
 
-// doubled returns a buffer of twice the size with the same message, and frees b.
+// doubled returns a buffer of twice the size with the same bytes, and frees b.
 func (b *messageBuffer) doubled() *messageBuffer {
 	larger := takeMessageBuffer(b.class + 1)
 	larger.message = append(larger.message, b.message...)

@@ -11,65 +11,66 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// presence is who is in a hub, by user, for the clients of directives with `presence`. While there are none of these
-// nothing is kept. It needs the hub's lock.
+// presence has the users in a hub, for the clients of handlers with `presence`. While the hub has no such client it is
+// empty. The hub's lock guards it.
 type presence struct {
-	watchers   int    // members that may ask who is there
-	listeners  int    // and of these those that are told of changes
-	generation uint64 // of the roster: who was counted in another one is not in this
+	watchers   int    // members that may ask for the roster
+	listeners  int    // watchers that also receive changes
+	generation uint64 // of the roster; see Client.counted
 
-	roster []*rosterUser // in the order of their names, by bytes
+	roster []*rosterUser // ordered by name, byte by byte
 
-	// What the listeners do not know yet.
-	changed   []rosterChange // users that have come or gone: those that did not fit into a frame, then the oldest first
-	announced int            // how many clients the listeners were last told of; negative: not all of the same number
-	told      time.Time      // when they were told anything
-	timer     *time.Timer    // runs announce when they are due
-	due       time.Time      // zero: never
+	// The changes that listeners do not know yet.
+	changed   []rosterChange // users that have come or gone: first those that did not fit into a frame, then the others, oldest first
+	announced int            // the number of clients that listeners were last told; negative if they were told different numbers
+	told      time.Time      // when the hub last sent a notice
+	timer     *time.Timer    // runs announce at due
+	due       time.Time      // when the next notice is due; zero: none is
 }
 
-// A rosterChange is a user that has come or gone, and the address of the client with which it did.
+// A rosterChange is a user that has come or gone, and the address of the client that caused it.
 type rosterChange struct {
 	*rosterUser
 	from netip.Prefix
 }
 
-// A rosterUser is a user with a client in the hub, or one that listeners take for that.
+// A rosterUser is a user with a client in the hub, or one that listeners still take for present.
 type rosterUser struct {
 	name    string
 	clients int
-	shown   bool // listeners know that the user is there
-	listed  bool // some listener knows it from an answer to who
-	queued  bool // is in changed
-	left    time.Time
+	shown   bool      // listeners take the user for present
+	listed  bool      // some listener only knows it from a page of the roster
+	queued  bool      // it is in presence.changed
+	left    time.Time // when its last client left
 }
 
 const (
-	// presenceInterval is how often listeners are told of changes, at most.
+	// presenceInterval is the shortest time between two notices of changes.
 	presenceInterval = time.Second
 
-	// presenceGrace is how long a user may be away without having left: longer than it takes to reload a page, or
-	// to come back after a connection broke. chat.js waits for a second at most before its first attempt.
+	// presenceGrace is how long a user may be without clients before listeners learn that it has left. It is longer
+	// than reloading a page takes, or reconnecting after a connection broke: chat.js waits for a second at most before
+	// its first attempt.
 	presenceGrace = 3 * time.Second
 
-	// maxChanges and maxNamesSize bound a frame that lists users. To 10,000 clients a full one is 160 MB.
+	// maxChanges and maxNamesSize, in bytes, bound a frame that lists users. For 10,000 clients a full frame is 160 MB.
 	maxChanges   = 250
 	maxNamesSize = 16 << 10
 )
 
-// arriveLocked notes that c has become a member.
+// arriveLocked counts c, a new member, for presence.
 func (b *Hub) arriveLocked(c *Client) {
 	if c.watches() {
 		b.presence.watchers++
 		if b.presence.watchers == 1 {
-			b.callRollLocked(c)
+			b.beginRosterLocked(c)
 		}
 		if c.settings.JoinLeave {
 			b.presence.listeners++
 			if b.presence.listeners == 1 {
 				b.presence.announced = -1
 			}
-			b.toldCountLocked() // in its hello
+			b.countSentLocked() // in its hello
 		}
 	}
 	if b.presence.watchers > 0 {
@@ -78,28 +79,28 @@ func (b *Hub) arriveLocked(c *Client) {
 	}
 }
 
-// toldCountLocked notes that a listener was told alone how many clients there are. If the others know of another number
-// all are told the next, even if by then it is again the one that the others know.
-func (b *Hub) toldCountLocked() {
+// countSentLocked notes that the hub has sent the number of clients to one listener alone. If the others know another
+// number, the next notice goes to all, even if by then the number is the one that the others know.
+func (b *Hub) countSentLocked() {
 	if b.presence.announced != b.members {
 		b.presence.announced = -1
 	}
 }
 
-// watches reports whether c may ask who is in the hub.
+// watches reports whether c may ask for the roster.
 func (c *Client) watches() bool { return c.settings.Presence && c.protocol.knowsPresence() }
 
-// callRollLocked begins a roster, with all members but the newest.
-func (b *Hub) callRollLocked(newest *Client) {
+// beginRosterLocked begins a new roster with all members except the newest.
+func (b *Hub) beginRosterLocked(newest *Client) {
 	b.presence.generation++
 	members := slices.DeleteFunc(slices.Clone(b.clients), func(c *Client) bool { return c == newest || c.hasLeft() })
 	slices.SortFunc(members, func(a, b *Client) int { return strings.Compare(a.user, b.user) })
-	for _, c := range members { // in the roster's order, so that none is inserted before others
+	for _, c := range members { // in the roster's order, so that each is appended
 		b.countLocked(c)
 	}
 }
 
-// countLocked enters c in the roster.
+// countLocked adds c to the roster.
 func (b *Hub) countLocked(c *Client) {
 	c.counted = b.presence.generation
 	i, known := b.findUserLocked(c.user)
@@ -117,7 +118,8 @@ func (b *Hub) findUserLocked(name string) (i int, known bool) {
 	})
 }
 
-// changeLocked sees to it that the listeners are told of what a client from the given address has changed about u.
+// changeLocked queues u for the next notice if listeners do not know its current state. from is the address of the
+// client that has come or gone. Without listeners it marks u as known.
 func (b *Hub) changeLocked(u *rosterUser, from netip.Prefix) {
 	if b.presence.listeners == 0 {
 		u.shown = u.clients > 0
@@ -129,7 +131,7 @@ func (b *Hub) changeLocked(u *rosterUser, from netip.Prefix) {
 	}
 }
 
-// departLocked notes that c is no member any more.
+// departLocked takes c, which has left, out of presence.
 func (b *Hub) departLocked(c *Client) {
 	if c.watches() {
 		b.presence.watchers--
@@ -145,17 +147,17 @@ func (b *Hub) departLocked(c *Client) {
 		return
 	}
 	if b.presence.listeners == 0 {
-		b.presence.due = time.Time{} // or the timer that finds nobody would be waited for
+		b.presence.due = time.Time{} // otherwise announceByLocked would wait for a timer that finds no listeners
 	}
 	if b.presence.listeners == 0 && len(b.presence.changed) > 0 {
 		for _, u := range b.presence.changed {
 			u.queued, u.shown = false, u.clients > 0
 		}
 		b.presence.changed = nil
-		b.strikeLocked()
+		b.removeAbsentLocked()
 	}
 	now := time.Now()
-	if c.counted == b.presence.generation { // else it was broken when the roster was begun
+	if c.counted == b.presence.generation { // otherwise it had left when the roster began
 		i, _ := b.findUserLocked(c.user)
 		u := b.presence.roster[i]
 		u.clients--
@@ -168,12 +170,13 @@ func (b *Hub) departLocked(c *Client) {
 	b.announceByLocked(now.Add(presenceGrace))
 }
 
-// strikeLocked takes those out of the roster who are neither there nor thought to be.
-func (b *Hub) strikeLocked() {
+// removeAbsentLocked removes the users from the roster that have no clients and that no listener takes for present.
+func (b *Hub) removeAbsentLocked() {
 	b.presence.roster = slices.DeleteFunc(b.presence.roster, func(u *rosterUser) bool { return u.clients == 0 && !u.shown && !u.queued })
 }
 
-// announceByLocked has the listeners told by t, or as soon after it as presenceInterval allows.
+// announceByLocked schedules a notice for t, or for as soon after t as presenceInterval allows. It does nothing without
+// listeners, or if a notice is due by then anyway.
 func (b *Hub) announceByLocked(t time.Time) {
 	if b.presence.listeners == 0 {
 		return
@@ -192,11 +195,11 @@ func (b *Hub) announceByLocked(t time.Time) {
 	}
 }
 
-// announce tells the listeners what has changed. It runs in the timer's goroutine, which it ends.
+// announce sends the listeners a notice of the changes. It runs in the goroutine of a timer.
 func (b *Hub) announce() {
 	b.mu.Lock()
 	now := time.Now()
-	if b.presence.listeners == 0 || b.presence.due.IsZero() || now.Before(b.presence.due) { // it has been overtaken
+	if b.presence.listeners == 0 || b.presence.due.IsZero() || now.Before(b.presence.due) { // a later timer announces
 		b.mu.Unlock()
 		return
 	}
@@ -219,7 +222,8 @@ func (b *Hub) announce() {
 	b.deliver(&w)
 }
 
-// noticeLocked appends a notice to the feeds whose clients get notices. Those of them that are no listeners skip it.
+// noticeLocked appends a notice to the feeds whose clients get notices. Clients of these feeds that are no listeners
+// skip it.
 func (b *Hub) noticeLocked(n *feed.Notice) {
 	for _, f := range b.feeds {
 		at, ok := f.AppendNotice(n)
@@ -234,13 +238,14 @@ func (b *Hub) noticeLocked(n *feed.Notice) {
 	}
 }
 
-// changesLocked returns what the listeners are to learn, nil for nothing, and when there is more, if there is.
+// changesLocked returns the next notice for the listeners, or nil if nothing has changed. again is when there are
+// further changes to announce, or zero.
 func (b *Hub) changesLocked(now time.Time) (notice *feed.Notice, again time.Time) {
 	ready := make([]rosterChange, 0, len(b.presence.changed))
 	size := 0
 	b.presence.changed = slices.DeleteFunc(b.presence.changed, func(u rosterChange) bool {
 		here := u.clients > 0
-		if here == u.shown && (here || !u.listed) { // it came and went, or the other way round
+		if here == u.shown && (here || !u.listed) { // the user came and went, or went and came
 			u.queued = false
 			return true
 		}
@@ -269,7 +274,7 @@ func (b *Hub) changesLocked(now time.Time) (notice *feed.Notice, again time.Time
 			left = append(left, u.name)
 		}
 	}
-	b.strikeLocked()
+	b.removeAbsentLocked()
 	counted := b.presence.announced == b.members
 	b.presence.announced = b.members
 	if len(joined)+len(left) == 0 && counted {
@@ -278,10 +283,10 @@ func (b *Hub) changesLocked(now time.Time) (notice *feed.Notice, again time.Time
 	return &feed.Notice{Clients: b.members, Joined: joined, Left: left}, again
 }
 
-// fairShare divides changes that one frame cannot hold into those of the next frame and the rest. The frame gets one
-// change of each address in turn, and of an address the user with the shortest name first. So an address that brings many
-// users, or users with long names, holds up itself, and of its own users hardly those with short names. The rest begins
-// with the address whose turn is next, and reuses changes.
+// fairShare divides changes that do not fit into one frame into those of the next frame and the rest. The frame takes
+// one change of each address in turn, and of an address the user with the shortest name first. So an address that
+// brings many users, or users with long names, delays its own changes, and of these hardly those with short names. The
+// rest begins with the address whose turn is next. It reuses the memory of changes.
 func fairShare(changes []rosterChange) (frame, rest []rosterChange) {
 	addresses := make(map[netip.Prefix]int) // in the order of their first changes
 	var counts []int
@@ -325,26 +330,27 @@ func fairShare(changes []rosterChange) (frame, rest []rosterChange) {
 	return frame, rest
 }
 
-// who tells c a page of the roster: at most limit users, those after the given one if it is not nil. It returns the
-// size of that. What is told of changes after the page was made is told after it.
-func (b *Hub) who(c *Client, after *string, limit int) int {
+// sendRoster sends c a page of the roster: at most limit users, from the first one on, or from the one behind *after
+// on. It returns the size of the page in bytes, or 0 if c is closing. c receives notices of later changes after the
+// page.
+func (b *Hub) sendRoster(c *Client, after *string, limit int) int {
 	var buf []byte
 	for {
 		page, told := b.page(c, after, limit)
 		if page == nil {
 			return 0
 		}
-		// Without the lock, because it takes ten times as long as making the page.
+		// Encoding happens without the lock, because it takes ten times as long as making the page.
 		buf = feed.AppendEvent(buf[:0], page)
-		if b.tellUnlessTold(c, buf, told) {
+		if b.sendUnlessTold(c, buf, told) {
 			return len(buf)
-		} // else again: that is once a second at most
+		} // else a notice came between: try again, once a second at most
 	}
 }
 
-// tellUnlessTold tells c an event, unless the listeners have been told anything since the given time. It reports whether
-// it has.
-func (b *Hub) tellUnlessTold(c *Client, event []byte, since time.Time) bool {
+// sendUnlessTold sends c an event, unless the hub has sent a notice since the given time. It reports whether it has
+// sent the event.
+func (b *Hub) sendUnlessTold(c *Client, event []byte, since time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.presence.told.Equal(since) {
@@ -354,9 +360,9 @@ func (b *Hub) tellUnlessTold(c *Client, event []byte, since time.Time) bool {
 	return true
 }
 
-// page returns a page of the roster, and when the listeners were told anything before it, or nil for a client that is
-// closing. A listener's page has those who are thought to be there because they have not been away for long, with no
-// clients, since it will not be told that they are back.
+// page returns a page of the roster, and when the hub last sent a notice before it. page is nil for a client that is
+// closing. A page for a listener includes users that have left within presenceGrace, with 0 clients, because no notice
+// will say that they are back.
 func (b *Hub) page(c *Client, after *string, limit int) (page *rosterEvent, told time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -365,7 +371,7 @@ func (b *Hub) page(c *Client, after *string, limit int) (page *rosterEvent, told
 	}
 	page = &rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
 	if c.settings.JoinLeave {
-		b.toldCountLocked()
+		b.countSentLocked()
 	}
 	i := 0
 	if after != nil {

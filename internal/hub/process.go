@@ -11,23 +11,23 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// A Process is what all hubs of one process share. Make it with NewProcess.
+// A Process has everything that all hubs of one process share. Make it with NewProcess.
 type Process struct {
 	Counters   Counters
 	Memory     Memory
 	Incoming   *fair.Pool       // memory for messages while they arrive
 	Processors *fair.Processors // shared by the addresses of clients
 
-	spare  func() int // of Memory.Buffers
+	spare  func() int // Memory.Buffers.Left
 	lastID atomic.Uint64
 
-	// Delivered observes how long a message took from its receipt to its last write. One message a hub at a time is timed.
+	// Delivered gets how long a message took from its receipt to its last write. Each hub times one message at a time.
 	Delivered func(time.Duration)
-	// Published runs after each message, without a lock. It is where memory over its bounds is given back.
+	// Published runs after each message, without a lock. It is the place to give memory back when a budget is exceeded.
 	Published func()
 }
 
-// NewProcess returns a Process with the default bounds, which reports nothing.
+// NewProcess returns a Process with the default bounds. Its Delivered and Published do nothing.
 func NewProcess() *Process {
 	p := &Process{
 		Incoming:   fair.NewPool(maxIncoming),
@@ -41,7 +41,8 @@ func NewProcess() *Process {
 	return p
 }
 
-// NextID returns an id that no client or hub has had, nor, unless the clock is turned back, in another process.
+// NextID returns an id that no client or hub has had, neither in this process nor, unless the clock is turned back, in
+// another.
 func (p *Process) NextID() feed.ClientID {
 	for {
 		last := p.lastID.Load()
@@ -54,7 +55,7 @@ func (p *Process) NextID() feed.ClientID {
 
 // An Owner follows the life of one client. No lock is held during its calls.
 type Owner interface {
-	// Left runs once, when the client is no member of its hub any more. Finished may run before it.
+	// Left runs once, when the client is no longer a member of its hub. Finished may run before it.
 	Left()
 	// Finished runs once, as the last act of the client.
 	Finished()
@@ -74,7 +75,7 @@ type Counters struct {
 	written written
 }
 
-// A Source is where a message comes from.
+// A Source says where a message comes from.
 type Source int
 
 // The sources of messages.
@@ -93,7 +94,7 @@ func (c *Counters) received(opcode int) {
 	}
 }
 
-// Written returns what was written to clients so far.
+// Written returns the sum of all writes to clients so far.
 func (c *Counters) Written() Tally {
 	c.written.mu.Lock()
 	defer c.written.mu.Unlock()
@@ -101,7 +102,7 @@ func (c *Counters) Written() Tally {
 }
 
 // A Tally counts writes to clients. A flusher keeps one of its own and adds it to the process's from time to time,
-// because an update that all processors share costs as much as everything else that is counted for a write.
+// because one update that all processors share costs as much as everything else that is counted for a write.
 type Tally struct {
 	Writes   [perWriteBuckets + 1]uint64 // by messages in a write: 1, 2, 3 to 4, 5 to 8 and so on; the last counts all larger ones
 	Messages uint64
@@ -109,10 +110,10 @@ type Tally struct {
 	pending  int // writes since the last add
 }
 
-// perWriteBuckets is the number of bounded buckets of Tally.Writes: the last of them ends at 512 messages.
+// perWriteBuckets is the number of bounded buckets of Tally.Writes. The last of them ends at 512 messages.
 const perWriteBuckets = 10
 
-// tallySize is how many writes a flusher collects at most: those of a fraction of a second.
+// tallySize is how many writes a flusher collects at most. A busy flusher makes so many in a fraction of a second.
 const tallySize = 256
 
 // wrote counts one write of the given bytes that has completed n messages.

@@ -6,55 +6,55 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 )
 
-// receipts remember the messages of a hub that were sent with an id, each for the age of the history, so that a message
-// that is sent again is not published again. When they are full, the address with the most receipts loses its oldest. What
-// they forget before its age is over they note, because a sender must learn then that the hub cannot know. They need the
-// hub's lock. The zero value is empty.
+// receipts remember the messages of a hub that were sent with an id, so that the hub does not publish a message twice
+// if its sender repeats it. Each receipt lasts for the age of the history. When there are too many, the address with
+// the most receipts loses its oldest one. Receipts note which ones they have forgotten early, because a sender must
+// then learn that the hub cannot know. The hub's lock guards them. The zero value is empty.
 type receipts struct {
 	known  map[Key]*fair.Item[keptReceipt]
 	queue  fair.Queue[keptReceipt]
 	tokens map[tokenKey]*tokenReceipts
 	bytes  int
-	lost   time.Time // when the newest was published of those that were forgotten early
+	lost   time.Time // when the newest message was published whose receipt was forgotten early
 }
 
-// A Key tells a message from all others that were sent: the id that its sender gave it, and whose that is.
+// A Key identifies a message by the id that its sender gave it, and by the sender's user and token.
 type Key struct{ User, Token, ID string }
 
-// A tokenKey is the part of a Key that the messages of one connection have in common.
+// A tokenKey is the part of a Key that all messages with one token share.
 type tokenKey struct{ user, token string }
 
 func (k Key) tokenKey() tokenKey { return tokenKey{k.User, k.Token} }
 
-// A Receipt tells the sender of a message under which number and when it was published.
+// A Receipt says with which number and when a message was published.
 type Receipt struct {
 	Seq      uint64    // counted from 1
-	At       time.Time // zero if nobody sees it: in a hub without history and without clients of the events protocol
-	Members  int       // of the hub at that time
-	Repeated bool      // it had been published before
-	Unknown  bool      // it may have been published before: it was not published now
+	At       time.Time // zero if no client can see it: without history, id and clients of the events protocol
+	Members  int       // how many members the hub had at that time
+	Repeated bool      // the message had been published before
+	Unknown  bool      // the message may have been published before, and was not published now
 
-	waited time.Duration // how long publish has waited for turns
+	waited time.Duration // how long publish waited for turns
 }
 
-// A keptReceipt is a receipt that is remembered.
+// A keptReceipt is a remembered receipt and its key.
 type keptReceipt struct {
 	key Key
 	Receipt
 }
 
-// tokenReceipts say about the receipts of one tokenKey how many there are, and when the newest was published of those
-// that were forgotten early.
+// tokenReceipts describe the receipts of one tokenKey: how many there are, and when the newest message was published
+// whose receipt was forgotten early.
 type tokenReceipts struct {
 	count int
 	lost  time.Time
 }
 
-// maxReceipts is for how many messages a hub remembers their keys: some minutes of a busy chat, in about a megabyte.
+// maxReceipts is how many receipts a hub remembers: some minutes of a busy chat, in about a megabyte.
 const maxReceipts = 4096
 
-// receiptSize, tokenSize and ownerSize are about what a receipt, a tokenReceipts and an address in the queue take, besides
-// the strings of keys.
+// receiptSize, tokenSize and ownerSize are about how many bytes a receipt, a tokenReceipts and an address in the queue
+// take, besides the strings of keys.
 const (
 	receiptSize = 288
 	tokenSize   = 128
@@ -68,7 +68,7 @@ func (r *receipts) size() int {
 
 func (k Key) size() int { return receiptSize + len(k.User) + len(k.Token) + len(k.ID) }
 
-// find returns the receipt of a message that was sent before.
+// find returns the receipt with the given key, if there is one.
 func (r *receipts) find(key Key) (Receipt, bool) {
 	item, ok := r.known[key]
 	if !ok {
@@ -77,8 +77,8 @@ func (r *receipts) find(key Key) (Receipt, bool) {
 	return item.Value.Receipt, true
 }
 
-// complete reports whether there are receipts of all messages that were published with key's user and token within the
-// last age.
+// complete reports whether there certainly are receipts of all messages that were published with key's user and token
+// within the last age.
 func (r *receipts) complete(key Key, now time.Time, age time.Duration) bool {
 	lost := r.lost
 	if t := r.tokens[key.tokenKey()]; t != nil {
@@ -87,7 +87,7 @@ func (r *receipts) complete(key Key, now time.Time, age time.Duration) bool {
 	return lost.IsZero() || now.Sub(lost) >= age
 }
 
-// add remembers a message of m's sender.
+// add remembers the receipt of m, which has a key. members is how many the hub has.
 func (r *receipts) add(m *Message, members int) {
 	if r.known == nil {
 		r.known = map[Key]*fair.Item[keptReceipt]{}
@@ -97,7 +97,7 @@ func (r *receipts) add(m *Message, members int) {
 	if t == nil {
 		t = &tokenReceipts{lost: r.lost}
 		if m.Again || !m.Joined.IsZero() && m.Joined.After(r.lost) {
-			t.lost = time.Time{} // r was complete, or nothing that was lost can be of this token
+			t.lost = time.Time{} // r was complete, or the token is newer than all lost receipts
 		}
 		r.tokens[m.Key.tokenKey()] = t
 	}
@@ -110,7 +110,7 @@ func (r *receipts) add(m *Message, members int) {
 	}
 }
 
-// forget forgets one receipt, because its age is over or early.
+// forget forgets one receipt. early says that its age is not over.
 func (r *receipts) forget(item *fair.Item[keptReceipt], early bool) {
 	key, at := item.Value.key, item.Value.At
 	r.queue.Remove(item)
@@ -127,7 +127,7 @@ func (r *receipts) forget(item *fair.Item[keptReceipt], early bool) {
 	}
 }
 
-// forgetEarly forgets all receipts, before their age is over.
+// forgetEarly forgets all receipts before their age is over.
 func (r *receipts) forgetEarly() {
 	for _, item := range r.known {
 		r.lost = latest(r.lost, item.Value.At)
@@ -135,8 +135,8 @@ func (r *receipts) forgetEarly() {
 	*r = receipts{lost: r.lost}
 }
 
-// forgetUntil forgets the receipts of messages that were published at or before the given time. It returns when the oldest
-// of the others was, if there are any.
+// forgetUntil forgets the receipts of messages that were published at or before end. It returns when the oldest message
+// of the other receipts was published, and whether there are others.
 func (r *receipts) forgetUntil(end time.Time) (oldest time.Time, some bool) {
 	for owner := range r.queue.Owners() {
 		item := r.queue.Oldest(owner)
@@ -158,8 +158,8 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// receiptLocked fills in the receipt of m and returns true if m, which has a key, is not to be published: it was published
-// before, or its sender has sent it before and the hub cannot know.
+// receiptLocked fills in the receipt of m, which has a key, and returns true if the hub must not publish m: because it has
+// published m before, or because the sender has sent m before and the hub cannot know whether it was published.
 func (b *Hub) receiptLocked(m *Message, r *Receipt) bool {
 	h := &b.history
 	if before, found := h.receipts.find(m.Key); found {

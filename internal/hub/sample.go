@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// A sample is one message of a hub whose way to the clients is timed. It is guarded by the hub's lock. A client owes the
-// sample from the moment it is published, as a member of the hub, until the sample's frame is written to it.
+// A sample is one message of a hub, for which the hub measures the time to the last write. A client owes the sample if
+// it was a member when the message was published, until the message is written to it. The hub's lock guards it.
 type sample struct {
-	began   time.Time // when it was published
-	passed  int       // messages since then
-	owed    int       // clients that owe it; 0 is no sample
-	leaving int       // clients that have left and still get what was published before
+	began   time.Time // when the message was published
+	passed  int       // how many messages were published since
+	owed    int       // how many clients owe the sample; 0: the hub has none
+	leaving int       // how many clients have left and still receive earlier messages
 }
 
-// notInFeed is the position of a sample in a feed that began later.
+// notInFeed is the position of a sample in a feed that began after it.
 const notInFeed = math.MaxUint64
 
-// maxSample is when a sample is given up, and counts as having taken that long: a client is stuck.
+// maxSample is when the hub gives up a sample and counts it as having taken that long: a client is stuck.
 const maxSample = time.Second
 
-// clockEvery is how many messages may pass between two looks at the clock, which is most of what a sample costs.
+// clockEvery is how many messages may pass between two looks at the clock. The clock is most of the cost of a sample.
 const clockEvery = 16
 
-// sampleLocked makes the newest message the hub's sample, unless there is one. quiet is its sender if that does not get
-// it, and else nil; at is where it is in the sender's feed.
+// sampleLocked makes the newest message the hub's sample, unless the hub has one. quiet is the sender if it does not
+// get its own messages, and otherwise nil; at is the position of the message in the sender's feed.
 func (b *Hub) sampleLocked(quiet *Client, at uint64) {
 	s := &b.sample
 	if s.owed > 0 {
@@ -44,13 +44,13 @@ func (b *Hub) sampleLocked(quiet *Client, at uint64) {
 	}
 }
 
-// owes reports whether c has yet to be sent the sample in its feed.
+// owes reports whether c has yet to receive the sample of its feed.
 func (c *Client) owes() bool {
 	at := c.feed.sampled
 	return c.joinedAt <= at && c.written <= at && at < c.feed.Head()
 }
 
-// writtenLocked notes that everything before c's cursor is written, or is not for c.
+// writtenLocked notes that all frames before c's cursor are written, or are not for c.
 func (b *Hub) writtenLocked(c *Client) {
 	if b.sample.owed > 0 && c.owes() && c.feed.sampled < c.cursor {
 		b.paidLocked()
@@ -58,7 +58,7 @@ func (b *Hub) writtenLocked(c *Client) {
 	c.written = c.cursor
 }
 
-// forgetSampleOfLocked takes c, which goes, out of those that the sample waits for.
+// forgetSampleOfLocked removes c from the clients that the sample waits for.
 func (b *Hub) forgetSampleOfLocked(c *Client) {
 	left := !c.State().isMember()
 	if left {

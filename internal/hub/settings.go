@@ -6,14 +6,14 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Settings is what concerns one client, as configured when it joined. Clients share it, and nobody changes it.
+// Settings are the settings of a client, as configured when it joined. Clients share them, and nobody changes them.
 type Settings struct {
 	ReadOnly       bool // the client may only listen
-	Echo           bool // it gets its own messages
+	Echo           bool // it receives its own messages
 	MaxMessageSize int  // bytes
 	BufferMessages int  // how far it may fall behind, in messages
 	BufferBytes    int  // and in bytes
-	SkipLag        bool // it goes on when it has fallen behind further, instead of being closed
+	SkipLag        bool // when it falls further behind, it loses the gap instead of being closed
 	PingInterval   time.Duration
 	PingTimeout    time.Duration
 	WriteTimeout   time.Duration
@@ -22,11 +22,12 @@ type Settings struct {
 
 	HistoryMessages int // 0: off
 	HistoryAge      time.Duration
-	Presence        bool // clients of the events protocol may ask who is in the hub
-	JoinLeave       bool // and the hub tells them of changes
+	Presence        bool // a client of the events protocol may ask for the roster
+	JoinLeave       bool // and it receives changes of the roster
 }
 
-// A Rate is how fast somebody may send: a bucket of messages, refilled evenly within Window. The zero value is no limit.
+// A Rate is how fast a client or an address may send: a bucket of messages that refills evenly within Window. The zero
+// value is no limit.
 type Rate struct {
 	Messages int
 	Window   time.Duration
