@@ -16,29 +16,26 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// closeTimeout bounds each half of a close: flushing what is due and sending the close frame, and then waiting for the
-// client's answer. Browsers wait for about as long themselves.
+// closeTimeout bounds each half of a close: first to flush the remaining messages and send the close frame, then to
+// wait for the client's answer. Browsers wait for about as long themselves.
 const closeTimeout = 5 * time.Second
 
-// The values of Client.writing, which says who may write. Whoever moves it from idle to writing writes, or hands that
-// right on.
+// The values of Client.writing, the right to write. The goroutine that moves it from idle to running must write, or
+// hand the right on.
 const (
-	writerIdle    int32 = iota // nobody writes: everything that was due is written
-	writerRunning              // a writer or a flusher does, or is about to
-	readerEnded                // nobody writes again: whoever finds this finishes the client
+	writerIdle    int32 = iota // nobody writes: everything is written
+	writerRunning              // a writer or a flusher writes, or is about to
+	readerEnded                // nobody writes again: the writer that finds this finishes the client
 )
 
-// A Client is one connection and its place in a hub. Two goroutines work for it: a reader for as long as the connection
-// lives, which is a new goroutine after each message, and a writer for as long as there is something to write. life.go
-// has its states.
-//
-// Five verbs make up its life. It joins a hub (Hub.Join) and leaves it (Hub.leave). Close ends it politely, Cut at once.
-// It finishes when reader and writer have ended.
+// A Client is one connection and its place in a hub. Two goroutines work for it. A reader runs for as long as the
+// connection lives; it is a new goroutine after each message. A writer runs only while there is something to write.
+// life.go has the states.
 type Client struct {
 	// Set once, before the client joins or starts.
 	id        feed.ClientID
 	user      string
-	address   netip.Prefix // limits and shares count by it: an IPv4 address, or an IPv6 /64
+	address   netip.Prefix // an IPv4 address or an IPv6 /64; limits and shares count by it
 	settings  *Settings
 	protocol  protocol
 	owner     Owner
@@ -46,13 +43,13 @@ type Client struct {
 	hub       *Hub
 	began     time.Time   // when the handshake began
 	expiry    *time.Timer // of Settings.MaxAge, or nil
-	token     string      // the token of its sends, unless they name another
+	token     string      // the token of its sends that name none
 	since     *Resumption // or nil
-	conn      conn.Conn   // nil before Attach; whoever has not started the client needs mu
+	conn      conn.Conn   // nil before Attach; only goroutines that Start began read it without mu
 	tryWriter conn.TryWriter
 	waiter    conn.Waiter
 
-	life    life         // the hub's lock moves it, mostly with mu
+	life    life         // only the holder of the hub's lock changes it, mostly with mu
 	writing atomic.Int32 // writerIdle, writerRunning or readerEnded
 	due     atomic.Bool  // pending or answers are not empty
 
@@ -63,45 +60,45 @@ type Client struct {
 	// Owned by the reader.
 	in       ws.Reader
 	heard    time.Time // when the last bytes came
-	pinged   bool      // a ping is out, and nothing has come since
-	spared   bool      // the last deadline passed without a ping, because something had come
+	pinged   bool      // the server has sent a ping, and nothing has come since
+	spared   bool      // the last deadline passed without a ping, because bytes had come
 	polls    bool      // a read must not wait
 	limiter  *rate.Limiter
 	dropped  int // messages over the rate since the bucket was last full
 	load     *fair.Load
 	meter    fair.Meter
-	incoming int // bytes taken from the memory that all messages share while they arrive
-	overhead int // bytes received since the last pause that are no part of a message
+	incoming int // bytes taken from Process.Incoming for the message that arrives
+	overhead int // bytes since the last pause that were no part of a message, see pace
 
 	// Guarded by the hub's lock.
 	index    int           // in Hub.clients; negative when dropped
-	feed     *hubFeed      // that it reads
+	feed     *hubFeed      // the feed that it reads
 	cursor   uint64        // the position in feed of the next frame that it needs
-	written  uint64        // the position up to which everything is written, or not for it
+	written  uint64        // the position before which everything is written, or is not for it
 	joinedAt uint64        // the head of feed when it joined
 	until    uint64        // once it has left: the head of feed at that moment
-	pinned   *feed.Segment // what is being written to it
-	skips    []feed.Range  // positions from cursor on that are not for it
+	pinned   *feed.Segment // the segment that is being written to it, or nil
+	skips    []feed.Range  // positions from cursor on whose frames are not for it
 	turn     turn
 	nextTurn *Client // the next in the queue of turns
-	looked   uint64  // in turnWriter: the cursor when a sender last looked
+	looked   uint64  // with turnWriter: the cursor when a sender last looked
 	searched uint64  // the cursor, plus 1, at the last Trim; 0 for never
-	counted  uint64  // the generation of the hub's roster that it is in
+	counted  uint64  // the generation of the roster that counts it
 
 	// Guarded by mu.
 	mu           sync.Mutex
 	pending      []byte        // pongs and pings, as frames
-	answers      []byte        // frames for this client alone, but for pending
+	answers      []byte        // other frames for this client alone
 	answered     chan struct{} // if the reader waits: closed when answers are taken
 	cause        ws.Close      // once it has left; fixed then
-	deadline     time.Time     // once it has left: when patience with its connection ends
-	readDeadline time.Time     // before that: when the reader wants to be woken from silence
-	halfClosed   bool          // in Goodbye: our half of the connection is closed, and it can still send
-	saidGoodbye  bool          // the client's close frame is in
+	deadline     time.Time     // once it has left: bounds all reads and writes
+	readDeadline time.Time     // before that: when the reader wakes up if the client is silent
+	halfClosed   bool          // in Goodbye: the server's half of the connection is closed, and the client can still send
+	saidGoodbye  bool          // the client's close frame has come
 	flushed      chan struct{} // if the reader waits: closed when the writer has ended
 }
 
-// A Resumption names the last message that a client has got before it connected again.
+// A Resumption names the last message that a client received before it connected again.
 type Resumption struct {
 	Epoch string
 	Seq   uint64
@@ -117,7 +114,7 @@ func (c *Client) Init(p *Process, owner Owner, user string, address netip.Prefix
 	c.writing.Store(writerRunning) // until Start
 }
 
-// SpeakEvents makes c a client of the events protocol. since is where it wants to go on, or nil.
+// SpeakEvents makes c a client of the events protocol. since is where c wants to go on, or nil.
 func (c *Client) SpeakEvents(since *Resumption) {
 	c.protocol, c.since = eventsProtocol{}, since
 }
@@ -137,16 +134,18 @@ func (c *Client) Attach(cn conn.Conn) {
 	c.waiter, _ = cn.(conn.Waiter)
 }
 
-// Start runs the connection. It clears what the HTTP server has left on it and starts the reader, which ends with the
-// connection: at the latest when the client is silent for the ping's interval and timeout or, once it has left, after twice
-// closeTimeout. It must run after the handler chain has returned, because wrappers may set deadlines until then.
+// Start runs the connection. It clears the deadlines that the HTTP server has left and starts the reader. The reader
+// ends with the connection: at the latest when the client has been silent for the ping's interval and timeout or, once
+// it has left, after twice closeTimeout. Start must run after the handler chain has returned, because wrappers may set
+// deadlines until then.
 func (c *Client) Start() {
 	c.hub.open(c)
-	if c.State() == Cut { // during its handshake
+	if c.State() == Cut { // it was cut during its handshake
 		c.conn.Abort()
 	}
 	if interval := c.settings.PingInterval; interval > 0 {
-		// The first ping comes early, and at another time for each of the clients that joined together.
+		// The first ping comes early and at a random time, so that clients that joined together get theirs at different
+		// times.
 		first := time.Now().Add(interval/2 + rand.N(interval/2+1))
 		c.heard = first.Add(-interval)
 		c.armRead(first)
@@ -159,10 +158,10 @@ func (c *Client) Start() {
 	if c.waiter == nil {
 		c.in.Own()
 	}
-	go c.listen() // nobody waits for the reader: its last act is end
+	go c.listen() // nobody waits for the reader; its last act is end
 }
 
-// open moves a client that has joined to open, unless it has left already, and sets its deadlines.
+// open moves c from joining to open, unless it has left already, and sets its deadlines.
 func (b *Hub) open(c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -172,8 +171,9 @@ func (b *Hub) open(c *Client) {
 	c.setDeadlineLocked(c.deadline)
 }
 
-// Close ends the client politely. It leaves the hub at once, its writer flushes the messages from before that and sends the
-// close frame, and its reader waits for the client's answer. The first cause holds; Close reports whether it was this one.
+// Close ends the client politely. The client leaves the hub at once. Its writer flushes the earlier messages and sends
+// the close frame, and its reader waits for the client's answer. The first cause holds. Close reports whether why is
+// that cause.
 func (c *Client) Close(why ws.Close) bool {
 	if !c.hub.leave(c, Closing, why) {
 		return false
@@ -183,38 +183,38 @@ func (c *Client) Close(why ws.Close) bool {
 	return true
 }
 
-// Cut ends the client without waiting for anything: the client sees a reset. It never blocks. The first cause holds.
+// Cut ends the client at once and never blocks; the client sees a reset. The first cause holds.
 func (c *Client) Cut(why ws.Close) {
 	c.gone(why)
 	c.hub.move(c, Cut)
-	if cn := c.connection(); cn != nil { // it may still be in its handshake
+	if cn := c.connection(); cn != nil { // without one it is still in its handshake
 		cn.Abort()
 	}
 }
 
-// gone makes the client leave when there is nothing left to say to it.
+// gone makes the client leave when the server can write nothing more to it.
 func (c *Client) gone(why ws.Close) {
 	if c.hub.leave(c, Cut, why) {
 		c.departed()
 	}
 }
 
-// Abandon ends a client that has joined but never started: nobody works for it, so Abandon finishes it.
+// Abandon cuts a client that has joined but never started. No goroutine works for it, so Abandon finishes it.
 func (c *Client) Abandon() {
 	c.Cut(CloseGone)
 	c.finish()
 }
 
-// departed does, without a lock, what follows a leave.
+// departed reports to the owner that the client has left. The caller must have no lock.
 func (c *Client) departed() { c.owner.Left() }
 
-// decideLocked moves c, which must be a member, to Closing or Cut, with the cause and the deadline that hold from then on.
-// It needs the hub's lock. It returns false if c has left before.
+// decideLocked moves c to Closing or Cut, and fixes its cause and its deadline. It needs the hub's lock. It returns
+// false if c has left before.
 func (c *Client) decideLocked(next State, why ws.Close) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.State() == Deaf {
-		next = Cut // nothing more can be said to it
+		next = Cut // the server can write nothing more to it
 	}
 	if !c.State().isMember() || !c.life.to(next) {
 		return false
@@ -233,8 +233,9 @@ func (b *Hub) move(c *Client, next State) bool {
 	return c.life.to(next)
 }
 
-// mute notes that writing to c has failed, or has ended. An open client goes deaf: its reader takes what is left, because a
-// client that closes the connection right after its close frame makes writing fail before that frame is read.
+// mute moves c on when writing to it has failed or has ended. An open client goes deaf, and its reader reads on: if a
+// client closes the connection right after its close frame, writing fails before the reader has read that frame. A
+// closing client is cut.
 func (b *Hub) mute(c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -247,7 +248,8 @@ func (b *Hub) mute(c *Client) {
 	}
 }
 
-// farewell notes that the close frame is out. halfClosed says that our half of the connection is closed, too.
+// farewell moves c to Goodbye when the close frame is sent. halfClosed says that the server's half of the connection is
+// closed, too.
 func (b *Hub) farewell(c *Client, halfClosed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -259,51 +261,52 @@ func (b *Hub) farewell(c *Client, halfClosed bool) {
 	c.halfClosed = halfClosed
 	c.setDeadlineLocked(time.Now().Add(closeTimeout))
 	if c.saidGoodbye && !halfClosed {
-		// Both sides are done, and the client waits for the server to close (RFC 6455 §7.1.1).
+		// Both sides have sent their close frames, and the client waits for the server to close (RFC 6455 §7.1.1).
 		_ = c.conn.Close()
 	}
 }
 
-// setDeadlineLocked bounds every read and write from now on. A client without a connection gets the bound with Start.
+// setDeadlineLocked bounds every read and write from now on. A client without a connection gets the bound at Start.
 func (c *Client) setDeadlineLocked(t time.Time) {
 	c.deadline = t
 	if c.conn != nil {
-		_ = c.conn.SetReadDeadline(t) // fails only on a dead connection, as will the next read
+		_ = c.conn.SetReadDeadline(t) // fails only on a dead connection; the next read finds that out
 		_ = c.conn.SetWriteDeadline(t)
 	}
 }
 
-// startWriting takes the right to write to c, if nobody has it and the reader has not ended.
+// startWriting takes the right to write to c. It returns false if somebody has the right or the reader has ended.
 func (c *Client) startWriting() bool { return c.writing.CompareAndSwap(writerIdle, writerRunning) }
 
-// stopWriting gives the right back. It returns false if the reader has ended meanwhile: then the caller must finish c.
+// stopWriting gives the right to write back. It returns false if the reader has ended; then the caller must finish c.
 func (c *Client) stopWriting() bool { return c.writing.CompareAndSwap(writerRunning, writerIdle) }
 
 func (c *Client) isWriting() bool { return c.writing.Load() == writerRunning }
 
-// startWriter starts a writer, for a caller that has the right to write. The writer begins with rest, which ends n
-// messages. It ends when nothing is left to write or the connection fails, which end makes it do.
+// startWriter starts a writer. The caller must have the right to write, and passes it on. The writer begins with rest,
+// which ends n messages. It ends when nothing is left to write or the connection fails. Client.end closes the
+// connection.
 func (c *Client) startWriter(rest []byte, n int) { go c.write(rest, n) }
 
-// wake starts a writer unless somebody writes, who then sees what is new before the end.
+// wake starts a writer, unless one runs: that one finds everything new before it ends.
 func (c *Client) wake() {
 	if c.startWriting() {
 		c.startWriter(nil, 0)
 	}
 }
 
-// end is the reader's last act. With the connection closed a running writer fails, and the later of the two finishes the
-// client.
+// end is the reader's last act. It closes the connection, which makes a running writer fail. The later of reader and
+// writer finishes the client.
 func (c *Client) end() {
-	c.returnIncoming() // of a message that a bug has interrupted
-	_ = c.conn.Close() // the error of a connection that is given up helps nobody
+	c.returnIncoming() // for a message that a panic has interrupted
+	_ = c.conn.Close() // the connection is given up, so its error does not matter
 	c.hub.move(c, Cut)
 	if c.writing.Swap(readerEnded) == writerIdle {
 		c.finish()
 	}
 }
 
-// finish ends the client's life. Nothing works for it any more.
+// finish ends the client's life. No goroutine works for it any more.
 func (c *Client) finish() {
 	c.hub.drop(c)
 	if c.expiry != nil {
@@ -314,17 +317,17 @@ func (c *Client) finish() {
 	c.owner.Finished()
 }
 
-// panicked reports a bug that would otherwise end the server, since no HTTP server stands above our goroutines to recover
-// it.
+// panicked reports a recovered panic. Without recovery it would end the process, because no HTTP server above these
+// goroutines recovers panics.
 func (c *Client) panicked(v any) { c.owner.Panicked(v, debug.Stack()) }
 
-// State returns where the client is in its life. It may have moved on meanwhile, unless the caller has the hub's lock.
+// State returns the client's state. It may change at once, unless the caller has the hub's lock.
 func (c *Client) State() State { return c.life.now() }
 
-// ID returns the client's id, which it has from Join on. In each hub, a client that joins later has a higher one.
+// ID returns the client's id, which Join sets. In each hub, a client that joins later has a higher id.
 func (c *Client) ID() feed.ClientID { return c.id }
 
-// User returns who the client is; "" is anonymous.
+// User returns the name of the client's user; "" is anonymous.
 func (c *Client) User() string { return c.user }
 
 // Address returns the address by which limits and shares count the client.
@@ -349,7 +352,7 @@ func (c *Client) Cause() ws.Close {
 	return c.cause
 }
 
-// Traffic counts what a client has sent and what was sent to it.
+// Traffic counts what a client has sent and received.
 type Traffic struct{ MessagesIn, MessagesOut, BytesIn, BytesOut uint64 }
 
 // Traffic returns what the client has sent and received so far, in messages and in bytes before TLS.
@@ -357,10 +360,11 @@ func (c *Client) Traffic() Traffic {
 	return Traffic{c.messagesIn.Load(), c.messagesOut.Load(), c.bytesIn.Load(), c.bytesOut.Load()}
 }
 
-// IsConnected reports whether the client's handshake has come as far as Attach.
+// IsConnected reports whether the client has a connection: Attach has run.
 func (c *Client) IsConnected() bool { return c.connection() != nil }
 
-// Writable reports whether the client's socket has room; false before Attach, or where that cannot be known.
+// Writable reports whether the client's socket has room. It returns false before Attach, and if the connection cannot
+// know.
 func (c *Client) Writable() bool {
 	cn := c.connection()
 	return cn != nil && cn.Writable()
@@ -376,14 +380,14 @@ func (c *Client) connection() conn.Conn {
 	return c.conn
 }
 
-// isEnding reports whether nothing more can be said to the client but a close frame.
+// isEnding reports whether the server sends the client nothing more, except a close frame.
 func (c *Client) isEnding() bool { return !c.State().takesMore() }
 
-// hasLeft reports whether the client is no member of its hub any more.
+// hasLeft reports whether the client is no longer a member of its hub.
 func (c *Client) hasLeft() bool { return !c.State().isMember() }
 
-// skipFrameLocked notes that the frame at a position is not for c. Of the ranges that were evicted only the one at the
-// cursor matters: behind a gap that is in no range the client has lagged.
+// skipFrameLocked marks the frame at a position as not for c. It forgets ranges that were evicted, except the one at
+// the cursor: behind a gap that is in no range the client has lagged.
 func (c *Client) skipFrameLocked(at uint64) {
 	if c.cursor == at {
 		c.cursor++
@@ -404,8 +408,8 @@ func (c *Client) skipFrameLocked(at uint64) {
 	c.skips = append(slices.Delete(c.skips, keep, gone), feed.Range{First: at, End: at + 1})
 }
 
-// skipLocked moves the cursor over frames that are not for c. It returns where the frames end that c may be sent: at limit,
-// or at the next one that is not for it.
+// skipLocked moves the cursor over frames that are not for c. It returns the end of the frames that c may receive:
+// limit, or the next frame that is not for c.
 func (c *Client) skipLocked(limit uint64) uint64 {
 	gone := 0
 	for gone < len(c.skips) && c.skips[gone].First <= c.cursor {

@@ -128,7 +128,7 @@ func (b *Hub) restLocked() {
 	if len(h.records) == 0 {
 		b.recycleLocked()
 	} else {
-		b.retainLocked(h.records[len(h.records)-1].at) // so no message is too old: sweepHistory looks at the clock
+		b.retainLocked(h.records[len(h.records)-1].at) // not the clock, which sweepHistory reads
 	}
 	if len(h.records) == 0 {
 		b.endFeedsLocked(time.Time{})

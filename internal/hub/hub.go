@@ -1,5 +1,5 @@
-// Package hub has one named broadcast group, the hub, and its clients: who is a member, the order of messages, whose turn
-// it is to be written to, history, and presence. It knows neither Caddy nor HTTP.
+// Package hub has one named broadcast group, the hub, and its clients: membership, the order of messages, turns,
+// history and presence. It knows neither Caddy nor HTTP.
 package hub
 
 import (
@@ -15,18 +15,18 @@ import (
 // A Hub is one named broadcast group: feeds of its messages, and the clients that read them. All clients see the messages
 // in the order in which Publish appended them.
 //
-// A client with everything up to the head of its feed is idle and has no writer. Publish wakes idle clients only. A busy
-// client finds the new head by itself, so the busier the hub, the fewer wake-ups a message costs. turns.go says who writes
-// and when.
+// A client that has everything up to the head of its feed is idle and has no writer. Publish wakes only idle clients. A
+// busy client finds the new head by itself, so the busier the hub, the fewer wake-ups a message costs. turns.go decides
+// who writes and when.
 type Hub struct {
 	name    string
-	epoch   string // unique: no other hub has it, nor has a later hub of the same name
+	epoch   string // unique, even among hubs of the same name
 	opened  time.Time
 	process *Process
 
 	mu     sync.Mutex
 	raw    *hubFeed   // the first of feeds: sequence numbers are its positions
-	feeds  []*hubFeed // the encodings that some client reads, and raw
+	feeds  []*hubFeed // raw, and the other encodings that clients read
 	closed bool       // Publish accepts nothing more
 
 	// clients[:idle] are idle, clients[idle:] are busy. A client that has left stays among the busy until its writer has
@@ -34,10 +34,10 @@ type Hub struct {
 	clients []*Client
 	idle    int
 	members int // clients that have not left
-	// quiet are the clients that do not get their own messages (echo off), by id.
+	// quiet has the clients that do not receive their own messages (echo off), by id.
 	quiet map[feed.ClientID]*Client
 
-	// The largest of the clients that have joined.
+	// The largest values among the settings of the clients that have joined.
 	maxMessageSize int
 	bufferMessages int
 	bufferBytes    int
@@ -51,13 +51,13 @@ type Hub struct {
 	presence presence
 }
 
-// A hubFeed is one of a hub's feeds, and what the hub keeps about it.
+// A hubFeed is one of a hub's feeds, with the state that the hub keeps for it.
 type hubFeed struct {
 	*feed.Feed
 	protocol protocol
 	sampled  uint64 // the position of the hub's sample, or notInFeed
 	newest   uint64 // the position of the newest message
-	needed   uint64 // during Trim: the oldest position that somebody needs
+	needed   uint64 // during Trim: the oldest position that a client or the history needs
 }
 
 // New returns a hub without clients, with an epoch of its own.
@@ -82,15 +82,15 @@ type welcome struct {
 	head    uint64 // the number of the newest message, counted from 1
 	clients int
 	replay  uint64 // how many messages up to head the client receives
-	missed  uint64 // how many after its since it does not receive
+	missed  uint64 // how many messages after its since it does not receive
 	resumed bool   // missed is 0
 
 	remembers time.Duration // how long the hub remembers the ids of messages
 }
 
-// Join makes c a member, unless the hub is closed or already has most members; most 0 is no limit. c receives the hub's
-// history, or the part after its since, and then every message published from now on. Nothing is written before
-// Client.Start.
+// Join makes c a member. It returns ErrClosed if the hub is closed, and ErrFull if the hub already has most members;
+// most 0 is no limit. c receives the hub's history, or the part after its since, and then every message published from
+// now on. Nothing is written before Client.Start.
 func (b *Hub) Join(c *Client, most int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,7 +118,7 @@ func (b *Hub) Join(c *Client, most int) error {
 	switch {
 	case c.since == nil || c.since.Epoch != b.epoch:
 	case c.since.Seq > b.raw.Head():
-		w.missed = 0 // the hub has not come that far: c receives what a new client does
+		w.missed = 0 // the hub has no such message yet: c receives the same as a new client
 	default:
 		w.missed = max(floor, c.since.Seq) - c.since.Seq
 		w.resumed = w.missed == 0
@@ -142,7 +142,8 @@ func (b *Hub) Join(c *Client, most int) error {
 	return nil
 }
 
-// feedLocked returns the feed of a protocol. If no client has read it so far, it begins with the messages from floor on.
+// feedLocked returns the feed of a protocol. If no client reads that protocol yet, it makes a feed with the messages
+// from floor on.
 func (b *Hub) feedLocked(p protocol, floor uint64) *hubFeed {
 	for _, f := range b.feeds {
 		if f.protocol == p {
@@ -162,16 +163,16 @@ func (b *Hub) feedLocked(p protocol, floor uint64) *hubFeed {
 	return f
 }
 
-// leave ends c's membership and makes why its cause, unless it has left before. next is Closing or Cut. It reports whether
-// it was this call that made c leave; then the caller must call c.departed without a lock.
+// leave ends c's membership with the cause why. next is Closing or Cut. It returns false if c has left before. If it
+// returns true, the caller must call c.departed without a lock.
 func (b *Hub) leave(c *Client, next State, why ws.Close) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.leaveLocked(c, next, why)
 }
 
-// leaveLocked is leave. Nothing published from now on is for c; what was published before stays within reach of its
-// writer.
+// leaveLocked is leave for a caller that has the lock. c receives nothing that is published from now on; its writer can
+// still send earlier messages.
 func (b *Hub) leaveLocked(c *Client, next State, why ws.Close) bool {
 	if !c.decideLocked(next, why) {
 		return false
@@ -188,8 +189,8 @@ func (b *Hub) leaveLocked(c *Client, next State, why ws.Close) bool {
 	return true
 }
 
-// drop forgets c, to which nothing more is written. Its state or connection must be at an end. It may be called more
-// than once.
+// drop removes c from the hub. The server must write nothing more to c, whose state or connection must have ended. A
+// second call does nothing.
 func (b *Hub) drop(c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -197,21 +198,21 @@ func (b *Hub) drop(c *Client) {
 	b.removeLocked(c)
 }
 
-// wakeLocked makes busy the idle clients that lack a frame. Those may be all but a message's sender, or only the readers of
-// one feed.
+// wakeLocked makes the idle clients busy that lack a frame. Those may be all except a message's sender, or only the
+// readers of one feed.
 func (b *Hub) wakeLocked() {
 	idle := b.clients[:b.idle]
 	b.idle = 0
 	for i, c := range idle {
 		if c.cursor == c.feed.Head() {
-			b.swapLocked(i, b.idle) // the client that stood there has been looked at
+			b.swapLocked(i, b.idle) // the loop has already looked at the client that stood there
 			b.idle++
 			continue
 		}
 		if c.startWriting() {
 			b.queueLocked(c)
 		} else if c.isWriting() {
-			b.beginTurnLocked(c, turnWriter) // its writer runs for a pong or a ping, and asks next before it ends
+			b.beginTurnLocked(c, turnWriter) // its writer sends a pong or a ping, and calls next before it ends
 		}
 	}
 	b.restLocked()
@@ -233,7 +234,7 @@ func (b *Hub) overstrandedLocked() (cut []*Client) {
 	return cut
 }
 
-// A progress says what a client's writer is to do next.
+// A progress says what a client's writer must do next.
 type progress int
 
 const (
@@ -244,9 +245,9 @@ const (
 	progressLagged                  // frames that the client needs are gone, and so it has left: call departed, say goodbye
 )
 
-// next gives back the frames of the last call and returns those that follow: n messages in one slice, valid until the next
-// call or drop. Where there is nothing to write it makes c idle in the same critical section, so that no message can come
-// between the two.
+// next gives back the frames of the last call and returns the next frames: n messages in one slice, valid until the
+// following call or drop. If there is nothing to write it makes c idle in the same critical section, so no message can
+// come between the two.
 func (b *Hub) next(c *Client) (frames []byte, n int, p progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -255,7 +256,7 @@ func (b *Hub) next(c *Client) (frames []byte, n int, p progress) {
 
 func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 	b.unpinLocked(c)
-	if c.index < 0 { // dropped: the feed may be recycled under it
+	if c.index < 0 { // dropped: the feed may have been recycled
 		return nil, 0, progressFlushed
 	}
 	limit, left := c.feed.Head(), !c.State().isMember()
@@ -265,7 +266,7 @@ func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 	end := c.skipLocked(limit)
 	if c.cursor < c.feed.Tail() && c.cursor < limit {
 		switch {
-		case left: // it has got as much as there is
+		case left: // it has received as much as is left
 			b.removeLocked(c)
 			return nil, 0, progressFlushed
 		case !c.settings.SkipLag:
@@ -289,7 +290,7 @@ func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 	return frames, int(c.feed.Seq(c.cursor) - c.feed.Seq(c.written)), progressFrames
 }
 
-// skipLaggedLocked moves c over the frames that are gone.
+// skipLaggedLocked moves c over the frames that are gone, and tells it how many messages it has missed.
 func (b *Hub) skipLaggedLocked(c *Client) {
 	next := c.feed.Seq(c.feed.Tail())
 	missed := next - c.feed.Seq(c.cursor)
@@ -298,7 +299,7 @@ func (b *Hub) skipLaggedLocked(c *Client) {
 	c.protocol.lagged(c, missed, next+1)
 }
 
-// parkLocked makes c idle. When every client is, the feeds give back their memory.
+// parkLocked makes c idle. When all clients are idle, the feeds give back their memory.
 func (b *Hub) parkLocked(c *Client) progress {
 	b.endTurnLocked(c)
 	if !c.stopWriting() {
@@ -319,7 +320,7 @@ func (b *Hub) unpinLocked(c *Client) {
 	}
 }
 
-// removeLocked takes c out of clients, if it is still there.
+// removeLocked takes c out of clients, if c is in it.
 func (b *Hub) removeLocked(c *Client) {
 	b.endTurnLocked(c)
 	if c.index < 0 {
@@ -338,7 +339,7 @@ func (b *Hub) removeLocked(c *Client) {
 	b.clients[last] = nil
 	b.clients = b.clients[:last]
 	c.index = -1
-	if len(b.history.records) == 0 { // even if others are never idle
+	if len(b.history.records) == 0 { // even if other clients are never idle
 		b.endFeedsLocked(time.Time{})
 	}
 	b.restLocked()
@@ -356,7 +357,7 @@ func (b *Hub) Size() int {
 	return b.members
 }
 
-// SetTaps makes taps those that see messages published from now on. The caller must not change the slice any more.
+// SetTaps sets the taps that see messages published from now on. The caller must not change the slice any more.
 func (b *Hub) SetTaps(taps []*Tap) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -370,8 +371,9 @@ func (b *Hub) MessageLimit() int {
 	return b.maxMessageSize
 }
 
-// Heir returns the given address if a member that counts has it, or if no member counts; else the address of a member that
-// does. counts runs under the hub's lock.
+// Heir returns the address that pays for the hub when a client of the given address has left. That is the given address
+// if a member that counts has it, or if no member counts; otherwise it is the address of a member that counts. counts
+// runs under the hub's lock.
 func (b *Hub) Heir(address netip.Prefix, counts func(*Client) bool) netip.Prefix {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -397,7 +399,7 @@ type Info struct {
 	Opened           time.Time
 }
 
-// Info returns what operators see of the hub, and whether it is still open.
+// Info describes the hub for operators, and reports whether the hub is still open.
 func (b *Hub) Info() (info Info, open bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -410,8 +412,9 @@ func (b *Hub) Info() (info Info, open bool) {
 	}, !b.closed
 }
 
-// Clients returns the members and some clients that have left, in no order. Copying is all that happens under the lock,
-// 0.1 ms for 100,000 clients. Room for the copy is made before, because that may take part in collecting garbage.
+// Clients returns the members and some clients that have left, in no order. It only copies under the lock, which takes
+// 0.1 ms for 100,000 clients. It makes room for the copy before, because the allocation may have to help the garbage
+// collector.
 func (b *Hub) Clients() []*Client {
 	n := b.Size()
 	all := make([]*Client, 0, n+n/8)
@@ -420,8 +423,8 @@ func (b *Hub) Clients() []*Client {
 	return append(all, b.clients...)
 }
 
-// Lags returns for each of the clients how many messages it has yet to take, or -1 if it has left. It holds the lock
-// meanwhile, so it is for a thousand clients at most.
+// Lags returns for each of the clients how many messages it has yet to take, or -1 if it has left. It holds the hub's
+// lock all the time, so pass it a thousand clients at most.
 func (b *Hub) Lags(clients []*Client) []int {
 	lags := make([]int, len(clients))
 	b.mu.Lock()

@@ -10,14 +10,15 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// maxDiscarded bounds what is read and thrown away while waiting for the client's answer to a close. It is larger than what
-// kernels buffer, so that a client in the middle of a large message still sees the close frame instead of a reset.
+// maxDiscarded bounds how many bytes the reader discards while it waits for the client's answer to a close. It is
+// larger than the buffers of kernels, so that a client in the middle of a large message still sees the close frame
+// instead of a reset.
 const maxDiscarded = 16 << 20
 
-// maxOverhead is how many bytes that are no part of a message (control frames, empty fragments) a client may send before the
-// server stops reading from it for overheadPause: 2 MiB a second. The smaller frames are, the more a byte of them costs. At
-// that pace a flood of the smallest takes a few percent of a processor and waits in its sender's own socket, while a chat's
-// pings and fragments come nowhere near it.
+// maxOverhead is how many bytes that are no part of a message (control frames, empty fragments) a client may send
+// before the server stops reading from it for overheadPause. That makes 2 MiB a second. The smaller frames are, the
+// more each of their bytes costs. At that rate a flood of the smallest frames takes a few percent of a processor and
+// waits in its sender's own socket. The pings and fragments of a chat come nowhere near it.
 const (
 	maxOverhead   = 64 << 10
 	overheadPause = 32 * time.Millisecond
@@ -26,8 +27,8 @@ const (
 // maxClientHeader is the longest header of a client's frame: two bytes, a 64-bit length and the mask (RFC 6455 §5.2).
 const maxClientHeader = 14
 
-// A source is a client as its ws.Reader sees it: where the client's bytes come from. It judges silence, and counts and paces
-// what comes.
+// A source is a client as its ws.Reader sees it: the source of the client's bytes. It judges silence, and counts and
+// paces the bytes.
 type source Client
 
 // Read implements io.Reader.
@@ -52,21 +53,21 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 }
 
-// listen is the reader from one wait to the next. Between messages a client has no buffer, and a goroutine that has done
-// nothing yet but wait: its stack is half of what it would be after the first message, and stacks that have grown hardly
-// ever shrink. A goroutine costs less than the system calls of the message that it is for.
+// listen is the reader from one wait to the next. Between messages a client has no buffer, and a new goroutine waits
+// for it. The stack of a new goroutine is half as large as after its first message, and stacks that have grown hardly
+// ever shrink. A new goroutine costs less than the system calls of the message that it reads.
 func (c *Client) listen() {
 	sure, err := c.wait()
 	if c.read(sure, err) {
 		go c.listen()
 		return
 	}
-	c.gone(CloseGone) // unless something was decided before
+	c.gone(CloseGone) // without effect if the client has left before
 	c.awaitEnd()
 	c.end()
 }
 
-// wait waits for input without a buffer, where the connection can: see conn.Waiter.
+// wait waits for input without a buffer, if the connection can do that; see conn.Waiter.
 func (c *Client) wait() (sure bool, err error) {
 	if c.waiter == nil {
 		return true, nil
@@ -77,8 +78,8 @@ func (c *Client) wait() (sure bool, err error) {
 	return sure, err
 }
 
-// read relays what has come, after a wait with the given result, until there is nothing left to read. Then it returns true.
-// It returns false when the connection has failed or is closing.
+// read handles everything that has come, after a wait with the given result. It returns true when nothing is left to
+// read, and false when the connection has failed or is closing.
 func (c *Client) read(sure bool, waited error) (idle bool) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -120,7 +121,7 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 	return true
 }
 
-// mayListen reports whether everything read is used up, and the connection can be waited for without reading.
+// mayListen reports whether all read bytes are used up, and the reader can wait for the connection without reading.
 func (c *Client) mayListen() bool {
 	if c.waiter == nil || c.in.Buffered() > 0 {
 		return false
@@ -131,11 +132,11 @@ func (c *Client) mayListen() bool {
 // longAgo is a deadline that has passed.
 var longAgo = time.Unix(1, 0)
 
-// drained reports whether a connection that reads ahead has given everything that it has read, and else leaves what there is
-// in the buffer. To find out it reads once more, with a deadline that has passed, so that the connection cannot read on.
+// drained reports whether a connection that reads ahead has returned everything that it has read. If not, the rest is
+// in the buffer. drained reads once more, with a deadline that has passed, so that the connection reads nothing new.
 func (c *Client) drained() bool {
 	c.mu.Lock()
-	if c.isEnding() { // the deadline belongs to the end
+	if c.isEnding() { // the deadline of the close must stay
 		c.mu.Unlock()
 		return false
 	}
@@ -152,8 +153,8 @@ func (c *Client) drained() bool {
 	return c.in.Buffered() == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// onlyPongs takes whole pongs from the connection and reports whether there was nothing else. They are what most clients
-// send most of the time, and ws.Reader.Next would go on to wait for the message behind them.
+// onlyPongs drops whole pongs from the connection, and reports whether there was nothing else. Most clients send only
+// pongs most of the time. ws.Reader.Next would drop them too, and then wait for the message behind them.
 func (c *Client) onlyPongs() bool {
 	if c.waiter == nil {
 		return false
@@ -166,7 +167,7 @@ func (c *Client) onlyPongs() bool {
 	return false
 }
 
-// receive reads one message and does what it asks for. It returns false when the client is closing.
+// receive reads one message and handles it. It returns false when the client is closing.
 func (c *Client) receive(opcode int, r io.Reader) bool {
 	b, ok := c.readMessage(opcode, r)
 	if ok {
@@ -174,11 +175,11 @@ func (c *Client) receive(opcode int, r io.Reader) bool {
 	}
 	b.free()
 	c.returnIncoming()
-	c.pace() // not only before reading: many small requests come with one read, and their answers are not small
+	c.pace() // also here, because one read may bring many small requests with large answers
 	return ok
 }
 
-// readMessage reads one message. Text is checked as it arrives, so that a message is refused at its first bad byte, not at
+// readMessage reads one message. It checks text as it arrives, so it refuses a message at its first bad byte and not at
 // its end. It returns false when the client is closing.
 func (c *Client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 	text := opcode == ws.TextMessage
@@ -186,7 +187,7 @@ func (c *Client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 	for valid := 0; ; {
 		msg := b.message
 		full := len(msg) == cap(msg)
-		n, err := r.Read(msg[len(msg):cap(msg)]) // if full, nothing, or the end
+		n, err := r.Read(msg[len(msg):cap(msg)]) // with a full buffer it reads nothing, or finds the end
 		msg = msg[:len(msg)+n]
 		b.message = msg
 		c.overhead -= n
@@ -206,8 +207,8 @@ func (c *Client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 			return b, false
 		}
 		if full {
-			// Twice what has come: a client that stalls within a message costs no more. ws.Reader refuses what exceeds the
-			// maximum size before it is read.
+			// The buffer grows to twice the bytes that have come, so a client that stalls within a message costs no
+			// more. ws.Reader refuses a message over the maximum size before the reader gets its bytes.
 			if b.class >= freeClass && !c.awaitIncoming(cap(msg)) {
 				c.Close(CloseBusy)
 				return b, false
@@ -217,9 +218,8 @@ func (c *Client) readMessage(opcode int, r io.Reader) (*messageBuffer, bool) {
 	}
 }
 
-// awaitIncoming takes n more bytes, for the message that c receives, from the memory that all messages share while they
-// arrive. While its address has its share, c is not read. It returns false when that takes too long, or when the client is
-// closing.
+// awaitIncoming takes n more bytes from Process.Incoming for the message that c receives. While the address of c has
+// its share, the server does not read from c. It returns false when that takes too long, or when the client is closing.
 func (c *Client) awaitIncoming(n int) bool {
 	c.meter.End()
 	if !c.process.Incoming.Await(c.address, n, c.isEnding) {
@@ -229,7 +229,7 @@ func (c *Client) awaitIncoming(n int) bool {
 	return true
 }
 
-// returnIncoming gives back what awaitIncoming has taken.
+// returnIncoming gives back the bytes that awaitIncoming has taken.
 func (c *Client) returnIncoming() {
 	if c.incoming > 0 {
 		c.process.Incoming.Give(c.address, c.incoming)
@@ -237,7 +237,7 @@ func (c *Client) returnIncoming() {
 	}
 }
 
-// message returns a message of the client's.
+// message returns a message with c as its sender.
 func (c *Client) message(opcode int, payload []byte) Message {
 	return Message{
 		Message: feed.Message{Sender: c.id, User: c.user, Opcode: opcode, Payload: payload},
@@ -245,7 +245,7 @@ func (c *Client) message(opcode int, payload []byte) Message {
 	}
 }
 
-// publish publishes a message of the client's. It returns false when the client is closing.
+// publish publishes a message of c. It returns false when c is closing.
 func (c *Client) publish(m *Message) (Receipt, bool) {
 	r, published := c.hub.publish(c, m)
 	c.meter.Exclude(r.waited)
@@ -253,8 +253,8 @@ func (c *Client) publish(m *Message) (Receipt, bool) {
 	return r, published
 }
 
-// allowMessage counts a message that has come, and reports whether it is within the client's rate. A client that goes on
-// sending at an empty bucket is closed.
+// allowMessage counts a received message, and reports whether it is within the client's rate. It closes a client that
+// keeps sending while its bucket is empty.
 func (c *Client) allowMessage(opcode int) bool {
 	c.messagesIn.Add(1)
 	c.process.Counters.received(opcode)
@@ -277,7 +277,7 @@ func (c *Client) allowMessage(opcode int) bool {
 	return false
 }
 
-// readFailed closes the client for the reason that ended its reading.
+// readFailed closes the client for the reason of err, which has ended its reading.
 func (c *Client) readFailed(err error) {
 	why, goodbye, known := c.in.Why(err)
 	switch {
@@ -293,8 +293,9 @@ func (c *Client) readFailed(err error) {
 	}
 }
 
-// awaitEnd reads on and discards after a close, until the client closes, patience ends, or it has sent too much. Closing a
-// socket with unread bytes makes TCP send a reset, upon which the client throws away a close frame that it has not read yet.
+// awaitEnd reads and discards after a close, until the client closes, the deadline passes, or the client has sent
+// maxDiscarded bytes. If the server closed a socket with unread bytes, TCP would send a reset, and the client would
+// throw away a close frame that it has not read yet.
 func (c *Client) awaitEnd() {
 	c.mu.Lock()
 	done := c.State() == Goodbye && c.saidGoodbye && !c.halfClosed
@@ -302,8 +303,8 @@ func (c *Client) awaitEnd() {
 	if done {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, (*source)(c), maxDiscarded) // however it ends, it ends
-	// A client that has closed only its own half still reads what is due.
+	_, _ = io.CopyN(io.Discard, (*source)(c), maxDiscarded) // the connection closes, whatever the error
+	// A client that has closed only its own half still reads. Let the writer finish.
 	c.mu.Lock()
 	if c.State() != Closing {
 		c.mu.Unlock()
@@ -318,11 +319,11 @@ func (c *Client) awaitEnd() {
 	}
 }
 
-// armRead sets when the reader wants to be woken from silence.
+// armRead sets when the reader wakes up if the client is silent.
 func (c *Client) armRead(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.isEnding() { // else there is a deadline already
+	if !c.isEnding() { // otherwise the last deadline is set
 		c.readDeadline = t
 		_ = c.conn.SetReadDeadline(t)
 	}
@@ -331,8 +332,8 @@ func (c *Client) armRead(t time.Time) {
 // errPingTimeout ends a read: the client has been silent since the ping.
 var errPingTimeout = errors.New("nothing heard since the ping")
 
-// onSilence handles an expired read deadline: time to ping, time to give up or, where something was heard since it was set,
-// another deadline. With a nil error the read goes on.
+// onSilence handles an expired read deadline. It sends a ping, or gives the client up, or sets another deadline if
+// bytes came since the last was set. With a nil error the read goes on.
 func (c *Client) onSilence() error {
 	if c.settings.PingInterval == 0 || c.isEnding() {
 		return os.ErrDeadlineExceeded
@@ -348,8 +349,8 @@ func (c *Client) onSilence() error {
 	}
 	if due := c.heard.Add(c.settings.PingInterval); due.After(now) {
 		c.armRead(due)
-		// A client that keeps sending may rely on pings, too: it gets one at every other of these deadlines, which are at
-		// most an interval apart. Nothing hangs on its pong.
+		// A client that keeps sending may rely on pings, too. It gets one at every other of these deadlines, which are
+		// at most an interval apart. It need not answer these.
 		if c.spared && !c.due.Load() {
 			c.push(ws.PingMessage, nil)
 		}
@@ -362,8 +363,8 @@ func (c *Client) onSilence() error {
 	return nil
 }
 
-// pace makes a client wait that sends much and says nothing, the longer the more that is: one large frame may be worth many
-// pauses.
+// pace pauses the reader of a client that sends much overhead. The more it is, the longer the pause: one large frame
+// may be worth many pauses.
 func (c *Client) pace() {
 	for c.overhead >= maxOverhead && !c.isEnding() {
 		c.meter.End()
@@ -372,7 +373,7 @@ func (c *Client) pace() {
 	}
 }
 
-// onHeard notes a sign of life of n bytes.
+// onHeard counts n received bytes, which are a sign of life.
 func (c *Client) onHeard(n int) {
 	c.bytesIn.Add(uint64(n))
 	c.process.Counters.BytesReceived.Add(uint64(n))
@@ -381,7 +382,7 @@ func (c *Client) onHeard(n int) {
 		return
 	}
 	c.heard = time.Now()
-	if c.pinged { // the deadline is the timeout's, which may be longer than the interval
+	if c.pinged { // the deadline is that of the timeout, which may be longer than the interval
 		c.pinged = false
 		c.armRead(c.heard.Add(c.settings.PingInterval))
 	}

@@ -7,18 +7,19 @@ import (
 )
 
 // A turn is a woken client's claim to be served. It begins when a message wakes the client. It ends when the client has
-// everything, or turns out not to read. Senders wait for turns, never for slow clients.
+// everything, or turns out not to read. Senders wait for open turns, never for slow clients.
 type turn int8
 
 const (
 	turnNone   turn = iota // idle, or known to be slow
 	turnQueued             // a flusher serves it, or will
-	turnWriter             // its own writer serves it: its socket was full, or knows no attempts
+	turnWriter             // its own writer serves it: its socket was full, or cannot write without waiting
 )
 
-// The turns are a hub's flushers and what they have to do, guarded by the hub's lock. A flusher is a goroutine that serves
-// one woken client after the other. It only attempts to write: a client whose connection takes less than everything gets a
-// writer of its own for the rest. So a few flushers serve thousands of clients, and no client holds one up.
+// turns are a hub's flushers and the queue of clients that they serve. The hub's lock guards them. A flusher is a
+// goroutine that serves one woken client after the other. It writes only as much as a connection takes without waiting;
+// for the rest the client gets a writer of its own. So a few flushers serve thousands of clients, and no client holds a
+// flusher up.
 type turns struct {
 	first, last *Client // the queue of clients with turnQueued, oldest first
 	queued      int
@@ -27,18 +28,18 @@ type turns struct {
 	allEnded    chan struct{} // if senders wait: closed when open is 0
 }
 
-// clientsPerFlusher is when another flusher is worth its start, as long as there are processors for it: writing to so
-// many takes a few hundred microseconds.
+// clientsPerFlusher is how many queued clients make another flusher worth its start, as long as a processor is free for
+// it. Writing to so many takes a few hundred microseconds.
 const clientsPerFlusher = 64
 
-// writerPatience is how often waiting senders look whether a client with a writer of its own is blocked. A sender that is
+// writerPatience is how often waiting senders check whether a client with its own writer is blocked. A sender that is
 // far ahead loses up to twice that each time such a client gets stuck.
 const writerPatience = 10 * time.Millisecond
 
-// maxLooks bounds how often they look, for a connection that is slow without being blocked: half a second in all.
+// maxLooks bounds these checks, for a connection that is slow without being blocked: half a second in all.
 const maxLooks = 50
 
-// beginTurnLocked begins c's turn, or goes on with it in another way.
+// beginTurnLocked begins c's turn, or changes how it goes on.
 func (b *Hub) beginTurnLocked(c *Client, t turn) {
 	if c.turn == turnNone {
 		b.turns.open++
@@ -46,7 +47,7 @@ func (b *Hub) beginTurnLocked(c *Client, t turn) {
 	c.turn, c.looked = t, math.MaxUint64
 }
 
-// queueLocked begins c's turn, or continues it behind the others.
+// queueLocked puts c at the end of the queue, and begins its turn if it has none.
 func (b *Hub) queueLocked(c *Client) {
 	b.beginTurnLocked(c, turnQueued)
 	if b.turns.last == nil {
@@ -58,7 +59,7 @@ func (b *Hub) queueLocked(c *Client) {
 	b.turns.queued++
 }
 
-// dequeueLocked returns the client whose turn it is, or nil.
+// dequeueLocked takes the first client out of the queue, or returns nil.
 func (b *Hub) dequeueLocked() *Client {
 	c := b.turns.first
 	if c == nil {
@@ -91,9 +92,9 @@ func (b *Hub) endTurnLocked(c *Client) {
 	}
 }
 
-// lockInTurn locks the hub for a sender, and returns how long the sender had to wait for turns. Without that wait senders
-// would run away from clients that do read and only had no turn yet. It waits while turns are open and a quarter of the
-// buffer was appended since the last time that all had ended. A blocked client has no turn, so it delays no sender.
+// lockInTurn locks the hub for a sender. It returns how long the sender had to wait. It waits while turns are open and
+// more than a quarter of the buffer was appended since all turns had ended. Otherwise senders would run away from
+// clients that do read and only had no turn yet. A blocked client has no turn, so it delays no sender.
 func (b *Hub) lockInTurn() (waited time.Duration) {
 	b.mu.Lock()
 	if !b.mustWaitLocked() {
@@ -132,8 +133,8 @@ func (b *Hub) mustWaitLocked() bool {
 	return false
 }
 
-// endBlockedTurns ends the turns of clients whose own writers cannot go on and have not since the last call, or the turns
-// of all that have writers.
+// endBlockedTurns ends the turns of clients whose own writers are blocked and have not moved since the last call. With
+// all it ends the turns of all clients with their own writers.
 func (b *Hub) endBlockedTurns(all bool) {
 	var blocked []*Client
 	for _, c := range b.standingWriters(all) {
@@ -150,7 +151,8 @@ func (b *Hub) endBlockedTurns(all bool) {
 	}
 }
 
-// standingWriters returns the clients whose own writers have not gone on since the last call, or all that have writers.
+// standingWriters returns the clients whose own writers have not moved since the last call, or with all every client
+// that has its own writer.
 func (b *Hub) standingWriters(all bool) (standing []*Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -170,7 +172,7 @@ func (b *Hub) standingWriters(all bool) (standing []*Client) {
 func (b *Hub) moreFlushersLocked() int {
 	wanted := (b.turns.queued + clientsPerFlusher - 1) / clientsPerFlusher
 	if wanted <= b.turns.flushers {
-		return 0 // without GOMAXPROCS, which takes the scheduler's lock
+		return 0 // before GOMAXPROCS, which takes the scheduler's lock
 	}
 	more := min(wanted, runtime.GOMAXPROCS(0)) - b.turns.flushers
 	if more < 0 {
@@ -183,7 +185,7 @@ func (b *Hub) moreFlushersLocked() int {
 // flush serves the queue until it is empty.
 func (b *Hub) flush() {
 	var t Tally
-	var served *Client // has taken what it was given
+	var served *Client // the last client, if it has taken everything
 	for {
 		if t.pending == tallySize {
 			b.process.Counters.written.add(&t)
@@ -202,7 +204,7 @@ func (b *Hub) flush() {
 				served = c
 			}
 		case p == progressAlone:
-			go c.finish() // it logs, and the other clients need not wait for that
+			go c.finish() // it logs, and the other clients must not wait for that
 		case p == progressLagged:
 			c.departed()
 			c.startWriter(nil, 0)
@@ -212,9 +214,9 @@ func (b *Hub) flush() {
 	}
 }
 
-// serve puts served, if any, behind the others in the queue, or makes it idle if it has everything. Then it returns the
-// next client with something to do, or nil if the queue is empty and the flusher ends. With progressFrames there are
-// frames to attempt, or none if only a writer can send them.
+// serve returns the next client with something to do, or nil if the queue is empty and the flusher must end. With
+// progressFrames it returns the frames to write, or none if only a writer can send them. served is the client of the
+// last call, or nil: serve first puts it at the end of the queue, or makes it idle if it has everything.
 func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -240,11 +242,11 @@ func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress
 				return c, frames, n, p
 			}
 			b.unpinLocked(c)
-			c.cursor = c.written // its writer will ask for these frames
+			c.cursor = c.written // its writer will ask for these frames again
 			b.beginTurnLocked(c, turnWriter)
 			return c, nil, 0, p
 		case progressIdle:
-			// A control frame that was due while the flusher had the right to write has started no writer.
+			// A control frame that came while the flusher had the right to write has started no writer.
 			if c.due.Load() && c.startWriting() {
 				return c, nil, 0, p
 			}

@@ -10,8 +10,8 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// maxPending bounds the control frames that wait for the writer, in bytes: 16 of the largest. Beyond that only the newest is
-// kept, which RFC 6455 §5.5.3 allows for pongs.
+// maxPending bounds the control frames that wait for the writer, in bytes: 16 of the largest. Beyond it the client
+// keeps only the newest, which RFC 6455 §5.5.3 allows for pongs.
 const maxPending = 16 * 127
 
 // write is the client's only writer while it runs. It begins with rest, which ends n messages.
@@ -25,7 +25,7 @@ func (c *Client) write(rest []byte, n int) {
 	}
 }
 
-// endWriting ends the last writer: the connection takes nothing more, or the close frame is out.
+// endWriting ends the last writer of a client: the connection takes nothing more, or the close frame is sent.
 func (c *Client) endWriting() {
 	c.hub.drop(c)
 	c.hub.mute(c)
@@ -41,22 +41,22 @@ func (c *Client) endWriting() {
 	}
 }
 
-// A writerEnd is how a writer ends.
+// A writerEnd says how a writer ends.
 type writerEnd int
 
 const (
-	writerStops    writerEnd = iota // nothing is left to write; another may start
+	writerStops    writerEnd = iota // nothing is left to write; another writer may start
 	writerFinishes                  // the reader has ended, too
 	writerFails                     // nothing can be written any more
 )
 
-// flush writes rest and then the hub's frames, and control frames before them, until there are none left or, for a client
-// that has left, until the close frame is out.
+// flush writes rest, then the hub's frames, with control frames before them, until nothing is left. For a client that
+// has left it then sends the close frame.
 func (c *Client) flush(rest []byte, n int) (end writerEnd) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.panicked(v)
-			c.Cut(CloseInternal) // in the middle of a frame, for all we know
+			c.Cut(CloseInternal) // the panic may have come in the middle of a frame
 			end = writerFails
 		}
 	}()
@@ -101,8 +101,9 @@ func (c *Client) sendMessages(frames []byte, n int) bool {
 	return true
 }
 
-// sendPending sends the control frames and answers that are due. After Hub.next it puts every pong before the messages that
-// were published after its ping had come. Were it before, a pong and a message could come between the two.
+// sendPending sends the waiting control frames and answers. The writer calls it after Hub.next, so every pong goes
+// before the messages that were published after its ping came. If it ran before Hub.next, a pong and a message could
+// come between the two.
 func (c *Client) sendPending() bool {
 	return !c.due.Load() || c.send(c.takePending())
 }
@@ -117,7 +118,7 @@ func (c *Client) takePending() []byte {
 	return p
 }
 
-// releaseReaderLocked lets a reader go on that waits for its client to take the answers.
+// releaseReaderLocked wakes a reader that waits for its client to take the answers.
 func (c *Client) releaseReaderLocked() {
 	if c.answered != nil {
 		close(c.answered)
@@ -126,7 +127,7 @@ func (c *Client) releaseReaderLocked() {
 }
 
 // attempt writes as much of frames, which end n messages, as the connection takes without waiting, and returns the
-// rest. t counts it.
+// rest. It counts the write in t.
 func (c *Client) attempt(t *Tally, frames []byte, n int) (rest []byte) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -145,8 +146,8 @@ func (c *Client) attempt(t *Tally, frames []byte, n int) (rest []byte) {
 	return frames[sent:]
 }
 
-// send writes p. It returns false when the connection takes nothing more: it has failed, or it has made no progress for the
-// write timeout and is cut, because what follows a broken frame is garbage to the client.
+// send writes p. It returns false when the connection takes nothing more. Then writing has failed, or it has made no
+// progress for the write timeout and send has cut the client, because a client cannot read on after a broken frame.
 func (c *Client) send(p []byte) bool {
 	chunk := conn.MaxTLSRecord // so that each record has the full timeout
 	if c.tryWriter != nil {
@@ -157,12 +158,13 @@ func (c *Client) send(p []byte) bool {
 		n, err := c.conn.Write(p[:min(len(p), chunk)])
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			c.sent(n)
-			c.hub.mute(c) // the reader finds out why
+			c.hub.mute(c) // the reader finds the reason
 			return false
 		}
 		slow := err != nil && c.tryWriter != nil && !c.isEnding()
 		if slow && n == 0 {
-			// A blocked write goes on only when a third of the socket's buffer is free. What is free by now?
+			// A blocked write goes on only when a third of the socket's buffer is free. An attempt takes what is free
+			// by now.
 			c.setWriteDeadline(time.Time{})
 			n = c.tryWriter.TryWrite(p)
 		}
@@ -174,7 +176,7 @@ func (c *Client) send(p []byte) bool {
 		}
 	}
 	if c.tryWriter != nil {
-		c.setWriteDeadline(time.Time{}) // an attempt fails once there is one that has passed
+		c.setWriteDeadline(time.Time{}) // after a deadline that has passed every attempt would fail
 	}
 	return true
 }
@@ -185,16 +187,17 @@ func (c *Client) sent(n int) {
 	c.process.Counters.written.wrote(0, n)
 }
 
-// setWriteDeadline gives the next write its deadline.
+// setWriteDeadline sets the deadline of the next write, unless the client has left.
 func (c *Client) setWriteDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.hasLeft() { // else the deadline is that of the close
+	if !c.hasLeft() { // otherwise the deadline of the close holds
 		_ = c.conn.SetWriteDeadline(t)
 	}
 }
 
-// sayGoodbye sends what is due and the close frame, and ends our half of the connection.
+// sayGoodbye sends the waiting control frames and answers, then the close frame, and closes the server's half of the
+// connection.
 func (c *Client) sayGoodbye() {
 	if !c.sendPending() || c.State() != Closing {
 		return
@@ -218,8 +221,8 @@ func (c *Client) push(opcode int, payload []byte) {
 	c.wake()
 }
 
-// tell sends c alone a frame, before what its writer takes from the hub next. It may be called under the hub's lock, and
-// then does not start a writer: awaitAnswers or the hub does.
+// tell queues a frame for c alone. The writer sends it before the frames that it takes from the hub next. tell may be
+// called under the hub's lock, and so starts no writer: awaitAnswers or the hub does.
 func (c *Client) tell(opcode int, payload []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,11 +232,12 @@ func (c *Client) tell(opcode int, payload []byte) {
 	}
 }
 
-// maxAnswers is how many bytes of answers may wait for a client before it is not read any more: a page of a roster.
+// maxAnswers is how many bytes of answers may wait for a client before the server stops reading from it: a page of a
+// roster.
 const maxAnswers = 16 << 10
 
-// awaitAnswers lets the writer send the answers, and waits while there are too many. It ends with the connection, because
-// every write has a deadline.
+// awaitAnswers starts the writer and waits while too many answers wait. It ends with the connection at the latest,
+// because every write has a deadline.
 func (c *Client) awaitAnswers() {
 	c.wake()
 	for {
