@@ -12,10 +12,10 @@ import (
 // that it is in: to give each record the full timeout, write no more than this at once to a Conn that is no TryWriter.
 const MaxTLSRecord = 16 << 10
 
-// sendBuffer is what the kernel may keep for a client, in bytes; Linux doubles it. Left alone it grows to megabytes,
-// and a third of it must be free before a blocked write goes on: a client that takes 100 kB a second would look stuck
-// for longer than any timeout, and a ping would wait behind all that. With this buffer a client can be sent a megabyte a
-// second over a round trip of a quarter of a second.
+// sendBuffer is how much the kernel may keep for a client, in bytes; Linux doubles it. Left alone the buffer grows to
+// megabytes, and a third of it must be free before a blocked write goes on. A client that takes 100 kB a second would
+// look stuck for longer than any timeout, and a ping would wait behind all that. With this buffer a client can receive
+// a megabyte a second over a round trip of a quarter of a second.
 const sendBuffer = 128 << 10
 
 // A Conn is a client's connection. One goroutine at a time may read, and one may write. The other methods may be called by
@@ -31,35 +31,37 @@ type Conn interface {
 	// SetWriteDeadline bounds Writes in the same way. A TryWrite after the deadline takes nothing.
 	SetWriteDeadline(t time.Time) error
 
-	// CloseWrite ends the sending half, so that the peer sees the end and can still be read. It returns false where that is
-	// impossible or has failed.
+	// CloseWrite closes the sending half, so that the peer sees the end and the Conn can still read. It returns false
+	// if that is impossible or has failed.
 	CloseWrite() bool
 
 	// Abort closes the connection at once and does not wait for the peer. Over TCP the peer sees a reset, and the kernel
 	// drops what the peer has not taken yet.
 	Abort()
 
-	// Writable reports whether the socket has room now: whether a Write would get anywhere without waiting for the peer. It
-	// returns false where that cannot be known.
+	// Writable reports whether the socket has room now: whether a Write would write something without waiting for the
+	// peer. It returns false if that cannot be known.
 	Writable() bool
 }
 
 // A TryWriter is a Conn that can write without waiting. A Write on it that has timed out may go on where it stopped: n of
 // its p are written, the rest is not.
 type TryWriter interface {
-	// TryWrite writes as much of p as the socket has room for, and returns how much. It never waits. It takes less than all
-	// where the socket is full, broken or past its write deadline; only a Write can tell which.
+	// TryWrite writes as much of p as the socket has room for, and returns how many bytes that were. It never waits. It
+	// takes less than all of p if the socket is full, broken or past its write deadline; only a Write can tell which.
 	TryWrite(p []byte) int
 }
 
 // A Waiter is a Conn that can wait for input without a buffer to read it into. Its methods are for the goroutine that
 // reads.
 type Waiter interface {
-	// Wait returns when there is something to read, or an error that a Read would find, or with os.ErrDeadlineExceeded when
-	// the read deadline has passed. With sure=false and no error it has not waited, because it cannot know whether there is
-	// something to read: the caller must find out with a Read that does not wait. So is the first Wait on TLS, which may
-	// have read ahead during its handshake. Rarely a Wait that is sure is wrong, because an event of the past reaches it late:
-	// the Read after it waits then, as any Read does.
+	// Wait returns when there is something to read, or an error that a Read would find, or with os.ErrDeadlineExceeded
+	// when the read deadline has passed.
+	//
+	// With sure=false and no error it has not waited, because it cannot know whether there is something to read. The
+	// caller must then find out with a Read that does not wait. The first Wait on TLS does that, because TLS may have
+	// read ahead during its handshake. Rarely, a Wait with sure=true is wrong, because a past event reaches it late.
+	// Then the Read after it waits, as any Read does.
 	Wait() (sure bool, err error)
 
 	// ReadsAhead reports whether the Conn may hold bytes that it has taken from the socket and Wait does not see. Before a
@@ -67,18 +69,16 @@ type Waiter interface {
 	ReadsAhead() bool
 }
 
-// Wrap returns nc as a Conn. early is what the HTTP server had read from nc beyond the request; the Conn keeps it until it
-// is read. The result is a TryWriter and a Waiter for a *net.TCPConn or a *net.UnixConn, a Waiter for a *tls.Conn above a
-// socket, and neither for other connections and on systems that are not Unix. It wraps nothing that it could close: the
-// caller no longer uses nc itself.
-//
-// Wrap limits the send buffer of a TCP socket below nc to 128 KiB.
+// Wrap returns nc as a Conn. early has the bytes that the HTTP server had read from nc beyond the request; the Conn
+// keeps them until they are read. The result is a TryWriter and a Waiter for a *net.TCPConn or a *net.UnixConn, a
+// Waiter for a *tls.Conn above a socket, and neither for other connections and on systems other than Unix. The caller
+// must no longer use nc itself.
 func Wrap(nc net.Conn, early []byte) Conn {
 	if len(early) == 0 {
 		early = nil
 	}
 	if t, ok := innermost(nc).(*net.TCPConn); ok {
-		_ = t.SetWriteBuffer(sendBuffer) // best effort: without it slow clients differ later from stuck ones
+		_ = t.SetWriteBuffer(sendBuffer) // best effort: without it the server tells slow from stuck clients later
 	}
 	return wrap(stream{nc, early})
 }
@@ -101,7 +101,7 @@ func innermost(nc net.Conn) net.Conn {
 // A stream is a Conn that needs nothing but a net.Conn.
 type stream struct {
 	net.Conn
-	early []byte // the reader's: unread bytes of the HTTP server
+	early []byte // owned by the reader: unread bytes of the HTTP server
 }
 
 // Read implements Conn.
@@ -138,7 +138,7 @@ func (s *stream) Abort() {
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // best effort: without it the close is merely slower
 	}
-	_ = nc.Close() // the error of a connection that is given up helps nobody
+	_ = nc.Close() // the connection is given up, so its error does not matter
 }
 
 // Writable implements Conn.

@@ -51,7 +51,7 @@ func writable(nc net.Conn) bool {
 	return err == nil && room
 }
 
-// poll reports whether the event, or an error, is there now.
+// poll reports whether the event, or an error, is pending.
 func poll(fd uintptr, event int16) bool {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, 0)
 	return err == nil && n == 1
@@ -61,7 +61,7 @@ func poll(fd uintptr, event int16) bool {
 type socket struct {
 	stream
 	raw    syscall.RawConn
-	looked bool // the reader's: the current wait has looked before
+	looked bool // owned by the reader: the current wait has looked before
 }
 
 // wait returns when there is something to read from the socket, or an error to find by reading, or when the read deadline
@@ -71,8 +71,8 @@ func (s *socket) wait() error {
 	return s.raw.Read(s.canRead)
 }
 
-// canRead looks once before the wait. When it is asked again, the runtime's poller has seen something: to look once more
-// would be a system call for each message, only to find the rare event that is stale.
+// canRead polls once before the wait. When the runtime calls it again, the runtime's poller has seen something. To poll
+// then would cost a system call for each message, only to find the rare stale event.
 func (s *socket) canRead(fd uintptr) bool {
 	if s.looked {
 		return true
@@ -105,7 +105,7 @@ func (c *plain) TryWrite(p []byte) int {
 // A secure is TLS above a socket.
 type secure struct {
 	socket
-	fresh bool // the reader's: it may have read ahead during the handshake
+	fresh bool // owned by the reader: TLS may have read ahead during the handshake
 }
 
 // Wait implements Waiter.
@@ -132,7 +132,7 @@ type attempt struct {
 	try  func(fd uintptr) bool
 }
 
-// attempts keep them between uses.
+// attempts keeps unused attempts.
 var attempts = sync.Pool{New: func() any { return newAttempt() }}
 
 func newAttempt() *attempt {
@@ -150,7 +150,7 @@ func newAttempt() *attempt {
 // write returns how many bytes of p the socket took.
 func (a *attempt) write(raw syscall.RawConn, p []byte) int {
 	a.p, a.sent = p, 0
-	_ = raw.Write(a.try) // a Write will tell the error
+	_ = raw.Write(a.try) // a Write will find the error
 	a.p = nil
 	return a.sent
 }

@@ -57,8 +57,8 @@ func (p *Pool) Take(address netip.Prefix, n int) bool {
 	return true
 }
 
-// Await waits for between half and one and a half times poolPatience, and looks every poolPause. Its callers may hold memory
-// that others wait for, so none waits for longer; the random part keeps them from giving up all at once.
+// Await waits for half to one and a half times poolPatience, and tries every poolPause. Its callers may hold memory
+// that others wait for, so none waits for longer. The random part keeps them from giving up all at once.
 const (
 	poolPatience = 2 * time.Second
 	poolPause    = 20 * time.Millisecond

@@ -45,16 +45,16 @@ type Load struct {
 	turn    chan struct{} // has an element while somebody pays
 }
 
-// What work costs, as measured time would not show it.
+// The cost of work that measured time would not show.
 const (
-	// RequestWork is the work of a request besides its handler: what the HTTP server and Caddy do.
+	// RequestWork is the work of a request besides its handler: the work of the HTTP server and of Caddy.
 	RequestWork = time.Millisecond
 
 	// DeliveryWork is the work of a message for each client that gets it: a wake-up and a part of a write.
 	DeliveryWork = time.Microsecond
 
-	// WorkUnit is how much work a Meter collects before it charges the address: so much that charging costs little
-	// beside it.
+	// WorkUnit is how much work a Meter collects before it charges the address. Charging costs little beside so much
+	// work.
 	WorkUnit = 100 * time.Microsecond
 )
 
@@ -71,9 +71,9 @@ const (
 	// turnLook is how often Pay calls ended while it waits for its turn.
 	turnLook = time.Second
 
-	// busyPart is the part of the processors from which on they count as busy. Processors look for it every busyLook, while
-	// somebody asks. Busy processors count as busy for busyHold, because they are idle while those pause who made them
-	// busy. Two looks that are more than busyGap apart tell nothing about the time between them.
+	// busyPart is the part of the processors from which on they count as busy. Processors measure it every busyLook,
+	// while somebody asks. Busy processors count as busy for busyHold, because they are idle while the addresses pause
+	// that made them busy. Two measurements more than busyGap apart say nothing about the time between them.
 	busyPart = 0.5
 	busyLook = 20 * time.Millisecond
 	busyGap  = 10 * busyLook

@@ -34,7 +34,7 @@ type Item[T any] struct {
 	element *list.Element // in owner.items; nil once removed
 }
 
-// Push adds v as the newest value of an address. The returned item is what Remove takes.
+// Push adds v as the newest value of an address. It returns the item for Remove.
 func (q *Queue[T]) Push(address netip.Prefix, v T) *Item[T] {
 	o := q.owners[address]
 	if o == nil {

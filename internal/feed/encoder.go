@@ -2,9 +2,9 @@ package feed
 
 import "github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 
-// An Encoder makes what the clients of one kind receive. A frame is head followed by body: its bytes on the wire. head and
-// body are valid until the next call and may refer to the message; the caller must not change them. An Encoder must not
-// keep a message or a notice.
+// An Encoder makes the frames for clients of one kind. A frame is head followed by body: its bytes on the wire. head
+// and body are valid until the next call and may refer to the message; the caller must not change them. An Encoder must
+// not keep a message or a notice.
 type Encoder interface {
 	// Message returns the frame of a message.
 	Message(m *Message) (head, body []byte)
@@ -13,7 +13,7 @@ type Encoder interface {
 	Notice(n *Notice) (head, body []byte, ok bool)
 }
 
-// A raw encoder's frames are WebSocket frames with nothing but the payload.
+// A raw encoder makes WebSocket frames with nothing but the payload.
 type raw struct {
 	header [ws.MaxHeader]byte
 }

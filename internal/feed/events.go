@@ -60,7 +60,7 @@ type userEvent struct {
 	Clients int    `json:"clients"`
 }
 
-// A changesEvent is a presence event that tells what has changed.
+// A changesEvent is a presence event with the changes of the roster.
 type changesEvent struct {
 	Type    string   `json:"type"`
 	Clients int      `json:"clients"`
@@ -82,11 +82,12 @@ func AppendEvent(dst []byte, event any) []byte {
 // timeLayout is RFC 3339 in UTC, with milliseconds.
 const timeLayout = "2006-01-02T15:04:05.000Z"
 
-// EventTime returns t as events have times: RFC 3339 in UTC, with milliseconds. It cuts off what is below a millisecond.
+// EventTime returns t in the form that events use: RFC 3339 in UTC, with milliseconds. It drops anything below a
+// millisecond.
 func EventTime(t time.Time) string { return t.UTC().Format(timeLayout) }
 
-// appendMessage appends a message event. It runs under the hub's lock for each message of a hub with events, so it does
-// without encoding/json.
+// appendMessage appends a message event. It does not use encoding/json, because it runs under the hub's lock for each
+// message of a hub with events.
 func appendMessage(dst []byte, m *Message) []byte {
 	dst = append(dst, `{"type":"message","seq":`...)
 	dst = strconv.AppendUint(dst, m.Seq, 10)
@@ -110,8 +111,8 @@ func appendMessage(dst []byte, m *Message) []byte {
 	return append(dst, '}')
 }
 
-// AppendJSONString appends s, which must be UTF-8, as a JSON string. It escapes what must be escaped, and nothing else (RFC
-// 8259 §7).
+// AppendJSONString appends s, which must be UTF-8, as a JSON string. It escapes only the characters that JSON demands
+// (RFC 8259 §7).
 func AppendJSONString[T string | []byte](dst []byte, s T) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')

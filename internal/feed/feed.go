@@ -1,8 +1,8 @@
 // Package feed keeps the recent messages of a hub in the encodings that its clients read.
 //
-// A Log is a bounded run of frames as they go on the wire. A Feed is a Log with an Encoder, which decides what a frame looks
-// like and whether notices stand between the messages. A hub has a feed for each kind of client. The package is pure: it has
-// no lock, no clock and no I/O.
+// A Log is a bounded run of frames as they go on the wire. A Feed is a Log with an Encoder, which decides how a frame
+// looks and whether notices stand between the messages. A hub has a feed for each kind of client. The package is pure:
+// it has no lock, no clock and no I/O.
 package feed
 
 import (
@@ -27,7 +27,7 @@ type Feed struct {
 
 	encoder Encoder
 	raw     *raw    // the encoder if it is raw, called without the interface; or nil
-	message Message // for encoder: what an interface gets would be allocated for each message
+	message Message // the argument of encoder; as a field it needs no allocation for each message
 
 	base     uint64   // how many messages the hub had before the first that was appended here
 	messages int      // how many messages the feed keeps; maxMessages of the log also counts the notices between them
@@ -88,20 +88,21 @@ func (f *Feed) Trim(to uint64) {
 	f.ForgetNotices()
 }
 
-// Retain is Log.Retain.
+// Retain does what Log.Retain does.
 func (f *Feed) Retain(from uint64) {
 	f.Log.Retain(from)
 	f.ForgetNotices()
 }
 
-// Recycle is Log.Recycle.
+// Recycle does what Log.Recycle does.
 func (f *Feed) Recycle() {
 	f.Log.Recycle()
 	f.ForgetNotices()
 }
 
-// ForgetNotices forgets the positions of notices that are long before the tail, and lets the log keep as many frames as there
-// are notices after the tail beside its messages. The other methods of a Feed call it when they drop frames.
+// ForgetNotices forgets the positions of notices that are long before the tail. It lets the log keep one more frame for
+// each notice after the tail, so that notices take no message's place. The other methods of a Feed call it when they
+// drop frames.
 func (f *Feed) ForgetNotices() {
 	n := f.noticesBefore(f.tail)
 	f.maxMessages = f.messages + len(f.notices) - n
@@ -139,8 +140,8 @@ func (f *Feed) noticesBefore(position uint64) int {
 	return n
 }
 
-// Position returns where the message stands, or will stand, that has seq messages before it in the hub. That message must
-// not be before the tail.
+// Position returns the position of the message that has seq messages before it in the hub, or will have. That message
+// must not be before the tail.
 func (f *Feed) Position(seq uint64) uint64 {
 	messages := seq - f.base // before it
 	n := sort.Search(len(f.notices), func(i int) bool { return f.notices[i]-f.dropped-uint64(i) > messages })

@@ -57,15 +57,16 @@ type Segment struct {
 // Capacity returns how many bytes of memory the segment's buffer takes.
 func (s *Segment) Capacity() int { return cap(s.buf) }
 
-// MaxWrite bounds a segment and so, unless a single frame is longer, what goes to a connection in one Write, in bytes. It is
-// large enough that a message no longer costs a system call, and for a message of the default maximum size (64 KiB);
-// it is small enough that a stuck client pins little.
+// MaxWrite bounds a segment and so, unless a single frame is longer, the bytes of one Write to a connection. It is
+// large enough that a message no longer costs a system call, and for a message of the default maximum size (64 KiB). It
+// is small enough that a stuck client pins little.
 const MaxWrite = 64<<10 + ws.MaxHeader
 
 // MaxFrame is the longest frame that a log can hold, in bytes: the index of a segment has 32 bits.
 const MaxFrame = math.MaxUint32
 
-// indexSize is what a frame costs beyond its bytes: its entry in ends. It counts, or empty messages would be free.
+// indexSize is the size of a frame's entry in ends, in bytes. It counts, because otherwise empty messages would be
+// free.
 const indexSize = 4
 
 // segmentSizes are the capacities of pooled segments. A quiet hub stays with the first and a busy hub climbs, so that one
@@ -84,12 +85,12 @@ func (l *Log) Grow(maxMessages, maxBytes int) {
 	l.maxBytes = max(l.maxBytes, maxBytes)
 }
 
-// SetHistory reserves a part of the log's bytes for history. The default is none.
+// SetHistory reserves a part of the log's bytes for history. The default is 0.
 func (l *Log) SetHistory(bytes int) { l.history = bytes }
 
-// SetSpare has the log ask spare, at each Append, how many bytes all logs together may still keep beyond their histories.
-// The log keeps its history and as much as is left for all, but at least minBuffer, and no more than maxBytes. So all logs
-// keep less while some take much. With nil, the default, the log always keeps up to maxBytes.
+// SetSpare makes the log ask spare, at each Append, how many bytes all logs together may still keep beyond their
+// histories. The log then keeps its history and as much as all may still keep, but at least minBuffer, and no more than
+// maxBytes. So all logs keep less while some take much. With nil, the default, the log always keeps up to maxBytes.
 func (l *Log) SetSpare(spare func() int) { l.spare = spare }
 
 // Head returns the position of the next frame.

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A ClientID names a client for as long as the process lives. No other client has the same, before or after it, unless the
-// clock is turned back. 0 is no client.
+// A ClientID identifies a client for as long as the process lives. No other client has the same id, before or after it,
+// unless the clock is turned back. 0 is no client.
 type ClientID uint64
 
 // String returns the id as logs and APIs show it: lower-case letters and digits.
@@ -20,12 +20,12 @@ type Message struct {
 	Seq     uint64    // the message's number in the hub, from 1
 	At      time.Time // when the hub got it
 	Sender  ClientID  // 0 for none
-	User    string    // who sent it, in UTF-8; "" for anonymous
+	User    string    // the sender's user, in UTF-8; "" for anonymous
 	Opcode  int       // ws.TextMessage or ws.BinaryMessage
 	Payload []byte    // UTF-8 if the message is text; encoders do not change it, and feeds copy it
 }
 
-// A Notice is something that a hub tells its clients between two messages: which users have come and gone. It has no number.
+// A Notice tells clients, between two messages, which users have come and gone. It has no number.
 type Notice struct {
 	Clients int      // how many clients the hub has
 	Joined  []string // users, in UTF-8

@@ -27,7 +27,7 @@ const (
 	maskSize   = 4    // bytes of a mask
 )
 
-// What the second byte of a header says of the payload's length (RFC 6455 §5.2). Smaller values are the length.
+// Values of the second byte of a header that announce a longer length (RFC 6455 §5.2). Smaller values are the length.
 const (
 	length16 = 126 // it follows in 2 bytes
 	length64 = 127 // it follows in 8 bytes
@@ -55,7 +55,7 @@ func AppendFrame(dst []byte, opcode int, payload []byte) []byte {
 	return append(AppendHeader(dst, opcode, len(payload)), payload...)
 }
 
-// AppendHeader appends to dst what comes before a payload of n bytes in a frame of AppendFrame: at most MaxHeader bytes.
+// AppendHeader appends to dst the header of a frame of AppendFrame with a payload of n bytes: at most MaxHeader bytes.
 // It writes the length in the fewest bytes that hold it, as RFC 6455 §5.2 demands.
 func AppendHeader(dst []byte, opcode, n int) []byte {
 	dst = append(dst, finBit|byte(opcode))

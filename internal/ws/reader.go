@@ -11,8 +11,8 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// pooledBuffer is the size of a buffer that a Reader borrows, in bytes: one read takes dozens of chat messages. What is
-// left of a larger message is read into the buffer of its own reader.
+// pooledBuffer is the size of a buffer that a Reader borrows, in bytes. One read takes dozens of chat messages. The
+// rest of a larger message goes into the buffer of the reader of its body.
 const pooledBuffer = 4 << 10
 
 // ownBuffer is the size of a buffer that a Reader keeps, in bytes: a few chat messages.
@@ -34,7 +34,7 @@ type Reader struct {
 	conn     *websocket.Conn
 	frames   frameScan
 	response []byte // what gorilla has written during the handshake
-	refused  bool   // gorilla has written since: it refuses what it has read
+	refused  bool   // gorilla has written since then: it refuses the bytes that it has read
 }
 
 // Init makes r read the client's bytes from src. An error of src ends Peek, Next or the body of a message, which return it
@@ -58,9 +58,9 @@ func (r *Reader) TakeResponse() []byte {
 	return response
 }
 
-// Open ends the handshake: c is what the Upgrader has made of r. A message longer than maxMessage bytes ends the
-// connection (see Why); 0 means no limit. r calls onPing with the payload of each ping, which onPing may keep, from
-// within Next or the body of a message, and ignores pongs.
+// Open ends the handshake. c is the connection that the Upgrader has made of r. A message longer than maxMessage bytes
+// ends the connection (see Why); 0 means no limit. r calls onPing with the payload of each ping, which onPing may keep,
+// from within Next or the body of a message, and ignores pongs.
 func (r *Reader) Open(c *websocket.Conn, maxMessage int, onPing func(payload []byte)) {
 	r.Return()
 	r.conn = c
@@ -100,9 +100,9 @@ func (r *Reader) Peek() error {
 	return err
 }
 
-// DropPong discards the frame that comes next if it is a pong and wholly in the buffer, and reports whether it was. Where
-// the buffer is empty it calls Peek, whose error is left for Next to meet. Pongs are what most clients send most of the
-// time. Next would discard them too, and go on to wait for the message behind them.
+// DropPong discards the next frame if it is a pong and wholly in the buffer, and reports whether it was. With an empty
+// buffer it first calls Peek, and leaves Peek's error for Next to find. Most clients send only pongs most of the time.
+// Next would discard them too, and then wait for the message behind them.
 func (r *Reader) DropPong() bool {
 	_ = r.Peek()
 	head, _ := r.in.Peek(min(2, r.in.Buffered())) // cannot fail: it is buffered
@@ -149,8 +149,8 @@ func (c *connection) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write sends nothing. During the handshake it keeps the response. What gorilla writes later is a close frame, which says
-// that it refuses what it has read.
+// Write sends nothing. During the handshake it keeps the response. Afterwards gorilla only writes a close frame, which
+// says that it refuses the bytes that it has read.
 func (c *connection) Write(p []byte) (int, error) {
 	if c.conn == nil {
 		c.response = append(c.response, p...)

@@ -11,7 +11,7 @@ import "encoding/binary"
 type frameScan struct {
 	head  [MaxHeader]byte // of the current frame, without the mask
 	got   uint8           // bytes of head that have arrived
-	ended bool            // the scan has found what it looks for
+	ended bool            // the scan has found a close frame or such a length
 
 	// left is how many bytes of the current frame's mask and payload are still to come. Once ended is set, it is how many
 	// bytes came after the end of the scan.
