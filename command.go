@@ -289,7 +289,7 @@ func runTail(cmd *cobra.Command, args []string) error {
 }
 
 // showTail prints the lines of a tail until they end. last is the number of the newest message that was shown or
-// reported as left out; 0 is none. showTail takes it from the tail before, and returns it for the next one.
+// reported as left out, or 0. showTail takes it from the tail before, and returns it for the next one.
 func showTail(cmd *cobra.Command, r io.Reader, last uint64) (uint64, error) {
 	lines := json.NewDecoder(r)
 	for first := true; ; first = false {
