@@ -103,6 +103,61 @@ func TestSample_IsNotPaidByClientsOfANewFeed(t *testing.T) {
 	}
 }
 
+// TestSample_IsNotPaidByClientsThatGetItAsHistory has clients join after the sample was published, and take it or break.
+func TestSample_IsNotPaidByClientsThatGetItAsHistory(t *testing.T) {
+	for _, speaksEvents := range []bool{false, true} {
+		for _, breaks := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				p, timed := timedProcess()
+				s := newManualOf(t, p)
+				first := s.join("first", historyOfTen(), speaksEvents, nil)
+				ada := s.join("ada", historyOfTen(), speaksEvents, nil)
+				ada.stuck = true
+				s.publish(nil, "sample")
+				bob := s.join("bob", historyOfTen(), speaksEvents, nil)
+				if breaks {
+					s.breakOff(bob)
+				} else if s.serve(); len(bob.frames()) == 0 {
+					t.Error("the client did not get the history")
+				}
+				if n := timed.timed.Load(); n != 0 || s.hub.sample.owed != 1 {
+					t.Errorf("got %d deliveries timed, %d clients that owe, want none and one", n, s.hub.sample.owed)
+				}
+				ada.take()
+				if n := timed.timed.Load(); n != 1 || s.hub.sample.owed != 0 {
+					t.Errorf("got %d deliveries timed, %d clients that owe, want one and none", n, s.hub.sample.owed)
+				}
+				for _, a := range []*manualClient{first, ada, bob} {
+					s.leave(a)
+				}
+				s.hub.Close()
+			})
+		}
+	}
+}
+
+// TestSample_SenderWithoutEchoOwesNothing has a client with everything send a message that it does not get itself.
+func TestSample_SenderWithoutEchoOwesNothing(t *testing.T) {
+	for _, speaksEvents := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			p, timed := timedProcess()
+			s := newManualOf(t, p)
+			quiet := defaults()
+			quiet.Echo = false
+			ada, bob := s.join("ada", quiet, speaksEvents, nil), s.join("bob", defaults(), false, nil)
+			s.serve()
+			for i := range 3 {
+				s.publish(ada, "for bob")
+				if n := timed.timed.Load(); n != int64(i+1) || s.hub.sample.owed != 0 {
+					t.Errorf("got %d deliveries timed, %d clients that owe, want %d and none", n, s.hub.sample.owed, i+1)
+				}
+			}
+			s.leave(ada)
+			s.leave(bob)
+		})
+	}
+}
+
 // TestSample_IsGivenUpAfterASecond has a stuck client owe a sample for longer than that.
 func TestSample_IsGivenUpAfterASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -379,3 +379,60 @@ func TestTurns_PongsComeBeforeLaterMessages(t *testing.T) {
 		})
 	}
 }
+
+// TestTurns_QueuedClientThatLagsIsClosed has so many messages appended while a client waits for a flusher that the client lags.
+func TestTurns_QueuedClientThatLagsIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		settings := defaults()
+		settings.BufferMessages = 4
+		ada := s.join("ada", settings, false, nil)
+		s.serve() // idle
+		b := s.hub
+		b.mu.Lock()
+		for range 6 {
+			m := textMessage("x")
+			r, _ := b.submitLocked(nil, &m)
+			b.applyLocked(&m, r)
+		}
+		b.mu.Unlock()
+		if ada.turn != turnQueued {
+			t.Fatalf("got turn %d, want the client queued", ada.turn)
+		}
+		b.flush() // and the client's own writer says goodbye
+		synctest.Wait()
+		if left, _, _ := ownerOf(ada.Client).counts(); left != 1 || ada.Cause() != CloseLagged || ada.State() != Goodbye {
+			t.Errorf("got Left %d times, cause %v and state %s, want it lagged, once", left, ada.Cause(), nameOf(ada.State()))
+		}
+		ada.end()
+		wantEnd(t, ada.Client, CloseLagged)
+	})
+}
+
+// TestTurns_ControlFrameDuringATurnIsSent has a pong become due after a flusher has looked for one, when it has the right to
+// write.
+func TestTurns_ControlFrameDuringATurnIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		ada := s.join("ada", defaults(), false, nil)
+		s.serve()
+		s.hub.Publish(textMessage("x"))
+		c, frames, n, p := s.hub.serve(nil)
+		if c != ada.Client || len(frames) == 0 || n != 1 || p != progressFrames {
+			t.Fatalf("got %v, %q, %d, %d, want the client's message", c, frames, n, p)
+		}
+		ada.push(ws.PongMessage, []byte("due"))
+		c, frames, _, p = s.hub.serve(c)
+		if c != ada.Client || frames != nil || p != progressIdle || !ada.isWriting() {
+			t.Errorf("got %v, %q, %d, want the client again, for a writer of its own", c, frames, p)
+		}
+		ada.write()
+		if got := ada.frames(); len(got) != 1 || got[0] != "due" {
+			t.Errorf("got %q, want the pong", got)
+		}
+		if c, _, _, _ := s.hub.serve(nil); c != nil {
+			t.Errorf("got a turn for %v, want none", c.id)
+		}
+		s.leave(ada)
+	})
+}
