@@ -79,6 +79,7 @@ func TestConns_StuckPeersHoldUpNobody(t *testing.T) {
 	t.Parallel()
 	for _, k := range connKinds {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T, b *Hub) {
 				settings := defaults()
 				settings.SkipLag, settings.WriteTimeout, settings.BufferBytes = true, time.Hour, 16<<10

@@ -86,6 +86,7 @@ func clientIn(t *testing.T, s State) (*Client, *memoryConn) {
 		b.open(c)
 	}
 	switch s {
+	case Joining, Open:
 	case Deaf:
 		b.mute(c)
 	case Closing:
@@ -244,7 +245,7 @@ func TestLife_DeadlinesFollowTheState(t *testing.T) {
 				c.hub.farewell(c, true)
 			}, now.Add(time.Second + closeTimeout), now.Add(time.Second + closeTimeout)},
 		} {
-			now := time.Now().Sub(now)
+			now := time.Since(now)
 			c, m := clientIn(t, Joining)
 			_ = m.SetReadDeadline(longAgo)
 			_ = m.SetWriteDeadline(longAgo)

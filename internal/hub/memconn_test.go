@@ -64,23 +64,24 @@ func newMemoryConn(a ability, room int) (*memoryConn, conn.Conn) {
 		fresh:      a&readsAhead != 0,
 	}
 	m.toPeer.room = room // toServer has none: a peer writes no faster than the server reads
-	switch a & (triesWrites | waits) {
-	case triesWrites:
-		return m, struct {
-			*memoryConn
-			conn.TryWriter
-		}{m, memoryTryWriter{m}}
-	case waits:
-		return m, struct {
-			*memoryConn
-			conn.Waiter
-		}{m, memoryWaiter{m}}
-	case triesWrites | waits:
+	tries, canWait := a&triesWrites != 0, a&waits != 0
+	switch {
+	case tries && canWait:
 		return m, struct {
 			*memoryConn
 			conn.TryWriter
 			conn.Waiter
 		}{m, memoryTryWriter{m}, memoryWaiter{m}}
+	case tries:
+		return m, struct {
+			*memoryConn
+			conn.TryWriter
+		}{m, memoryTryWriter{m}}
+	case canWait:
+		return m, struct {
+			*memoryConn
+			conn.Waiter
+		}{m, memoryWaiter{m}}
 	}
 	return m, m
 }

@@ -39,6 +39,7 @@ func TestTurns_BurstLagsNoReader(t *testing.T) {
 		{"without, more than connections hold", 0, 16 << 10, 4, 200, 20_000},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T, b *Hub) {
 				var readers sync.WaitGroup
 				var peers []*peer
@@ -432,6 +433,27 @@ func TestTurns_ControlFrameDuringATurnIsSent(t *testing.T) {
 		}
 		if c, _, _, _ := s.hub.serve(nil); c != nil {
 			t.Errorf("got a turn for %v, want none", c.id)
+		}
+		s.leave(ada)
+	})
+}
+
+// TestTurns_ClientWithAWriterGetsNoSecondOne publishes while an idle client's writer runs for a pong.
+func TestTurns_ClientWithAWriterGetsNoSecondOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		ada := s.join("ada", defaults(), false, nil)
+		s.serve()
+		if !ada.startWriting() {
+			t.Fatal("the client is written to")
+		}
+		s.hub.Publish(textMessage("x"))
+		if ada.turn != turnWriter || s.hub.turns.open != 1 || s.hub.turns.queued != 0 || s.hub.idle != 0 {
+			t.Errorf("got turn %d, %+v, %d idle, want a turn for the client's own writer", ada.turn, s.hub.turns, s.hub.idle)
+		}
+		ada.write()
+		if got := ada.frames(); len(got) != 1 || ada.turn != turnNone || s.hub.turns.open != 0 || s.hub.idle != 1 {
+			t.Errorf("got %q, turn %d, %d open turns, %d idle, want the message, and the client idle", got, ada.turn, s.hub.turns.open, s.hub.idle)
 		}
 		s.leave(ada)
 	})
