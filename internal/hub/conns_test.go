@@ -145,6 +145,7 @@ func TestConns_ClosesArePolite(t *testing.T) {
 						if f := p.next(); f.opcode != ws.CloseMessage || f.payload[:2] != "\x03\xe8" {
 							t.Errorf("got %v, want a close with 1000", f)
 						}
+						p.wantEOF() // it waits for the server to close (RFC 6455 §7.1.1)
 						p.conn.Close()
 					}
 					synctest.Wait()
