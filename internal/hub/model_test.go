@@ -100,7 +100,7 @@ func (m *hubModel) enter(s *Settings) {
 	x := &clientModel{head: head, next: floor + 1, roster: roster{}, joined: time.Now()}
 	m.members[a] = x
 	if s.Presence {
-		m.hub.who(a.Client, nil, maxPage)
+		m.hub.sendRoster(a.Client, nil, maxPage)
 	}
 	a.take()
 	got := a.events()

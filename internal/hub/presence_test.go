@@ -243,7 +243,7 @@ func TestPresence_StaleListenersGetNewCount(t *testing.T) {
 				s.join("dan", defaults(), false, nil)
 				s.serve() // all learn of this at once, and of the next change a second later
 				raw := s.join("ada", defaults(), false, nil)
-				s.hub.who(ada.Client, nil, maxPage)
+				s.hub.sendRoster(ada.Client, nil, maxPage)
 				s.publish(nil, "has the answer sent, too")
 				s.leave(raw)
 				return ada

@@ -393,8 +393,8 @@ func TestTurns_QueuedClientThatLagsIsClosed(t *testing.T) {
 		b.mu.Lock()
 		for range 6 {
 			m := textMessage("x")
-			r, _ := b.submitLocked(nil, &m)
-			b.applyLocked(&m, r)
+			b.submitLocked(nil, &m, new(Receipt))
+			b.applyLocked(&m, new(work))
 		}
 		b.mu.Unlock()
 		if ada.turn != turnQueued {
