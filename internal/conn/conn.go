@@ -69,10 +69,12 @@ type Waiter interface {
 	ReadsAhead() bool
 }
 
-// Wrap returns nc as a Conn. early has the bytes that the HTTP server had read from nc beyond the request; the Conn
-// keeps them until they are read. The result is a TryWriter and a Waiter for a *net.TCPConn or a *net.UnixConn, a
-// Waiter for a *tls.Conn above a socket, and neither for other connections and on systems other than Unix. The caller
-// must no longer use nc itself.
+// Wrap returns nc as a Conn. The Conn owns nc: the caller must no longer use it. early has the bytes that the HTTP
+// server had read from nc beyond the request; the Conn keeps them until they are read. The result is a TryWriter and a
+// Waiter for a *net.TCPConn or a *net.UnixConn, a Waiter for a *tls.Conn above a socket, and neither for other
+// connections and on systems other than Unix.
+//
+// Wrap limits the send buffer of a TCP socket below nc to 128 KiB.
 func Wrap(nc net.Conn, early []byte) Conn {
 	if len(early) == 0 {
 		early = nil
