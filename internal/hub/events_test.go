@@ -228,10 +228,15 @@ func TestEvents_ClientThatTakesNoAnswersIsNotRead(t *testing.T) {
 		}()
 		time.Sleep(time.Minute / 2)
 		synctest.Wait()
+		isWaiting := func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.answered != nil
+		}
 		c.mu.Lock()
-		waits, n := c.answered != nil, len(c.answers)
+		n := len(c.answers)
 		c.mu.Unlock()
-		if !waits || n <= maxAnswers || n > 2*maxAnswers {
+		if waits := isWaiting(); !waits || n <= maxAnswers || n > 2*maxAnswers {
 			t.Errorf("got %d bytes of answers, and the reader waits: %v, want about %d, and it waits", n, waits, maxAnswers)
 		}
 		bytesIn := c.bytesIn.Load()
@@ -249,6 +254,12 @@ func TestEvents_ClientThatTakesNoAnswersIsNotRead(t *testing.T) {
 		if c.bytesIn.Load() == bytesIn {
 			t.Error("the client is not read when it has taken its answers")
 		}
+		time.Sleep(time.Minute / 4)
+		synctest.Wait()
+		if !isWaiting() {
+			t.Error("the reader does not wait again")
+		}
+		p.conn.Close() // and the reader ends
 	})
 }
 
