@@ -150,10 +150,10 @@ func (m *memoryConn) write(s *stream, p []byte, deadline *time.Time) (n int, err
 
 // take moves bytes from s to p. It needs the lock.
 func (m *memoryConn) take(s *stream, p []byte) (int, error) {
-	if len(s.buf) == 0 {
-		if s.broken != nil && !errors.Is(s.broken, syscall.EPIPE) {
-			return 0, s.broken
-		}
+	switch {
+	case errors.Is(s.broken, syscall.ECONNRESET):
+		return 0, s.broken
+	case len(s.buf) == 0:
 		return 0, io.EOF
 	}
 	n := copy(p, s.buf)
@@ -234,7 +234,6 @@ func (m *memoryConn) Abort() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.aborted = true
-	m.toPeer.buf, m.toServer.buf = nil, nil
 	m.toPeer.broken = syscall.ECONNRESET
 	m.change()
 }
@@ -381,7 +380,6 @@ func (p memoryPeer) Close() error {
 	if p.toPeer.broken == nil {
 		p.toPeer.broken = syscall.EPIPE
 	}
-	p.toPeer.buf = nil
 	p.change()
 	return nil
 }
