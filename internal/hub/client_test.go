@@ -545,7 +545,7 @@ func TestClient_PanicClosesWith1011AndTheOthersGoOn(t *testing.T) {
 		c, a := joiner{protocol: buggyProtocol{}}.join(t, hub, defaults())
 		_, b := connect(t, hub, defaults())
 		_, d := connect(t, hub, defaults())
-		a.text("anything")
+		a.text(strings.Repeat("x", 20_000)) // which takes shared memory
 		a.wantClose(CloseInternal)
 		a.conn.Close()
 		go b.text("still here")
