@@ -386,9 +386,13 @@ func (c *Client) isEnding() bool { return !c.State().takesMore() }
 // hasLeft reports whether the client is no longer a member of its hub.
 func (c *Client) hasLeft() bool { return !c.State().isMember() }
 
-// skipFrameLocked marks the frame at a position as not for c. It forgets ranges that were evicted, except the one at
-// the cursor: behind a gap that is in no range the client has lagged.
+// skipFrameLocked marks the frame at a position as not for c. It does nothing if c has left, because its cursor must not
+// pass until. It forgets ranges that were evicted, except the one at the cursor: behind a gap that is in no range the
+// client has lagged.
 func (c *Client) skipFrameLocked(at uint64) {
+	if c.hasLeft() {
+		return
+	}
 	if c.cursor == at {
 		c.cursor++
 		return

@@ -198,3 +198,45 @@ func TestFeeds_EndWithTheirLastReader(t *testing.T) {
 		}
 	})
 }
+
+// TestFeeds_ClientThatHasLeftSkipsNothing has a client leave with everything written but its close frame, and then a frame come
+// that it would have skipped as a member: a notice, or a message of its own that is applied late.
+func TestFeeds_ClientThatHasLeftSkipsNothing(t *testing.T) {
+	for _, frame := range []string{"a notice", "a message of its own"} {
+		t.Run(frame, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newManual(t)
+				listener := s.join("listener", presenceOf(true), true, nil)
+				settings := presenceOf(false)
+				settings.Echo = false
+				ada := s.join("ada", settings, true, nil)
+				s.serve()
+				time.Sleep(time.Minute)
+				s.serve()
+				if !ada.startWriting() { // its writer runs, and has yet to find out that it has left
+					t.Fatal("the client is written to")
+				}
+				s.publish(listener, "x")
+				if _, _, p := s.hub.next(ada.Client); p != progressFrames {
+					t.Fatalf("got progress %d, want the message", p)
+				}
+				s.hub.leave(ada.Client, Closing, CloseKicked)
+				if frame == "a notice" {
+					time.Sleep(time.Minute)
+					synctest.Wait()
+				} else {
+					m := ada.message(ws.TextMessage, []byte("late"))
+					s.hub.Publish(m)
+				}
+				if ada.feed.Head() == ada.until {
+					t.Fatal("no frame has come")
+				}
+				if _, _, p := s.hub.next(ada.Client); p != progressFlushed {
+					t.Errorf("got progress %d, want everything flushed", p)
+				}
+				s.forget(ada)
+				s.leave(listener)
+			})
+		})
+	}
+}
