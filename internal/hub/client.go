@@ -248,22 +248,20 @@ func (b *Hub) mute(c *Client) {
 	}
 }
 
-// farewell moves c to Goodbye when the close frame is sent. halfClosed says that the server's half of the connection is
-// closed, too.
-func (b *Hub) farewell(c *Client, halfClosed bool) {
+// farewell moves c to Goodbye when the close frame is sent. halfClosed says that the server's half is closed, too. It reports
+// whether the caller must close the connection: where both sides are done the client waits for the server to do so (RFC 6455
+// §7.1.1).
+func (b *Hub) farewell(c *Client, halfClosed bool) (done bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.life.to(Goodbye) {
-		return
+		return false
 	}
 	c.halfClosed = halfClosed
 	c.setDeadlineLocked(time.Now().Add(closeTimeout))
-	if c.saidGoodbye && !halfClosed {
-		// Both sides have sent their close frames, and the client waits for the server to close (RFC 6455 §7.1.1).
-		_ = c.conn.Close()
-	}
+	return c.saidGoodbye && !halfClosed
 }
 
 // setDeadlineLocked bounds every read and write from now on. A client without a connection gets the bound at Start.

@@ -202,8 +202,8 @@ func (c *Client) sayGoodbye() {
 	if !c.sendPending() || c.State() != Closing {
 		return
 	}
-	if c.send(c.Cause().Frame()) {
-		c.hub.farewell(c, c.conn.CloseWrite())
+	if c.send(c.Cause().Frame()) && c.hub.farewell(c, c.conn.CloseWrite()) {
+		_ = c.conn.Close() // without a lock: above TLS it may wait for the client
 	}
 }
 
