@@ -34,6 +34,12 @@ func (m *Meter) Exclude(wait time.Duration) {
 	}
 }
 
+// Owe adds work that the address of the given load has caused before the reader began.
+func (m *Meter) Owe(l *Load, work time.Duration) {
+	m.load = l
+	m.owed += work
+}
+
 // Delivered adds the work of a message that goes to the given number of clients (DeliveryWork).
 func (m *Meter) Delivered(clients int) {
 	if m.load != nil && m.load.all.Shared() {

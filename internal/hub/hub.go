@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
@@ -101,6 +102,7 @@ func (b *Hub) Join(c *Client, most int) error {
 		return ErrFull
 	}
 	c.hub, c.id, c.load = b, b.process.NextID(), b.process.Processors.Enter(c.address)
+	c.meter.Owe(c.load, fair.RequestWork) // the handshake
 	b.growHistoryLocked(c.settings)
 	b.maxMessageSize = max(b.maxMessageSize, c.settings.MaxMessageSize)
 	b.members++
