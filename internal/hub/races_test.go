@@ -2,11 +2,15 @@ package hub
 
 import (
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gorilla/websocket"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
@@ -33,6 +37,7 @@ func joinPiped(t *testing.T, b *Hub, address string, s *Settings, wrap func(conn
 	t.Helper()
 	c, o := new(Client), new(countingOwner)
 	c.Init(b.process, o, "", netip.MustParsePrefix(address), s)
+	shakeHands(t, c)
 	if err := b.Join(c, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +48,27 @@ func joinPiped(t *testing.T, b *Hub, address string, s *Settings, wrap func(conn
 	}
 	c.Attach(cn)
 	return c, o, peer
+}
+
+// shakeHands makes c's WebSocket handshake.
+func shakeHands(t *testing.T, c *Client) {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header = http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"},
+		"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+	}
+	type hijacker struct {
+		http.ResponseWriter
+		*ws.Reader
+	}
+	upgrader := websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
+	cn, err := upgrader.Upgrade(hijacker{httptest.NewRecorder(), c.Reader()}, r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Reader().TakeResponse()
+	c.Reader().Open(cn, c.settings.MaxMessageSize, c.Pong)
 }
 
 // A slowCloser is a connection whose Close waits, as that of TLS may.
