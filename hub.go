@@ -249,12 +249,14 @@ func (r *registry) open(n *namedHub, s *hub.Settings) {
 
 // settleLocked keeps or closes n if it has no clients and none are about to join. s is the scope of the last client.
 func (r *registry) settleLocked(n *namedHub, s *scope) {
-	if !n.isOpen() || n.joining > 0 || n.keeper != nil || r.named[n.name] != n || n.hub.Size() > 0 {
-		return
-	}
-	if !n.hub.HasHistory() || !r.keepLocked(n, s) {
+	if r.isDesertedLocked(n) && (!n.hub.HasHistory() || !r.keepLocked(n, s)) {
 		r.closeLocked(n)
 	}
+}
+
+// isDesertedLocked reports whether n has no clients, none are about to join, and nothing is decided about it yet.
+func (r *registry) isDesertedLocked(n *namedHub) bool {
+	return n.isOpen() && n.joining == 0 && n.keeper == nil && r.named[n.name] == n && n.hub.Size() == 0
 }
 
 // keepLocked keeps n, which has no clients, for as long as its history lasts. It returns false if no configured handler
@@ -292,7 +294,7 @@ func (r *registry) expire(n *namedHub, since time.Time) {
 	if n.keeper == nil || !n.keptSince.Equal(since) {
 		return
 	}
-	if wait := n.hub.Remaining(); wait > 0 {
+	if wait := n.hub.CloseIfAged(); wait > 0 {
 		n.expiry.Reset(wait)
 		return
 	}
@@ -406,6 +408,13 @@ func (r *registry) openKept(
 	r.lock()
 	defer r.mu.Unlock()
 	n.joining--
+	if r.isDesertedLocked(n) && s.perHub[name] == nil {
+		// Others may have taken the room meanwhile.
+		if full := r.makeRoomLocked(s, nil, address, limits.maxHubs); full != nil {
+			r.closeLocked(n)
+			return full
+		}
+	}
 	r.settleLocked(n, s)
 	return err
 }

@@ -259,16 +259,18 @@ func (b *Hub) Remembered() (bytes int, newest time.Time) {
 	return b.history.charged, newest
 }
 
-// Remaining returns how long the newest message of the history has until it is too old. It returns 0 or less if the
-// history is empty or that time has passed.
-func (b *Hub) Remaining() time.Duration {
+// CloseIfAged closes the hub, as Close does, unless the newest message of the history is not too old yet. Then it returns
+// how long that message has left.
+func (b *Hub) CloseIfAged() (wait time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := len(b.history.records)
-	if n == 0 {
-		return 0
+	if n := len(b.history.records); n > 0 {
+		wait = time.Until(b.history.records[n-1].at.Add(b.history.age))
 	}
-	return time.Until(b.history.records[n-1].at.Add(b.history.age))
+	if wait <= 0 {
+		b.closeLocked()
+	}
+	return wait
 }
 
 // Close ends the hub. It publishes nothing from then on, and no client can join. Its clients stay until they are

@@ -147,3 +147,57 @@ func TestClient_HandshakeIsWorkOfItsAddress(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+// TestHub_MessageAtTheLastMomentKeepsTheHub publishes between the end of a hub's age and its close. Whoever asks first whether
+// the hub is too old and closes it afterwards would lose a message that was published with success.
+func TestHub_MessageAtTheLastMomentKeepsTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New(NewProcess(), "hub")
+		s := raceSettings()
+		s.HistoryMessages, s.HistoryAge = 10, time.Minute
+		b.Grow(s)
+		for range 2 {
+			if _, ok := b.Publish(Message{Opcode: ws.TextMessage}); !ok {
+				t.Fatal("the hub is closed, want it open for as long as a message is not too old")
+			}
+			time.Sleep(45 * time.Second)
+			if got := b.CloseIfAged(); got != 15*time.Second {
+				t.Errorf("got %v until the hub closes, want 15s", got)
+			}
+		}
+		time.Sleep(15 * time.Second)
+		if got := b.CloseIfAged(); got > 0 {
+			t.Errorf("got %v until the hub closes, want it closed", got)
+		}
+		if _, ok := b.Publish(Message{Opcode: ws.TextMessage}); ok {
+			t.Error("a message was published in a closed hub")
+		}
+	})
+}
+
+// TestHub_NoMessageIsLostWhenAHubAges publishes all the time in a hub that closes as soon as its newest message is too old.
+func TestHub_NoMessageIsLostWhenAHubAges(t *testing.T) {
+	for range 200 {
+		b := New(NewProcess(), "hub")
+		s := raceSettings()
+		s.HistoryMessages, s.HistoryAge = 10, 100*time.Microsecond
+		b.Grow(s)
+		closed := make(chan time.Time)
+		go func() {
+			for b.CloseIfAged() > 0 {
+			}
+			closed <- time.Now()
+		}()
+		var last time.Time
+		for {
+			r, ok := b.Publish(Message{Opcode: ws.TextMessage})
+			if !ok {
+				break
+			}
+			last = r.At
+		}
+		if at := <-closed; !last.IsZero() && at.Sub(last) < s.HistoryAge {
+			t.Fatalf("the hub closed %v after its last message, want %v at least", at.Sub(last), s.HistoryAge)
+		}
+	}
+}
