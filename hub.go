@@ -90,8 +90,14 @@ type namedHub struct {
 	expiry    *time.Timer // while keeper is set: runs registry.expire
 }
 
-// await waits until n is open and returns its hub. It returns an error if n cannot be opened, or when ctx is done.
+// await waits until n is open and returns its hub. It returns an error if n cannot be opened, or when ctx is done before that.
+// Where nothing is to wait for ctx does not count: a message that has arrived is published even if its sender is gone.
 func (n *namedHub) await(ctx context.Context) (*hub.Hub, error) {
+	select {
+	case <-n.ready:
+		return n.hub, n.err
+	default:
+	}
 	select {
 	case <-n.ready:
 		return n.hub, n.err

@@ -64,6 +64,25 @@ func TestRegistry_HubsThatPostsOpenAtOnceKeepTheLimit(t *testing.T) {
 	})
 }
 
+// TestRegistry_MessageOfARequestThatHasEndedIsPublished has a client send a POST and go away without waiting for the answer,
+// as a page does that is closed.
+func TestRegistry_MessageOfARequestThatHasEndedIsPublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRegistry()
+		l := r.lease("value", zap.NewNop(), emitter{}, bounds{}, time.Second)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		for seq := range uint64(100) {
+			m := hub.Message{Source: hub.FromHTTP, Opcode: 1}
+			got, found, err := r.publishOpening(ended, "hub", m, "value", keptSettings(), limits{})
+			if err != nil || !found || got.Seq != seq+1 {
+				t.Fatalf("got message %d, %v, %v, want message %d published", got.Seq, found, err, seq+1)
+			}
+		}
+		r.release(l)
+	})
+}
+
 // shakeHands makes the WebSocket handshake of a client that has no HTTP server.
 func shakeHands(t *testing.T, c *hub.Client) {
 	t.Helper()
