@@ -45,7 +45,8 @@ func TestRegistry_HubsThatPostsOpenAtOnceKeepTheLimit(t *testing.T) {
 		for i, name := range names {
 			address := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 32)
 			go func() {
-				m := hub.Message{Source: hub.FromHTTP, Address: address, Opcode: 1}
+				m := message(nil)
+				m.Source, m.Address = hub.FromHTTP, address
 				_, _, err := r.publishOpening(t.Context(), name, m, "value", keptSettings(), limits{maxHubs: 2})
 				done <- err
 			}()

@@ -22,6 +22,7 @@ type Process struct {
 	lastID atomic.Uint64
 
 	// Delivered gets how long a message took from its receipt to its last write. Each hub times one message at a time.
+	// It runs under the hub's lock, so it must not wait.
 	Delivered func(time.Duration)
 	// Published runs after each message, without a lock. It is the place to give memory back when a budget is exceeded.
 	Published func()

@@ -157,7 +157,7 @@ func TestHub_MessageAtTheLastMomentKeepsTheHub(t *testing.T) {
 		s.HistoryMessages, s.HistoryAge = 10, time.Minute
 		b.Grow(s)
 		for range 2 {
-			if _, ok := b.Publish(Message{Opcode: ws.TextMessage}); !ok {
+			if _, ok := b.Publish(textMessage("")); !ok {
 				t.Fatal("the hub is closed, want it open for as long as a message is not too old")
 			}
 			time.Sleep(45 * time.Second)
@@ -169,7 +169,7 @@ func TestHub_MessageAtTheLastMomentKeepsTheHub(t *testing.T) {
 		if got := b.CloseIfAged(); got > 0 {
 			t.Errorf("got %v until the hub closes, want it closed", got)
 		}
-		if _, ok := b.Publish(Message{Opcode: ws.TextMessage}); ok {
+		if _, ok := b.Publish(textMessage("")); ok {
 			t.Error("a message was published in a closed hub")
 		}
 	})
@@ -190,7 +190,7 @@ func TestHub_NoMessageIsLostWhenAHubAges(t *testing.T) {
 		}()
 		var last time.Time
 		for {
-			r, ok := b.Publish(Message{Opcode: ws.TextMessage})
+			r, ok := b.Publish(textMessage(""))
 			if !ok {
 				break
 			}
