@@ -74,7 +74,8 @@ func TestRegistry_MessageOfARequestThatHasEndedIsPublished(t *testing.T) {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		for seq := range uint64(100) {
-			m := hub.Message{Source: hub.FromHTTP, Opcode: 1}
+			m := message(nil)
+			m.Source = hub.FromHTTP
 			got, found, err := r.publishOpening(ended, "hub", m, "value", keptSettings(), limits{})
 			if err != nil || !found || got.Seq != seq+1 {
 				t.Fatalf("got message %d, %v, %v, want message %d published", got.Seq, found, err, seq+1)
@@ -187,7 +188,8 @@ func (race *joinRace) visit(rng *rand.Rand, key string) {
 		address := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(rng.IntN(3))}), 32)
 		ctx, cancel := context.WithTimeout(race.Context(), time.Duration(1+rng.IntN(60))*time.Millisecond)
 		if rng.IntN(4) == 0 {
-			m := hub.Message{Source: hub.FromHTTP, Address: address, Opcode: 1, Payload: []byte("hi")}
+			m := message([]byte("hi"))
+			m.Source, m.Address = hub.FromHTTP, address
 			_, _, _ = race.publishOpening(ctx, name, m, key, settings, race.limits)
 		} else if m := race.tryJoin(ctx, name, key, address, settings); m != nil {
 			race.connect(rng, m)
