@@ -276,7 +276,7 @@ func TestProcess_TwentyReloadsUnderLoad(t *testing.T) {
 	)
 	// What differs from one reload to the next: headers, routes, other sites, logs, and the settings of TLS.
 	variants := []struct{ options, sites string }{
-		{"", "chat_broadcast /chat/* {path}"},
+		{"", "chat_broadcast /chat/* {path} {\nping off\n}"}, // the peers, which join with this, answer none
 		{"", "header X-Config other\nchat_broadcast /chat/* {path} {\nrate 1000000 1s\n}"},
 		{"", "handle /chat/* {\nchat_broadcast {path}\n}\nhandle {\nrespond other\n}"},
 		{"log {\noutput file " + filepath.Join(t.TempDir(), "caddy.log") + "\n}", "log\nchat_broadcast /chat/* {path}"},

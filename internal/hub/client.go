@@ -143,7 +143,7 @@ func (c *Client) Start() {
 	if c.State() == Cut { // it was cut during its handshake
 		c.conn.Abort()
 	}
-	if interval := c.settings.PingInterval; interval > 0 {
+	if interval := c.pingInterval(); interval > 0 {
 		// The first ping comes early and at a random time, so that clients that joined together get theirs at different
 		// times.
 		first := time.Now().Add(interval/2 + rand.N(interval/2+1))
@@ -155,10 +155,18 @@ func (c *Client) Start() {
 		c.expiry = time.AfterFunc(time.Duration(spread*float64(age)), func() { c.Close(CloseMaxAge) })
 	}
 	c.startWriter(nil, 0)
-	if c.waiter == nil {
+	if c.waiter == nil && c.in.IsOpen() {
 		c.in.Own()
 	}
 	go c.listen() // nobody waits for the reader; its last act is end
+}
+
+// pingInterval returns how long the client may be silent, or 0 if it is never pinged. Only WebSocket has pings.
+func (c *Client) pingInterval() time.Duration {
+	if !c.in.IsOpen() {
+		return 0
+	}
+	return c.settings.PingInterval
 }
 
 // open moves c from joining to open, unless it has left already, and sets its deadlines.

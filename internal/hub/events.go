@@ -22,6 +22,9 @@ func (eventsProtocol) encoder() feed.Encoder { return feed.NewEvents() }
 
 func (eventsProtocol) knowsPresence() bool { return true }
 
+// goodbye returns a close frame.
+func (eventsProtocol) goodbye(why ws.Close) []byte { return why.Frame() }
+
 // mayBegin returns true: even a client that may only listen may ask for the roster.
 func (eventsProtocol) mayBegin(*Client) bool { return true }
 

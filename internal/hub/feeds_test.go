@@ -240,3 +240,60 @@ func TestFeeds_ClientThatHasLeftSkipsNothing(t *testing.T) {
 		})
 	}
 }
+
+// A lineProtocol is that of clients without WebSocket: they get each message as a line of text.
+type lineProtocol struct{ rawProtocol }
+
+func (lineProtocol) encoder() feed.Encoder { return lineEncoder{} }
+
+func (lineProtocol) goodbye(why ws.Close) []byte { return fmt.Appendf(nil, "bye: %s\n", why.Reason) }
+
+type lineEncoder struct{}
+
+func (lineEncoder) Message(m *feed.Message) (head, body []byte) {
+	return fmt.Appendf(nil, "%d ", m.Seq), fmt.Appendf(nil, "%s\n", m.Payload)
+}
+
+func (lineEncoder) Notice(*feed.Notice) (head, body []byte, ok bool) { return nil, nil, false }
+
+// TestFeeds_ClientWithoutWebSocketListens has such a client on connections of every kind. It gets its history and what comes
+// after, its input is ignored, nothing pings it, and it ends as others do.
+func TestFeeds_ClientWithoutWebSocketListens(t *testing.T) {
+	for _, a := range []ability{0, halfCloses, triesWrites, waits, waits | readsAhead, triesWrites | waits | halfCloses} {
+		t.Run(fmt.Sprintf("abilities=%b", a), func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *Hub) {
+				b.Grow(historyOfTen())
+				b.Publish(textMessage("before"))
+				m, server := newMemoryConn(a, 1<<20)
+				c := newTestClient(b.process, "", testAddress(1), historyOfTen())
+				c.protocol = lineProtocol{}
+				if err := b.Join(c, 0); err != nil {
+					t.Fatal(err)
+				}
+				c.Attach(server)
+				c.Start()
+				synctest.Wait()
+				b.Publish(textMessage("after"))
+				peer := m.peer()
+				if _, err := peer.Write([]byte("is ignored")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Hour) // nobody pings
+				b.Publish(textMessage("an hour later"))
+				synctest.Wait()
+				c.Close(CloseKicked)
+				synctest.Wait()
+				if got, want := string(m.sent()), "1 before\n2 after\n3 an hour later\nbye: kicked\n"; got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+				if got := c.Traffic(); got.BytesIn != 10 || got.MessagesIn != 0 || got.MessagesOut != 3 {
+					t.Errorf("got traffic %+v", got)
+				}
+				peer.Close()
+				synctest.Wait()
+				wantEnd(t, c, CloseKicked)
+				b.Close()
+			})
+		})
+	}
+}

@@ -1,6 +1,9 @@
 package hub
 
-import "github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+import (
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+)
 
 // A protocol says how one kind of client speaks: which encoding it reads, and what its messages mean. Protocols have no
 // state and are compared with ==.
@@ -21,6 +24,9 @@ type protocol interface {
 
 	// knowsPresence reports whether such clients can ask for the roster.
 	knowsPresence() bool
+
+	// goodbye returns the last frame that c receives before the server closes the connection, or nil.
+	goodbye(why ws.Close) []byte
 }
 
 // A rawProtocol is the protocol of clients that send and receive bare payloads.
@@ -35,6 +41,9 @@ func (rawProtocol) lagged(*Client, uint64, uint64) {}
 func (rawProtocol) mayBegin(c *Client) bool { return !c.settings.ReadOnly }
 
 func (rawProtocol) knowsPresence() bool { return false }
+
+// goodbye returns a close frame.
+func (rawProtocol) goodbye(why ws.Close) []byte { return why.Frame() }
 
 // received publishes the message if it is within the client's rate.
 func (rawProtocol) received(c *Client, opcode int, payload []byte) bool {

@@ -94,6 +94,9 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 		}
 		return err == nil
 	}
+	if !c.in.IsOpen() {
+		return c.discardInput()
+	}
 	if c.waiter != nil {
 		c.in.Borrow()
 		defer c.in.Return()
@@ -120,6 +123,17 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 	}
 	return true
 }
+
+// discardInput reads once for a client without WebSocket, which can only listen. It returns false at the end of the
+// connection.
+func (c *Client) discardInput() bool {
+	var discarded [ownInput]byte
+	_, err := (*source)(c).Read(discarded[:])
+	return err == nil
+}
+
+// ownInput is how many bytes discardInput reads at once.
+const ownInput = 512
 
 // mayListen reports whether all read bytes are used up, and the reader can wait for the connection without reading.
 func (c *Client) mayListen() bool {
@@ -335,7 +349,7 @@ var errPingTimeout = errors.New("nothing heard since the ping")
 // onSilence handles an expired read deadline. It sends a ping, or gives the client up, or sets another deadline if
 // bytes came since the last was set. With a nil error the read goes on.
 func (c *Client) onSilence() error {
-	if c.settings.PingInterval == 0 || c.isEnding() {
+	if c.pingInterval() == 0 || c.isEnding() {
 		return os.ErrDeadlineExceeded
 	}
 	now := time.Now()
@@ -378,7 +392,7 @@ func (c *Client) onHeard(n int) {
 	c.bytesIn.Add(uint64(n))
 	c.process.Counters.BytesReceived.Add(uint64(n))
 	c.overhead += n
-	if c.settings.PingInterval == 0 {
+	if c.pingInterval() == 0 {
 		return
 	}
 	c.heard = time.Now()

@@ -196,13 +196,13 @@ func (c *Client) setWriteDeadline(t time.Time) {
 	}
 }
 
-// sayGoodbye sends the waiting control frames and answers, then the close frame, and closes the server's half of the
-// connection.
+// sayGoodbye sends the waiting control frames and answers, then the last frame of the client's protocol, and closes the
+// server's half of the connection.
 func (c *Client) sayGoodbye() {
 	if !c.sendPending() || c.State() != Closing {
 		return
 	}
-	if c.send(c.Cause().Frame()) && c.hub.farewell(c, c.conn.CloseWrite()) {
+	if c.send(c.protocol.goodbye(c.Cause())) && c.hub.farewell(c, c.conn.CloseWrite()) {
 		_ = c.conn.Close() // without a lock: above TLS it may wait for the client
 	}
 }
@@ -221,7 +221,7 @@ func (c *Client) push(opcode int, payload []byte) {
 	c.wake()
 }
 
-// tell queues a frame for c alone. The writer sends it before the frames that it takes from the hub next. tell may be
+// tell queues a WebSocket frame for c alone. The writer sends it before the frames that it takes from the hub next. tell may be
 // called under the hub's lock, and so starts no writer: awaitAnswers or the hub does.
 func (c *Client) tell(opcode int, payload []byte) {
 	c.mu.Lock()

@@ -72,6 +72,9 @@ func (r *Reader) Open(c *websocket.Conn, maxMessage int, onPing func(payload []b
 	c.SetCloseHandler(func(int, string) error { return nil }) // gorilla's own would answer
 }
 
+// IsOpen reports whether Open was called: a Reader without a handshake reads no messages.
+func (r *Reader) IsOpen() bool { return r.conn != nil }
+
 // Borrow gives r a buffer to read into, of 4 KiB, until Return.
 func (r *Reader) Borrow() {
 	r.borrowed = buffers.Get().(*bufio.Reader)

@@ -57,7 +57,13 @@ func newReader(t testing.TB, src io.Reader, maxMessage int, onPing func([]byte))
 	r.Init(src)
 	conn := upgrade(t, r)
 	r.TakeResponse()
+	if r.IsOpen() {
+		t.Error("the Reader is open before Open")
+	}
 	r.Open(conn, maxMessage, onPing)
+	if !r.IsOpen() {
+		t.Error("the Reader is not open after Open")
+	}
 	return r
 }
 
