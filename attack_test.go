@@ -29,6 +29,7 @@ const (
 // startPlainProcess is startProcess without the race detector, which multiplies memory and processor time.
 func startPlainProcess(t testing.TB, options, sites string) *process {
 	t.Helper()
+	skipShort(t) // before Caddy is built
 	binary := filepath.Join(storage, "caddy-without-race-detector")
 	if _, err := os.Stat(binary); err != nil { // the first test builds it for all
 		if out, err := exec.Command("go", "build", "-o", binary, "./cmd/caddy").CombinedOutput(); err != nil {

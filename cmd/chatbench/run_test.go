@@ -21,6 +21,14 @@ func shortRun(url string) options {
 	}
 }
 
+// largeDuration is how long large messages are measured.
+func largeDuration() time.Duration {
+	if testing.Short() {
+		return 200 * time.Millisecond
+	}
+	return time.Second
+}
+
 func TestRun_FindsNoFaultsInTheFloors(t *testing.T) {
 	for name, server := range map[string]*httptest.Server{
 		"floor":         httptest.NewServer(&floor{}),
@@ -33,7 +41,7 @@ func TestRun_FindsNoFaultsInTheFloors(t *testing.T) {
 			for load, set := range map[string]func(*options){
 				"closed loop":    func(*options) {},
 				"at a rate":      func(o *options) { o.rateLow, o.rateHigh = 100, 400 },
-				"large messages": func(o *options) { o.size, o.duration = 100_000, time.Second },
+				"large messages": func(o *options) { o.size, o.duration = 100_000, largeDuration() },
 			} {
 				o := shortRun(server.URL)
 				set(&o)
@@ -132,7 +140,7 @@ func TestRun_SendsRawAndReceivesEvents(t *testing.T) {
 	for events, want := range map[float64]int{0: 0, 50: 9, 100: 18} {
 		for load, set := range map[string]func(*options){
 			"small messages": func(*options) {},
-			"large messages": func(o *options) { o.size, o.duration = 100_000, time.Second },
+			"large messages": func(o *options) { o.size, o.duration = 100_000, largeDuration() },
 		} {
 			s := relay{times: func(int) int { return 1 }}
 			server := httptest.NewServer(&s)
