@@ -17,7 +17,7 @@ import (
 )
 
 // attackTime is how long attacks last, at least.
-var attackTime = flag.Duration("attack", 4*time.Second, "how long each attack of the tests TestAttack lasts")
+var attackTime = flag.Duration("attack", 2*time.Second, "how long each attack of the tests TestAttack lasts")
 
 // The addresses of clients that attack, of those whose latency is measured, and of those that come meanwhile.
 const (
@@ -194,13 +194,13 @@ func TestAttack_BareDirective(t *testing.T) {
 // TestAttack_HistoriesOfOthersStay has one address open more rooms than max_hubs and publish more than all histories
 // together may take.
 func TestAttack_HistoriesOfOthersStay(t *testing.T) {
-	const rooms, bytes = 3_050, 100 << 20
+	const rooms, bytes = 350, 100 << 20
 	p := startPlainProcess(t, "", `http://localhost {
 	chat_broadcast /chat/* {
 		history 100
 		presence join_leave
 		http_publish
-		max_hubs 3000
+		max_hubs 300
 	}
 }`)
 	talked := joinFrom(t, honestAddr, p.http, "/chat/talked")

@@ -28,10 +28,10 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 		received  int64 // how many bytes the attackers must have sent before memory is looked at
 		bound     int64
 	}{
-		{"clients", "", "crowd", 2000, 0, 2000 * perClient},
-		{"hubs", "", "rooms", 2000, 0, 2000 * (perClient + perHub)},
-		{"timers", "max_age 1h\nhistory 10\npresence join_leave", "rooms", 2000, 0, 2000 * (perClient + perHub)},
-		{"roster", "user {header.X-User}\npresence join_leave", "crowd", 2000, 0, 2000 * (perClient + 2<<10)},
+		{"clients", "", "crowd", 1000, 0, 1000 * perClient},
+		{"hubs", "", "rooms", 1000, 0, 1000 * (perClient + perHub)},
+		{"timers", "max_age 1h\nhistory 10\npresence join_leave", "rooms", 1000, 0, 1000 * (perClient + perHub)},
+		{"roster", "user {header.X-User}\npresence join_leave", "crowd", 1000, 0, 1000 * (perClient + 2<<10)},
 		{"control frames", "", "pings", 10, 10 * 256 << 10, 10 * (perClient + 2<<10)},
 		{"answers", "", "deaf", 20, 20 * 140_000, 20 * (perClient + 64<<10)},
 		{"messages for clients that do not read", "", "stuck", 400, 400 * 26 * 65_000 / 2, inProcess + 400*perClient},
