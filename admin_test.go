@@ -526,7 +526,7 @@ func TestAdmin_EscapesUnprintableCharacters(t *testing.T) {
 	}
 }
 
-func TestLog_ConsoleEscapesWhatIsNotPrintable(t *testing.T) {
+func TestLog_ConsoleEscapesUnprintableCharacters(t *testing.T) {
 	s := startCaddy(t, "")
 	s.loadWith("log {\n\tformat console\n}", anyHub)
 	joinAs(t, "lobby", oddUser).conn.Close()
@@ -755,7 +755,7 @@ func TestAdmin_TailShowsPublishedMessages(t *testing.T) {
 		}
 		var published publication
 		s.ask("POST", "/hubs/lobby/messages", "", "maintenance", &published)
-		if want := (publication{Clients: 1, Seq: 5}); published != want { // who follows is no client
+		if want := (publication{Clients: 1, Seq: 5}); published != want { // an operator that follows a hub is not a client
 			t.Errorf("got %+v, want %+v", published, want)
 		}
 		for _, f := range []*follower{f, f2} {
@@ -794,7 +794,7 @@ func TestAdmin_TailOutlastsTheReadTimeout(t *testing.T) {
 	server.Start()
 	t.Cleanup(server.Close) // after the follower's
 	f := follow(t, server.URL, "crowd")
-	time.Sleep(4 * server.Config.ReadTimeout) // the timeout is what is tested
+	time.Sleep(4 * server.Config.ReadTimeout) // let the read timeout pass
 	b.Publish(message([]byte("late")))
 	f.want(`{"seq":1,"type":"text","data":"late"}`)
 	f.body.Close()

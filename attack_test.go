@@ -230,16 +230,16 @@ func TestAttack_HistoriesOfOthersStay(t *testing.T) {
 	t.Logf("the server took up to %d MB", p.memory("VmHWM")>>20)
 }
 
-// dearRequests are the kinds of attack that cost the server the most processor time for each byte.
-func dearRequests() []string {
+// expensiveRequests are the kinds of attack that cost the server the most processor time for each byte.
+func expensiveRequests() []string {
 	return []string{
 		"fields", "nesting", "who", "malformed", "no object", "padding", "escapes", "sends", "flood", "large flood",
 		"pings", "pongs", "fragments", "come and go", "refused handshakes", "refused posts",
 	}
 }
 
-// startForDearRequests starts a server with presence and http_publish, and 2,000 users in the room of "who".
-func startForDearRequests(t testing.TB) *process {
+// startForExpensiveRequests starts a server with presence and http_publish, and 2,000 users in the hub for "who".
+func startForExpensiveRequests(t testing.TB) *process {
 	p := startPlainProcess(t, "", `http://localhost {
 	chat_broadcast /chat/* {
 		user {header.X-User}
@@ -251,13 +251,13 @@ func startForDearRequests(t testing.TB) *process {
 	return p
 }
 
-// TestAttack_DearRequestsCostOthersNothing has 20 clients flood a room with the dearest request of each kind while others
-// talk in another room.
-func TestAttack_DearRequestsCostOthersNothing(t *testing.T) {
+// TestAttack_ExpensiveRequestsCostOthersNothing has 20 clients flood a hub with the most expensive request of each
+// kind, while others talk in another hub.
+func TestAttack_ExpensiveRequestsCostOthersNothing(t *testing.T) {
 	const clients = 20
-	p := startForDearRequests(t)
+	p := startForExpensiveRequests(t)
 	o := newObservers(t, p.http, "/chat/honest", 3, 0)
-	for _, kind := range dearRequests() {
+	for _, kind := range expensiveRequests() {
 		t.Run(kind, func(t *testing.T) {
 			o.t = t
 			for _, p := range o.peers {
@@ -275,8 +275,8 @@ func TestAttack_DearRequestsCostOthersNothing(t *testing.T) {
 // BenchmarkAttack_CostPerByte measures how much one client of each kind costs the server: CPU time for a byte that it
 // sends, and how much of a core it keeps busy. An iteration lasts a second.
 func BenchmarkAttack_CostPerByte(b *testing.B) {
-	p := startForDearRequests(b)
-	for _, kind := range dearRequests() {
+	p := startForExpensiveRequests(b)
+	for _, kind := range expensiveRequests() {
 		b.Run(kind, func(b *testing.B) {
 			received := func() float64 { return value(scrapeAt(b, p.admin)["bytes_received_total"]) }
 			attackers := attack{Server: p.http, From: attackerAddr, Room: "/chat/", Kinds: map[string]int{kind: 1}}.start(b)
@@ -305,7 +305,7 @@ func TestDocs_World(t *testing.T) {
 	p := startPlainProcess(t, "", strings.Replace(recipe, "example.com", "http://localhost", 1))
 	o := newObservers(t, p.http, "/chat/honest", perIP-2, 30*time.Millisecond)
 	connections := allAtOnce()
-	for _, kind := range dearRequests() {
+	for _, kind := range expensiveRequests() {
 		connections[kind] = max(connections[kind], 15)
 	}
 	delete(connections, "refused posts") // without http_publish a POST does not reach the directive

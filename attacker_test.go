@@ -122,7 +122,7 @@ func behaviorOf(kind, host string) (behavior, error) {
 		return event(manyFields(size)), nil
 	case "nesting":
 		return event(fmt.Appendf(nil, `{"type":"x","a":%s}`, nested)), nil
-	case "crowd": // a user of its own in the room of "who"
+	case "crowd": // a user of its own in the hub for "who"
 		return behavior{header: "X-User: " + strings.Repeat("u", 1000) + "%d\r\n", path: "crowd", flood: ping, every: 5 * time.Second}, nil
 	case "who":
 		who := event([]byte(`{"type":"who","limit":1000}`))

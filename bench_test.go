@@ -142,9 +142,9 @@ func (f *fanOut) connectFloor() {
 	}
 }
 
-// serveFloor is the least that a server in Go can do: one goroutine, which knows how long a message is, and writes one
-// frame, made beforehand, to one client after the other. What it writes is not what it has read. It stops with the first
-// connection that fails.
+// serveFloor does the least that a server in Go can do: one goroutine knows how long a message is, and writes one
+// frame, made beforehand, to one client after the other. It never looks at the bytes that it reads. It stops with the
+// first connection that fails.
 func (f *fanOut) serveFloor(listener net.Listener, accepted chan<- error) {
 	conns, err := acceptAll(listener, f.clients)
 	accepted <- err
@@ -262,8 +262,8 @@ type records struct {
 	left   int     // bytes of it that have yet to come
 }
 
-// recordOverhead is what a record has beyond its data: the type of its content, and the tag of every cipher that Go
-// offers (RFC 8446 §5.2). Go does not pad.
+// recordOverhead is the number of bytes that a record adds to its data: one for the type of its content, and 16 for the
+// tag, with every cipher that Go offers (RFC 8446 §5.2). Go does not pad.
 const recordOverhead = 1 + 16
 
 // count returns how much application data is in the records that end in p.

@@ -123,7 +123,8 @@ func (p *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// open opens the page for the first time. What the page should not have done fails the test at its end.
+// open opens the page for the first time. If the page throws an exception or violates its own policy, the test fails at
+// its end.
 func (p *tab) open(url string) {
 	p.t.Helper()
 	var mu sync.Mutex
@@ -573,12 +574,12 @@ func testShowsTheHistory(t *testing.T, browser context.Context) {
 	b := openTabs(t, browser, s, "")[0]
 	b.waitMessage("Ada", "second")
 	if got, want := b.messages(), []shownMessage{{"Ada", "first"}, {"Ada", "second"}}; !slices.Equal(got, want) {
-		t.Errorf("got %v for who joins, want %v", got, want)
+		t.Errorf("the page that joins: got %v, want %v", got, want)
 	}
 	if got, want := evaluate[string](b, `document.title`), "lobby · chat"; got != want {
-		t.Errorf("got title %q, want %q: what is old is not unread", got, want)
+		t.Errorf("got title %q, want %q: old messages are not unread", got, want)
 	}
-	// Who comes back has the same, and knows what was theirs.
+	// A user that comes back sees the same messages, and the page marks their own.
 	a.do(chromedp.Reload())
 	a.waitMessage("You", "second")
 	if got, want := a.messages(), []shownMessage{{"You", "first"}, {"You", "second"}}; !slices.Equal(got, want) {
@@ -611,10 +612,10 @@ func testShowsWhoIsHere(t *testing.T, browser context.Context) {
 	a.waitPeople("Ada", "Grace")
 	a.waitFor(`document.querySelector("#present").textContent === "2"`)
 	b.waitFor(`document.querySelector("#people li:nth-child(2)").textContent.endsWith("Graceyou")`)
-	// That Bob is gone is no news to Grace, who was Bob.
+	// Grace was Bob, so her page does not report that Bob has left.
 	b.waitFor(`!document.querySelector("#people").textContent.includes("Bob")`)
 	if got := evaluate[string](b, `document.querySelector("#messages").textContent`); strings.Contains(got, "Bob") {
-		t.Errorf("got %q told to Grace", got)
+		t.Errorf("got %q, want no word of Bob on the page of Grace", got)
 	}
 }
 
@@ -1238,8 +1239,8 @@ func testNoticesThatNoAnswerComes(t *testing.T, s *process, l *line, p *tab) {
 	p.waitFor(`chat.all("sent").length === 1 && chat.all("message").length === 1`)
 }
 
-// testStarved has a browser take nothing until the server loses patience with it. What it has got and what it was told
-// that it has missed must be all.
+// testStarved publishes more than the network holds while nothing reaches the browser. Afterward the messages that it has
+// got and those that the server has reported as missed must add up to all that were published.
 func testStarved(path string) func(*testing.T, *process, *line, *tab) {
 	return func(t *testing.T, s *process, l *line, p *tab) {
 		keeper := s.join(path)
@@ -1340,7 +1341,7 @@ func TestExample_ChatRaw(t *testing.T) {
 				return
 			}
 			for c := range conns {
-				_ = c.WriteMessage(opcode, payload) // who is gone is found by its reader
+				_ = c.WriteMessage(opcode, payload) // the reader of a connection notices its end
 			}
 			mu.Unlock()
 		}
@@ -1373,7 +1374,7 @@ func TestExample_ChatRaw(t *testing.T) {
 	}
 }
 
-// TestExample_ChatModule runs chat.js without the page's help: what those rely on who copy it.
+// TestExample_ChatModule runs chat.js without the page, as applications do that copy it.
 func TestExample_ChatModule(t *testing.T) {
 	t.Parallel()
 	s := startProcess(t, "", moduleSite(t))

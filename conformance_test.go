@@ -33,7 +33,7 @@ const promptly = closeTimeout / 2
 
 // TestConformance plays the server's cases of the Autobahn WebSocket test suite, groups 1 to 7, 9 and 10, under
 // their numbers there. A hub is the suite's echo server: its client gets back what it sends. A second client must
-// notice nothing but the good messages. What the suite leaves out of a group goes by the group's number alone.
+// notice nothing but the good messages. A case that the suite's group lacks has the group's number alone.
 func TestConformance(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 	chat_broadcast /TestConformance/* {
@@ -137,13 +137,13 @@ func wayName(way int) string {
 	}
 }
 
-// An exchange is a case without a pause: what a client sends, and everything that it gets back.
+// An exchange is a case without a pause: the frames that a client sends, and every frame that it gets back.
 type exchange struct {
 	name  string
-	ways  []int // at once, if there are none
+	ways  []int // the client sends in each of these; if empty, at once
 	send  script
 	want  []frame
-	codes []int // the server closes with one of them, or not at all if there are none
+	codes []int // the server closes with one of them; if empty, it does not close
 	alone bool  // without another client, which would need the socket buffers for large messages
 }
 
@@ -376,8 +376,8 @@ func conformFraming(t *testing.T) {
 	)
 	runExchanges(t, cases)
 
-	// A sender must encode a length in the fewest bytes; what a receiver does with one that did not, the RFC does
-	// not say. Either is good: the message as if nothing were wrong, or a protocol error.
+	// A sender must encode a length in the fewest bytes. The RFC does not say how a receiver handles a longer
+	// encoding. Either is good: the message as if nothing were wrong, or a protocol error.
 	for name, head := range map[string][]byte{
 		"1 1 byte with a 16-bit length": {finBit | opText, 0x80 | 126, 0, 1},
 		"1 1 byte with a 64-bit length": {finBit | opText, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 1},
@@ -683,7 +683,7 @@ func utf8Cases() (cases []utf8Case) {
 }
 
 // firstBad returns where text that begins with s stops being valid, whatever may follow, by the grammar of RFC 3629
-// §4: the index of a byte, or len(s) if there is none.
+// §4. It returns the index of the first bad byte, or len(s) if s can begin a valid text.
 func firstBad(s string) int {
 	tails, low, high := 0, byte(0x80), byte(0xbf) // what the next bytes must be
 	for i, b := range []byte(s) {

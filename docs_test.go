@@ -171,7 +171,7 @@ func TestDocs_KindsOfHubs(t *testing.T) {
 	other.wantText("no echo")
 	player.text(strings.Repeat("x", 1025))
 	player.wantClose(websocket.CloseMessageTooBig, "too_big")
-	for range 6 { // with a, b, other and player, who has not hung up, that makes ten
+	for range 6 { // ten with a, b, other and player, whose connection is still open
 		join(t, "/chat/a")
 	}
 	refused(t, 429, "/chat/a")
@@ -289,7 +289,7 @@ func TestDocs_ProxyOnAUnixSocket(t *testing.T) {
 	wantTenOfTwenty(t)
 }
 
-func TestDocs_ProxyOnAUnixSocketWithoutTrustIsWarnedOf(t *testing.T) {
+func TestDocs_ProxyOnAUnixSocketWithoutTrustLogsAWarning(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "chat.sock")
 	hubs.addressWarning = occasionalWarning{} // tests before may have had it
 	s := startRecipeBeside(t, proxySite("unix/"+socket), "proxy_unix",
@@ -371,7 +371,7 @@ func TestDocs_PublishFromPython(t *testing.T) {
 }
 
 // TestDocs_PublishWithoutToken is about the recipe's header_regexp. HTTP/2 keeps the space in an Authorization of
-// "Bearer ", which is what the recipe's header line comes to where the file is missing or empty.
+// "Bearer ". The recipe's header line becomes just that where the file is missing or empty.
 func TestDocs_PublishWithoutToken(t *testing.T) {
 	const header = "\theader Authorization \"Bearer {file./etc/caddy/publish-token}\"\n"
 	empty := filepath.Join(t.TempDir(), "empty")
@@ -443,8 +443,8 @@ func TestDocs_Metrics(t *testing.T) {
 	}
 }
 
-// TestDocs_MetricsAreThoseThatAreExposed compares the list of metrics with the endpoint.
-func TestDocs_MetricsAreThoseThatAreExposed(t *testing.T) {
+// TestDocs_MetricsMatchTheEndpoint compares the list of metrics with the endpoint.
+func TestDocs_MetricsMatchTheEndpoint(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\n\tchat_broadcast /chat/*\n}")
 	_, list, found := strings.Cut(readDocument(t, "docs/operating.md"), "All names begin with `caddy_chat_broadcast_`.")
 	list, _, ended := strings.Cut(list, "\n#")

@@ -43,10 +43,11 @@ func (*badEventHandler) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return 
 // Handle implements caddyevents.Handler.
 func (*badEventHandler) Handle(context.Context, caddy.Event) error { panic("a handler's bug") }
 
-// A failingHandler fails to be provisioned, when it is told to.
+// A failingHandler fails in Provision, at the moment that the test chooses.
 type failingHandler struct{}
 
-// provisioning gets an element when a failingHandler is being provisioned, and another when it is to fail.
+// provisioning passes two values: a failingHandler sends the first when its Provision begins, the test sends the second to
+// make it fail.
 var provisioning = make(chan struct{})
 
 // CaddyModule implements caddy.Module.
@@ -66,10 +67,10 @@ func (*failingHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next ca
 	return next.ServeHTTP(w, r)
 }
 
-// An eventRecorder is an event handler that remembers what it is told.
+// An eventRecorder is an event handler that remembers the events that it gets.
 type eventRecorder struct{}
 
-// recorded is what all of them were told, and gate holds them up.
+// recorded has the events of all recorders. A recorder waits while a test holds gate.
 var recorded struct {
 	mu     sync.Mutex
 	events []string
@@ -131,7 +132,7 @@ func TestNotify_HubsAndRefusals(t *testing.T) {
 
 	a := join(t, "/chat/a")
 	refused(t, http.StatusServiceUnavailable, "/chat/a", "X-User: ada\r\n")
-	s.loadWith(eventOptions, site) // who joined through an older configuration is told of by the current one
+	s.loadWith(eventOptions, site) // the current configuration reports clients of older ones, too
 	a.conn.Close()
 	want := []string{
 		"chat_hub_opened map[hub:/chat/a]",

@@ -34,7 +34,7 @@ import (
 var adminAddr, httpAddr, httpsAddr string
 
 // ported returns s with the ports that this run of the tests uses instead of those that the tests name: 9080 and 9081 for
-// HTTP, 9443 for HTTPS and 2999 for the admin endpoint. What the harness loads, dials and sends is ported already.
+// HTTP, 9443 for HTTPS and 2999 for the admin endpoint. The harness applies it to everything that it loads, dials and sends.
 var ported = func(s string) string { return s } // in a process that choosePorts has not been called in
 
 // portLock is an address on which one test binary at a time listens, for as long as it runs: the one that has the ports
@@ -256,8 +256,9 @@ func (s *server) loadWith(options, sites string) {
 	eventually(s.t, "the listeners of the configuration before to be closed", onlyNewListeners)
 }
 
-// onlyNewListeners reports whether nobody can connect any more to a listener that a reload has replaced: who does gets no
-// answer. Caddy closes it in the background, and on Linux it has the same address as the new one until then.
+// onlyNewListeners reports whether every listener that a reload has replaced is closed. A client that connects to a
+// replaced listener gets no answer. Caddy closes it in the background, and on Linux it has the same address as the new one
+// until then.
 func onlyNewListeners() bool {
 	const stateListen = "0A"
 	listeners := map[string]bool{}

@@ -361,7 +361,7 @@ func TestHostile_LeavingDoesNotMakeRoomBeforeTheConnectionEnds(t *testing.T) {
 	})
 }
 
-// TestHostile_FloodOfWhoRequests asks for full pages of who is there, each of which costs the server as much as many messages.
+// TestHostile_FloodOfWhoRequests asks for full pages of the roster. Each page costs the server as much as many messages.
 func TestHostile_FloodOfWhoRequests(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nuser {header.X-User}\npresence\n}\n}")
 	for i := range 20 { // more than fit
@@ -383,8 +383,9 @@ func TestHostile_FloodOfWhoRequests(t *testing.T) {
 	}
 }
 
-// TestHostile_ResetOfTheOnlyListener resets the connection of the only client that is told of changes while much that it has
-// sent is unread, so that the server cannot write to it while it is still a member, and lets somebody else join.
+// TestHostile_ResetOfTheOnlyListener resets the connection of the only client that gets presence changes, while the server
+// has not yet read much of what this client sent. So the client is still a member, but the server cannot write to it. Then
+// another client joins.
 func TestHostile_ResetOfTheOnlyListener(t *testing.T) {
 	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\npresence join_leave\n}\n}")
 	for i := range 10 {

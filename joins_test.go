@@ -110,7 +110,7 @@ func TestRegistry_JoinsThatRaceKeepTheLimitsAndLeaveNothing(t *testing.T) {
 	}
 }
 
-// A joinRace is what the goroutines of such a test share.
+// A joinRace has the state that the goroutines of one such test share.
 type joinRace struct {
 	*testing.T
 	*registry

@@ -148,9 +148,9 @@ func TestMetrics_CountAndSurviveReloads(t *testing.T) {
 	}
 }
 
-// TestMetrics_LabelsAreNobodysChoice has a client choose all it can, and compares the labels that there are before and
+// TestMetrics_ClientsCannotChooseLabels has a client choose all it can, and compares the labels that there are before and
 // after.
-func TestMetrics_LabelsAreNobodysChoice(t *testing.T) {
+func TestMetrics_ClientsCannotChooseLabels(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 		chat_broadcast /chat/* {
 			user {http.request.header.X-User}

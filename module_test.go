@@ -281,7 +281,7 @@ func TestHandler_RemovedHubIsClosedWith1012(t *testing.T) {
 	b.wantText("still here")
 }
 
-func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
+func TestRegistry_ReturningValueKeepsClientsNotYetClosed(t *testing.T) {
 	const site = "http://localhost:9080 {\n%s\n}"
 	s := startCaddy(t, fmt.Sprintf(site, "chat_broadcast"))
 	const clients = 50
@@ -310,7 +310,7 @@ func TestRegistry_ValueThatComesBackKeepsWhoseTurnHasNotCome(t *testing.T) {
 	}
 }
 
-func TestHandler_HistoryIsOfTenMinutesUnlessTold(t *testing.T) {
+func TestHandler_HistoryAgeIsTenMinutesByDefault(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 	chat_broadcast /a a {
 		history 10

@@ -21,7 +21,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// The files for those who run Prometheus and Grafana.
+// The files for operators that run Prometheus and Grafana.
 const (
 	alertsFile     = "ops/alerts.yml"
 	alertTestsFile = "ops/alerts_test.yml"
@@ -179,7 +179,7 @@ func (p *prometheusServer) checkSelectors(t *testing.T, expr string) {
 	}
 }
 
-// A dashboard is what the tests have to know of Grafana's.
+// A dashboard has the fields of a Grafana dashboard that the tests check.
 type dashboard struct {
 	Title, UID    string
 	SchemaVersion int

@@ -88,9 +88,9 @@ func fieldsOf(t *testing.T, frame string) (fields []field) {
 	return fields
 }
 
-// A documentCheck compares what a test gets with the document. What is another one each time is compared by what it stands
-// for: where the document has the same client, epoch, token or time twice, so must the frames, and where it has another
-// client, epoch or token they must have another.
+// A documentCheck compares the frames that a test gets with the document. Clients, epochs, tokens and times differ in each
+// run, so it compares where they repeat: where the document has the same one twice, so must the frames, and where the
+// document has another client, epoch or token, the frames must have another, too.
 type documentCheck struct {
 	t        *testing.T
 	server   string // the address
@@ -104,7 +104,7 @@ func newDocumentCheck(t *testing.T, server string) *documentCheck {
 	return &documentCheck{t, server, documentedExamples(t, "example"), map[string]bool{}, map[field]string{}, map[field]string{}}
 }
 
-// want notes that frames are what the document shows under that name, and fails the test where they are not.
+// want marks the example of that name as checked, and fails the test unless frames match it.
 func (s *documentCheck) want(name string, frames ...incoming) {
 	s.t.Helper()
 	s.checked[name] = true
@@ -269,8 +269,8 @@ func (p *eventsPeer) told(meant func(incoming) bool) incoming {
 	}
 }
 
-// lagging returns what a client is told that has got message 2, reads on only when there are 15, and whose hub keeps just
-// the last.
+// lagging returns the "lagged" event of a client that reads message 2, then nothing until there are 15. Its hub keeps only
+// the last message.
 func lagging(t *testing.T, s *process) incoming {
 	t.Helper()
 	conn := s.dial()
@@ -421,8 +421,8 @@ func TestEvents_TokensAreSecretsOfTheirOwn(t *testing.T) {
 	}
 }
 
-// A client that has got no message since its hello goes on at head - replay, else it would be told that it has missed what
-// it was never to get.
+// TestProtocol_ResumesWhereHelloLeftIt has clients without a message since their hello resume at head - replay. If they
+// resumed earlier, the server would report as missed messages that were never meant for them.
 func TestProtocol_ResumesWhereHelloLeftIt(t *testing.T) {
 	for _, tc := range []struct {
 		history     string
@@ -523,7 +523,7 @@ func TestEvents_NamesCannotBeForged(t *testing.T) {
 	ada, eve := joinEvents(t, "/chat/a?name=ada"), joinEvents(t, "/chat/a?name=eve")
 	eve.text(`{"type":"send","data":"x","user":"ada","client":"` + *ada.hello.Client + `","seq":77,"time":"2000-01-01T00:00:00.000Z"}`)
 	if e := ada.want("message"); *e.User != "eve" || *e.Client != *eve.hello.Client || e.Seq != 1 || strings.HasPrefix(e.Time, "2000") {
-		t.Errorf("got %s, want it of eve, who is %s", e.raw, *eve.hello.Client)
+		t.Errorf("got %s, want user eve and client %s", e.raw, *eve.hello.Client)
 	}
 	join(t, "/chat/a?name=rob").text(`{"type":"message","seq":1,"user":"ada","client":"x","data":"forged"}`)
 	if e := ada.want("message"); *e.User != "rob" || e.Client == nil || *e.Client == "x" || !strings.Contains(e.text(), "forged") {
@@ -996,7 +996,7 @@ func TestHistory_InvalidSettingsAreRefused(t *testing.T) {
 	}
 }
 
-// ---- who is there ----
+// ---- presence ----
 
 func TestPresence_OffIsAnError(t *testing.T) {
 	startCaddy(t, eventsSite)
@@ -1005,7 +1005,7 @@ func TestPresence_OffIsAnError(t *testing.T) {
 	p.wantError("presence_off", "")
 }
 
-// users of the tests of who: more than fit in a page, in an order that is not that of letters.
+// users have the names for the tests of "who": more than fit in a page, and in an order that is not alphabetical.
 func namesByBytes() []string {
 	names := []string{"", "Zoë", "ada", "bob", "zoë", "Ωmega", "🙂"}
 	for i := range 20 {
@@ -1149,7 +1149,7 @@ func TestPresence_JoinLeave(t *testing.T) {
 		{"raw clients join and leave", rawClientsJoinAndLeave},
 		{"a silent client is gone after the ping timeout", silentClientIsGone},
 		{"a roster begun while somebody is away for a moment", rosterBegunDuringAnAbsence},
-		{"a roster begun before a join is told", rosterBegunBeforeAJoinIsTold},
+		{"a roster begun before a join is sent", rosterBegunBeforeAJoinIsSent},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
@@ -1218,7 +1218,7 @@ func rawClientsJoinAndLeave(t *testing.T, hub string) {
 	}
 }
 
-func TestPresence_WithoutJoinLeaveNothingIsTold(t *testing.T) {
+func TestPresence_WithoutJoinLeaveNoChangesAreSent(t *testing.T) {
 	startCaddy(t, eventsSite)
 	ada := joinEvents(t, "/who/a?name=ada")
 	bob := joinEvents(t, "/who/a?name=bob")
@@ -1236,8 +1236,8 @@ func silentClientIsGone(t *testing.T, hub string) {
 	}
 }
 
-// rosterBegunDuringAnAbsence has a client ask who is there while somebody is away for a moment, which nobody is
-// told of.
+// rosterBegunDuringAnAbsence has a client ask for the roster while a user is away for a moment. The server sends no
+// change for such a short absence.
 func rosterBegunDuringAnAbsence(t *testing.T, hub string) {
 	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
@@ -1252,11 +1252,11 @@ func rosterBegunDuringAnAbsence(t *testing.T, hub string) {
 	r.followUntil(t, cid, "ada", "bob", "cid", "eve")
 }
 
-// rosterBegunBeforeAJoinIsTold has a client ask who is there when somebody has come, and leaves again before
-// anybody is told.
-func rosterBegunBeforeAJoinIsTold(t *testing.T, hub string) {
+// rosterBegunBeforeAJoinIsSent has a client ask for the roster when a user has joined. The user leaves again before the
+// server sends the change.
+func rosterBegunBeforeAJoinIsSent(t *testing.T, hub string) {
 	ada := joinEvents(t, hub+"?name=ada")
-	ada.skipTo("join") // the next is told a second later
+	ada.skipTo("join") // the server sends the next change a second later
 	bob := joinEvents(t, hub+"?name=bob")
 	r := newRoster(ada.ask(map[string]any{}))
 	bob.leave()
@@ -1265,7 +1265,7 @@ func rosterBegunBeforeAJoinIsTold(t *testing.T, hub string) {
 	r.followUntil(t, ada, "ada", "eve")
 }
 
-// A roster is what a client knows of who is there.
+// A roster has the users that are present as far as a client knows.
 type roster map[string]bool
 
 func newRoster(page incoming) roster {
@@ -1276,7 +1276,7 @@ func newRoster(page incoming) roster {
 	return r
 }
 
-// apply changes the roster as an event says. It reports whether the event was such a one.
+// apply changes the roster as a presence event says. It reports whether e is a presence event.
 func (r roster) apply(e incoming) bool {
 	switch {
 	case e.Type == "join":
@@ -1296,7 +1296,7 @@ func (r roster) apply(e incoming) bool {
 	return true
 }
 
-// followUntil applies what p is told until those, and nobody else, are there.
+// followUntil applies the events of p until the roster has exactly these users.
 func (r roster) followUntil(t *testing.T, p *eventsPeer, users ...string) {
 	t.Helper()
 	for !slices.Equal(slices.Sorted(maps.Keys(r)), users) {

@@ -179,7 +179,7 @@ func TestPublish_Refusals(t *testing.T) {
 	}
 }
 
-func TestPublish_BodyTooLargeIsNotAskedFor(t *testing.T) {
+func TestPublish_TooLargeBodyIsRefusedBeforeItIsSent(t *testing.T) {
 	startCaddy(t, pushSite)
 	_, resp := handshakeOn(t, (&peer{t: t}).dial(), fmt.Sprintf(
 		"POST /feed/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", defaultMaxMessageSize+1))
@@ -304,7 +304,7 @@ http://127.0.0.1:9080 {
 	}
 }
 
-func TestPublish_WithReadOnlyTheServerAloneSpeaks(t *testing.T) {
+func TestPublish_ReadOnlyHubTakesPostsOnly(t *testing.T) {
 	startCaddy(t, `http://localhost:9080 {
 	chat_broadcast {
 		read_only
@@ -407,7 +407,7 @@ func TestPublish_RateByAddress(t *testing.T) {
 	limited("203.0.113.1", "7200")
 }
 
-func TestBuckets_ForgetWhatIsFullAgain(t *testing.T) {
+func TestBuckets_FullBucketsAreForgotten(t *testing.T) {
 	now := time.Now()
 	var b buckets
 	address := func(i int) netip.Prefix {
@@ -459,7 +459,7 @@ func TestBuckets_AreBounded(t *testing.T) {
 		if len(b.recent) > maxBuckets || len(b.old) > maxBuckets {
 			t.Fatalf("got %d recent and %d old buckets, want at most %d", len(b.recent), len(b.old), maxBuckets)
 		}
-		// Who goes on publishing is not forgotten for the sake of others.
+		// An address that keeps publishing is not forgotten to make room for others.
 		if i%1000 == 0 {
 			if _, ok := b.take(now, mine, r); ok {
 				t.Fatal("a bucket in use was forgotten")
@@ -497,8 +497,8 @@ func TestPublish_BodyThatOutlivesTheHubValueIsRefused(t *testing.T) {
 	}
 }
 
-// half sends a POST of which the handler has seen half the body when half returns. What it returns sends the rest
-// and returns the response.
+// half sends a POST with half its body, and returns when the handler has read that half. The returned function sends the
+// rest and returns the response.
 func half(t *testing.T, addr string) (rest func() *http.Response) {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)

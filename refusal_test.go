@@ -100,7 +100,7 @@ func TestRefusal_AnswerSaysWhy(t *testing.T) {
 	}
 }
 
-func TestRefusal_IsLoggedCountedAndTold(t *testing.T) {
+func TestRefusal_IsLoggedAndCounted(t *testing.T) {
 	s := startCaddy(t, `http://localhost:9080 {
 	log_append refused {http.chat_broadcast.refused}
 	log
@@ -151,7 +151,7 @@ func TestRefusal_IsLoggedCountedAndTold(t *testing.T) {
 	}
 }
 
-func TestRefusal_FloodIsLoggedInFew(t *testing.T) {
+func TestRefusal_FloodTakesFewLogLines(t *testing.T) {
 	s := startCaddy(t, `http://localhost:9080 {
 	chat_broadcast {
 		max_clients 1
@@ -173,11 +173,11 @@ func TestRefusal_FloodIsLoggedInFew(t *testing.T) {
 	}
 	// One at once, and one for each second or part of it.
 	if most := 3 + int(time.Since(start)/refusalPause); told != flood || len(lines) > most {
-		t.Errorf("got %d lines that tell of %d refusals by max_clients, want at most %d that tell of %d", len(lines), told, most, flood)
+		t.Errorf("got %d lines that count %d refusals by max_clients, want at most %d that count %d", len(lines), told, most, flood)
 	}
 }
 
-func TestRefusalLog_TellsOfEveryRefusal(t *testing.T) {
+func TestRefusalLog_CountsEveryRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, seen := observer.New(zapcore.InfoLevel)
 		s := new(scope)

@@ -342,8 +342,8 @@ func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	})
 }
 
-// TestRegistry_FinishedBeforeLeft has the goroutine that closes a client held up between its leaving the hub and its telling the
-// registry, and the client finish meanwhile.
+// TestRegistry_FinishedBeforeLeft has a client finish before the registry learns that it has left the hub. This happens if
+// the goroutine that closes the client is held up between the two steps.
 func TestRegistry_FinishedBeforeLeft(t *testing.T) {
 	withScope(t, func(t *testing.T, s *scope) {
 		m := joinHub(t, s, "hub", testPrefix(1), defaults(), limits{})
@@ -451,8 +451,8 @@ func TestRegistry_JoinCostsTheSameBesideThousandsThatLeave(t *testing.T) {
 	hubs.release(l)
 }
 
-// TestRegistry_HubIsChargedToWhoeverIsLeft has an address join the hubs that others open and leave.
-func TestRegistry_HubIsChargedToWhoeverIsLeft(t *testing.T) {
+// TestRegistry_HubIsChargedToARemainingAddress has an address join the hubs that others open and leave.
+func TestRegistry_HubIsChargedToARemainingAddress(t *testing.T) {
 	withScope(t, func(t *testing.T, s *scope) {
 		eight := limits{maxHubs: 8}
 		var members []*member

@@ -30,8 +30,8 @@ func resumeSite(history, version int) string {
 }`, version, 8192+version, history)
 }
 
-// An interruption is what goes on meanwhile: so many reloads, if any. Without one the test is a tenth as long: it is there to
-// tell a fault of reloads from any other.
+// An interruption says how many reloads happen during a test. Without reloads the test does only a tenth of its work. That
+// run shows whether a fault comes from reloads.
 type interruption struct {
 	name       string
 	reloads    int
@@ -139,8 +139,8 @@ func (m *ticker) halt() {
 	m.running.Wait()
 }
 
-// pace calls do perSecond times a second, until stop is closed or do returns false. What it could not do in time it makes
-// up for.
+// pace calls do perSecond times a second, until stop is closed or do returns false. It makes up for calls
+// that are late.
 func pace(stop <-chan struct{}, perSecond int, do func() bool) {
 	ticker := time.NewTicker(2 * time.Millisecond)
 	defer ticker.Stop()
@@ -545,7 +545,7 @@ func TestResume_ClientThatDiesAThousandTimesGetsEverythingOnceInOrder(t *testing
 	}
 }
 
-// wantCounts fails unless texts are what each sender has sent, each in its order.
+// wantCounts fails unless texts has every text of each sender, in the order in which that sender sent them.
 func wantCounts(t *testing.T, texts []string, sent []int) {
 	t.Helper()
 	got := make([]int, len(sent))
@@ -612,8 +612,8 @@ func TestResume_MissedMessagesAreCountedExactly(t *testing.T) {
 	}
 }
 
-// absent stays away for a while, comes back, and returns an error unless what it is told to have missed and what it gets
-// add up. It returns how many are lost.
+// absent stays away for a while and comes back. It returns how many messages the server reports as missed, and an error
+// unless these and the messages that it gets add up.
 func (w *returner) absent(t *testing.T, history int, control *recorder) (missed int, err error) {
 	if err := control.await(max(w.last, history) + rand.N(3*history)); err != nil {
 		return 0, err
@@ -922,7 +922,7 @@ func TestResume_ReportsMissedMessagesWithoutHistory(t *testing.T) {
 	}
 }
 
-func TestResume_WithoutSinceNothingIsSaidOfIt(t *testing.T) {
+func TestResume_HelloWithoutSinceHasNoResumed(t *testing.T) {
 	startCaddy(t, resumeSite(10, 0))
 	if h := joinEvents(t, "/chat/a").hello; h.Resumed != nil {
 		t.Errorf("got %s, want no resumed", h.raw)

@@ -35,12 +35,12 @@ const stormSite = `http://localhost {
 	}
 }`
 
-// A watcher stays, and notes what it is told of who is there.
+// A watcher stays, and records the presence changes that the server sends it.
 type watcher struct {
 	*eventsPeer
 	roster  roster
 	times   []time.Time // of each change
-	clients int         // as it was told last
+	clients int         // from the last change
 }
 
 // watch joins an empty hub.
@@ -259,7 +259,7 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// everybody asks who is there, page by page.
+// everybody asks for the whole roster, page by page.
 func (w *watcher) everybody() roster {
 	all, question := roster{}, map[string]any{"limit": 30}
 	for {

@@ -418,9 +418,9 @@ func TestUpgrade_MemberBeforeThe101(t *testing.T) {
 	}
 }
 
-// TestUpgrade_GoneAtOnceIsLoggedLikeAnyOther closes connections at the moment of the 101, when the HTTP server may
-// still be the one who notices.
-func TestUpgrade_GoneAtOnceIsLoggedLikeAnyOther(t *testing.T) {
+// TestUpgrade_ClientThatLeavesAtOnceIsLogged closes connections at the moment of the 101, when the HTTP server
+// may still be the first to notice.
+func TestUpgrade_ClientThatLeavesAtOnceIsLogged(t *testing.T) {
 	s := startCaddy(t, plainChat)
 	const clients = 300
 	for range clients {

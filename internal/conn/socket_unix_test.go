@@ -335,7 +335,7 @@ func TestWait_DoesNotWaitWhileSomethingWasReadEarly(t *testing.T) {
 	}
 }
 
-// A gathering is a connection that writes nothing until it is told to.
+// A gathering is a connection that keeps what it should write, from hold until release.
 type gathering struct {
 	net.Conn
 	mu      sync.Mutex

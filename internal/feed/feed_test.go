@@ -12,7 +12,7 @@ import (
 )
 
 // lines is an encoder of a third kind: a block of text lines for each message, with an empty line behind it, as a stream
-// over HTTP might have. It tells who has joined, and nothing of who has left.
+// over HTTP might have. Its notices name the users that have joined, and not those that have left.
 type lines struct{ buf bytes.Buffer }
 
 // Message implements Encoder.
@@ -76,7 +76,7 @@ var kinds = []kind{
 	},
 }
 
-// A feedModel is what a feed must be, in the plainest way: every frame that was ever appended, by its position.
+// A feedModel is the simplest correct feed: it keeps every frame that was ever appended, by its position.
 type feedModel struct {
 	t         *testing.T
 	kind      kind

@@ -22,7 +22,7 @@ func appendPayload(l *Log, payload []byte) (position uint64) {
 	return l.Append(ws.AppendHeader(nil, ws.BinaryMessage, len(payload)), payload)
 }
 
-// A logModel is what a log must be, in the plainest way: every frame that was ever appended.
+// A logModel is the simplest correct log: it keeps every frame that was ever appended.
 type logModel struct {
 	maxMessages, maxBytes int
 	frames                [][]byte
@@ -292,7 +292,7 @@ func TestLog_TrimDropsTheFramesBefore(t *testing.T) {
 	}
 }
 
-// TestLog_KeepsLessWhileAllLogsTakeMuch lowers, frame by frame, what is left for all logs together.
+// TestLog_KeepsLessWhileAllLogsTakeMuch lowers the memory that is left for all logs together.
 func TestLog_KeepsLessWhileAllLogsTakeMuch(t *testing.T) {
 	const size, history = 1000, 200_000
 	l, left := new(Log), 1<<30
