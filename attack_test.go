@@ -57,7 +57,7 @@ func (p *process) memory(field string) int64 {
 	return n << 10
 }
 
-// observers are honest clients whose latency is measured: some talk in one room, and newcomers open rooms of their own.
+// observers are honest clients whose latency is measured: some talk in one hub, and newcomers open hubs of their own.
 type observers struct {
 	*conversation
 	server, room string
@@ -96,7 +96,7 @@ func (o *observers) say() {
 	o.turn++
 }
 
-// newcomer opens a room, says something there and leaves.
+// newcomer opens a hub, sends something there and leaves.
 func (o *observers) newcomer() {
 	o.t.Helper()
 	o.newcomers++
@@ -110,8 +110,8 @@ func (o *observers) newcomer() {
 
 // A latency is how long honest clients waited.
 type latency struct {
-	exchange time.Duration // p99 of a message to all clients of the room
-	join     time.Duration // p90 of opening a room and saying something there
+	exchange time.Duration // p99 of a message to all clients of the hub
+	join     time.Duration // p90 of opening a hub and sending something there
 }
 
 func (l latency) String() string {
@@ -191,7 +191,7 @@ func TestAttack_BareDirective(t *testing.T) {
 	}
 }
 
-// TestAttack_HistoriesOfOthersStay has one address open more rooms than max_hubs and publish more than all histories
+// TestAttack_HistoriesOfOthersStay has one address open more hubs than max_hubs and publish more than all histories
 // together may take.
 func TestAttack_HistoriesOfOthersStay(t *testing.T) {
 	const rooms, bytes = 350, 100 << 20

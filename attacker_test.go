@@ -27,7 +27,7 @@ const asAttacker = "CHAT_BROADCAST_TEST_AS_ATTACKER"
 type attack struct {
 	Server string         // localhost and a port
 	From   string         // the attackers' own address
-	Room   string         // what the paths of their rooms begin with
+	Room   string         // how the paths of their hubs begin
 	Kinds  map[string]int // connections by kind: see behaviorOf
 	Pause  time.Duration  // between two connections of one attacker
 	Rush   bool           // start does not wait for the server's answers, which may take long
@@ -50,7 +50,7 @@ func (c *counter) outcome() outcome {
 // A behavior says how one hostile connection behaves.
 type behavior struct {
 	header  string        // added to the handshake; %d stands for the connection's number, here and in path
-	path    string        // added to the room of the attack
+	path    string        // added to the path of the attack
 	plain   bool          // there is no handshake: flood is a list of requests
 	opening []byte        // sent once
 	flood   []byte        // sent again and again
@@ -88,9 +88,9 @@ func behaviorOf(kind, host string) (behavior, error) {
 		return many(fmt.Appendf(nil, "POST /chat/posts HTTP/1.1\r\nHost: %s\r\n%sContent-Length: %d\r\n\r\n%s", host, header, len(body), body))
 	}
 	switch kind {
-	case "rooms": // keeps a room with a long name open
+	case "rooms": // keeps a hub with a long name open
 		return behavior{path: strings.Repeat("n", 180) + "-%d", flood: ping, every: 5 * time.Second}, nil
-	case "stuck": // fills a room of its own and does not read
+	case "stuck": // fills a hub of its own and does not read
 		message := clientFrame(finBit|websocket.BinaryMessage, make([]byte, 65_000))
 		return behavior{path: "stuck-%d", opening: bytes.Repeat(message, 26), flood: ping, every: time.Second}, nil
 	case "stuck events": // the same, with the messages in a second encoding
@@ -110,13 +110,13 @@ func behaviorOf(kind, host string) (behavior, error) {
 		return behavior{path: "one", opening: clientFrame(websocket.TextMessage, nil), flood: many(clientFrame(0, nil))}, nil
 	case "leave": // says goodbye and keeps the connection
 		return behavior{path: "leave-%d", opening: goodbye, hold: 4 * time.Second}, nil
-	case "come and go": // opens a room, says a little, and leaves
+	case "come and go": // opens a hub, sends a little, and leaves
 		return behavior{path: "gone-%d", opening: append(text([]byte("x")), goodbye...), hold: time.Nanosecond}, nil
 	case "flood": // small messages to itself
 		return behavior{path: "flood-%d", flood: many(text([]byte("0123456789abcdef"))), reads: true}, nil
 	case "large flood":
 		return behavior{path: "flood-%d", flood: text(bytes.Repeat([]byte("x"), size)), reads: true}, nil
-	case "publish": // 26 messages of 65 kB in each room, which reads them, and then another room
+	case "publish": // 26 messages of 65 kB in each hub, which reads them, and then another hub
 		return behavior{path: "published-%d", opening: bytes.Repeat(text(bytes.Repeat([]byte("x"), 65_000)), 26), reads: true, hold: time.Second}, nil
 	case "fields":
 		return event(manyFields(size)), nil

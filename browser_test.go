@@ -738,7 +738,7 @@ func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
 	p.waitFor(`document.querySelectorAll(".message").length === 3`)
 }
 
-// What is told at the end of the messages is in sight.
+// The notices after the last message are in sight.
 func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/slow {\n\t\trate 2 1h\n\t}"))
 	p := openTabs(t, browser, s, "?room=slow")[0]

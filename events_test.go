@@ -167,7 +167,7 @@ func TestNotify_SlowHandlerDelaysNobodyAndTakesNoMemory(t *testing.T) {
 		t.Errorf("got %d notices waiting, want %d", waiting, maxNotifications)
 	}
 	recorded.gate.Unlock()
-	// The one that was being told, and those that waited.
+	// The event that was being handled, and those that waited.
 	recordedEvents(t, 1+maxNotifications)
 	s.logged(moduleID, 1)
 	p.conn.Close()
@@ -185,7 +185,7 @@ func TestNotify_PanicOfAHandlerIsLogged(t *testing.T) {
 	p.text("still here")
 	p.wantText("still here")
 	p.conn.Close()
-	recordedEvents(t, 1) // others are told
+	recordedEvents(t, 1) // other handlers get it
 }
 
 // TestReload_FailingChangesNothing looks at the logs and the events while a configuration is provisioned that fails, and

@@ -347,7 +347,7 @@ func (p *eventsPeer) sendText(id, data string) incoming {
 func (p *eventsPeer) sendAgain(token, id, data string) incoming {
 	p.t.Helper()
 	p.say(map[string]string{"type": "send", "id": id, "token": token, "data": data})
-	answer := p.told(func(e incoming) bool { return e.Type == "sent" || e.Type == "error" })
+	answer := p.skipUntil(func(e incoming) bool { return e.Type == "sent" || e.Type == "error" })
 	if answer.ID == nil || *answer.ID != id {
 		p.t.Fatalf("got %s, want it for %q", answer.raw, id)
 	}

@@ -465,7 +465,7 @@ func TestPresence_StrangersLongNamesHoldUpNoOthers(t *testing.T) {
 	}
 	bob := join(t, "/", "X-User: bob\r\n")
 	bob.text("here")
-	frames := 0 // told after bob came: one a second
+	frames := 0 // those after bob joined: one a second
 	for came := false; ; {
 		e, err := ada.read()
 		if err != nil {
@@ -483,6 +483,6 @@ func TestPresence_StrangersLongNamesHoldUpNoOthers(t *testing.T) {
 		}
 	}
 	if frames > 2 {
-		t.Errorf("got bob's coming told in frame %d, want one of the first 2", frames)
+		t.Errorf("got bob's join in frame %d, want one of the first 2", frames)
 	}
 }

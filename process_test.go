@@ -402,7 +402,7 @@ func TestProcess_RemovalOfFiveThousandClients(t *testing.T) {
 		p.conn.Close()
 	}
 	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("the last client was told after %v, want less than 15 s", took)
+		t.Errorf("the last client got its close frame after %v, want less than 15 s", took)
 	}
 	p.terminate()
 }
@@ -450,7 +450,8 @@ func TestProcess_SIGTERM(t *testing.T) {
 	}
 }
 
-// TestProcess_SIGTERMBesideALongRequest has clients told although a request holds up the shutdown of the server.
+// TestProcess_SIGTERMBesideALongRequest checks that clients get their close frames while a long
+// request delays the shutdown of the server.
 func TestProcess_SIGTERMBesideALongRequest(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, "grace_period 4s", "http://localhost {\nchat_broadcast /chat/* {\nhttp_publish\n}\n}")

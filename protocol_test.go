@@ -61,7 +61,7 @@ func TestProtocol_DocumentedExamplesAreValid(t *testing.T) {
 	}
 }
 
-// A field is one of an object, whose fields have an order here.
+// A field is a field of a JSON object. The comparison keeps the order of fields.
 type field struct {
 	name  string
 	value any
@@ -214,7 +214,7 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	s.want("sent", ada.skipTo("sent"))
 	ada.text(`{"type":"send","id":"m2","data":5}`)
 	s.want("error", ada.skipTo("error"))
-	eve.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else it may be told with bob's
+	eve.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else one frame may have this change and bob's
 	ada.leave()
 	address, token := "/chat/lobby?name=ada&", ada.hello.Token
 
@@ -222,11 +222,11 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 2))
 	s.want("resumed", ada.hello)
 	bob := joinExample(server, "/chat/lobby?name=bob")
-	s.want("join", ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
+	s.want("join", ada.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" }))
 	bob.leave()
-	s.want("leave", ada.told(func(e incoming) bool { return e.Type == "leave" }))
+	s.want("leave", ada.skipUntil(func(e incoming) bool { return e.Type == "leave" }))
 	bob, cid := joinExample(server, "/chat/lobby?name=bob"), joinExample(server, "/chat/lobby?name=cid")
-	s.want("changes", ada.told(func(e incoming) bool { return e.Joined != nil }))
+	s.want("changes", ada.skipUntil(func(e incoming) bool { return e.Joined != nil }))
 
 	bob.leave()
 	cid.leave()
@@ -256,11 +256,11 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 // roster returns the next answer to who.
 func (p *eventsPeer) roster() incoming {
 	p.t.Helper()
-	return p.told(func(e incoming) bool { return e.Type == "presence" && e.Users != nil })
+	return p.skipUntil(func(e incoming) bool { return e.Type == "presence" && e.Users != nil })
 }
 
-// told returns the next event that is meant.
-func (p *eventsPeer) told(meant func(incoming) bool) incoming {
+// skipUntil returns the next event for which meant returns true.
+func (p *eventsPeer) skipUntil(meant func(incoming) bool) incoming {
 	p.t.Helper()
 	for {
 		if e := p.event(); meant(e) {
@@ -507,7 +507,7 @@ func TestEvents_RawClientsSeeNothingOfTheProtocol(t *testing.T) {
 	raw := join(t, "/chat/a")
 	for i := range 3 {
 		events := joinEvents(t, "/chat/a")
-		events.told(func(e incoming) bool { return e.Type == "join" || e.Type == "presence" })
+		events.skipUntil(func(e incoming) bool { return e.Type == "join" || e.Type == "presence" })
 		events.ask(map[string]any{})
 		events.text("no event at all")
 		events.skipTo("error")
@@ -864,7 +864,7 @@ func TestEvents_LargeFrameThatIsNoMessageIsPacedByItsSize(t *testing.T) {
 
 // ---- history ----
 
-// historyOf is a site whose hubs keep so much.
+// historyOf returns a site whose directive has these settings.
 func historyOf(settings string) string {
 	return "http://localhost:9080 {\nchat_broadcast /chat/* {\n" + settings + "\n}\n}"
 }
@@ -1134,8 +1134,8 @@ const watchedSite = `http://localhost:9080 {
 	}
 }`
 
-// TestPresence_JoinLeave has a hub for each of its parts, which take the seconds that it takes until something is told. They
-// do that together, when all the other tests are done.
+// TestPresence_JoinLeave has parts, each with its own hub. Each takes seconds, because the server waits before it sends a
+// change. They run beside each other, when all the other tests are done.
 func TestPresence_JoinLeave(t *testing.T) {
 	t.Parallel()
 	startCaddy(t, watchedSite)
@@ -1143,8 +1143,8 @@ func TestPresence_JoinLeave(t *testing.T) {
 		name string
 		test func(t *testing.T, hub string)
 	}{
-		{"your own coming is told", ownComingIsTold},
-		{"a quick reconnect shows no leave and no join", quickReconnectIsNotTold},
+		{"a client gets its own join", clientGetsItsOwnJoin},
+		{"a quick reconnect shows no leave and no join", quickReconnectIsNoChange},
 		{"a second connection of a user is no join", secondConnectionIsNoJoin},
 		{"raw clients join and leave", rawClientsJoinAndLeave},
 		{"a silent client is gone after the ping timeout", silentClientIsGone},
@@ -1158,22 +1158,22 @@ func TestPresence_JoinLeave(t *testing.T) {
 	}
 }
 
-func ownComingIsTold(t *testing.T, hub string) {
+func clientGetsItsOwnJoin(t *testing.T, hub string) {
 	if e := joinEvents(t, hub+"?name=ada").event(); e.Type != "join" || *e.User != "ada" || e.Clients != 1 {
 		t.Errorf("got %s, want the join of ada", e.raw)
 	}
 }
 
-func quickReconnectIsNotTold(t *testing.T, hub string) {
+func quickReconnectIsNoChange(t *testing.T, hub string) {
 	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
 	bob := joinEvents(t, hub+"?name=bob")
-	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
+	ada.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
 	for range 5 {
 		bob.conn.Close()
 		bob = joinEvents(t, hub+"?name=bob")
 	}
-	eve := joinEvents(t, hub+"?name=eve") // told in the same order as all that was before
+	eve := joinEvents(t, hub+"?name=eve") // the server sends changes in order
 	for {
 		e := ada.event()
 		if e.Type == "join" && *e.User == "eve" {
@@ -1187,7 +1187,7 @@ func quickReconnectIsNotTold(t *testing.T, hub string) {
 		}
 	}
 	eve.conn.Close()
-	if e := ada.told(func(e incoming) bool { return e.Type == "leave" || e.Left != nil }); e.Type != "leave" || *e.User != "eve" {
+	if e := ada.skipUntil(func(e incoming) bool { return e.Type == "leave" || e.Left != nil }); e.Type != "leave" || *e.User != "eve" {
 		t.Errorf("got %s, want nobody to leave but eve", e.raw)
 	}
 }
@@ -1242,7 +1242,7 @@ func rosterBegunDuringAnAbsence(t *testing.T, hub string) {
 	ada := joinEvents(t, hub+"?name=ada")
 	ada.skipTo("join")
 	bob := joinEvents(t, hub+"?name=bob")
-	ada.told(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
+	ada.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "bob" })
 	bob.leave()
 	eventually(t, "bob to be gone", func() bool { return ada.ask(map[string]any{}).Clients == 1 })
 	cid := joinEvents(t, hub+"?name=cid")
@@ -1318,7 +1318,7 @@ func TestPresence_ChangeLeavesRawClientsWhereTheyAre(t *testing.T) {
 }`)
 	raw := []*peer{join(t, "/chat/a"), join(t, "/chat/a"), join(t, "/chat/a")}
 	watcher := joinEvents(t, "/chat/a?name=ada")
-	watcher.told(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" })
+	watcher.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" })
 	for _, text := range []string{"one", "two"} {
 		watcher.say(map[string]string{"type": "send", "data": text})
 		for _, p := range raw {

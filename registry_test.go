@@ -549,11 +549,11 @@ func TestRegistry_LeavingClientsHubCountsOnce(t *testing.T) {
 		leaving.leave()
 		join("kept").abandon()
 		if hubs.hub("leaving") == nil || hubs.hub("kept") == nil {
-			t.Error("a history is gone, for nothing")
+			t.Error("got a hub evicted without need")
 		}
 		other := join("other")
 		if hubs.hub("leaving") == nil || hubs.hub("kept") != nil {
-			t.Error("want room made by the hub whose end makes some")
+			t.Error("want the kept hub evicted, and the leaving client's hub not")
 		}
 		other.abandon()
 		leaving.abandon()

@@ -151,7 +151,7 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 	)
 	server := startProcess(t, "", stormSite)
 	w := watch(t, server)
-	var steadyNow atomic.Bool // all that stay are there, and have been told
+	var steadyNow atomic.Bool // all that stay have joined, and got the changes
 	steady := func(user string) bool {
 		return steadyNow.Load() && (user == "watcher" || strings.HasPrefix(user, "s"))
 	}
@@ -240,7 +240,7 @@ func TestPresence_StormOfTenThousand(t *testing.T) {
 		t.Errorf("got the roster %q by asking, want %q", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 	cpu := server.cpu()
-	t.Logf("%d clients had joined after %v and left after %v; all is told after %v, in %d frames; CPU time of the server %v",
+	t.Logf("%d clients had joined after %v and left after %v; the last change arrived after %v, in %d frames; CPU time of the server %v",
 		all, joined, took, settled, len(w.times), cpu)
 	if cpu > maxCPU {
 		t.Errorf("the server took %v of CPU time, want at most %v", cpu, maxCPU)

@@ -275,7 +275,7 @@ func TestUpgrade_ExtendedConnectOverHTTP3IsRefusedWith501(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Proto = "websocket" // how quic-go's client, too, is told the protocol of RFC 9220
+	r.Proto = "websocket" // quic-go's client also takes the protocol of RFC 9220 from here
 	r.Header.Set("Sec-WebSocket-Version", "13")
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
