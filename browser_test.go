@@ -52,7 +52,7 @@ func exampleSite(t *testing.T, directives ...string) string {
 // The browser of all tests, since starting one takes seconds of processor time. stopBrowser ends it and waits for that.
 var (
 	theBrowser   context.Context
-	browserErr   error
+	errBrowser   error
 	browserStart sync.Once
 	stopBrowser  = func() {}
 )
@@ -71,14 +71,14 @@ func startBrowser(t *testing.T) context.Context {
 			chromedp.Flag("no-proxy-server", true),
 		)...)
 		ctx, cancel := chromedp.NewContext(ctx)
-		theBrowser, browserErr = ctx, chromedp.Do(ctx)
+		theBrowser, errBrowser = ctx, chromedp.Do(ctx)
 		stopBrowser = func() {
 			cancel()
 			stop()
 		}
 	})
-	if browserErr != nil {
-		t.Fatal(browserErr)
+	if errBrowser != nil {
+		t.Fatal(errBrowser)
 	}
 	return theBrowser
 }

@@ -15,12 +15,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
-
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
 // keptSettings returns settings with a history of a minute.
@@ -279,8 +278,7 @@ func (race *joinRace) checkNothingLeft() {
 	if r.process.Processors.Shared() {
 		race.Error("addresses share the processors, want none left")
 	}
-	joins, closes := 0.0, 0.0
-	joins = valueOf(r.metrics.joins)
+	joins, closes := valueOf(r.metrics.joins), 0.0
 	for _, c := range r.metrics.known {
 		closes += valueOf(r.metrics.closes.WithLabelValues(strconv.Itoa(c.Code), c.Reason))
 	}

@@ -15,9 +15,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/gorilla/websocket"
 )
 
 func TestOccasionalWarning_ComesOnceAMinuteWithTheCount(t *testing.T) {

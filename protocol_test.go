@@ -216,7 +216,8 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	s.want("error", ada.skipTo("error"))
 	eve.skipUntil(func(e incoming) bool { return e.Type == "join" && *e.User == "ada" }) // else one frame may have this change and bob's
 	ada.leave()
-	address, token := "/chat/lobby?name=ada&", ada.hello.Token
+	token := ada.hello.Token
+	const address = "/chat/lobby?name=ada&"
 
 	eventually(t, "ada to be gone", func() bool { return eve.ask(map[string]any{}).Clients == 1 })
 	ada = joinExample(server, address+sinceQuery(ada.hello.Epoch, 2))

@@ -14,13 +14,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gorilla/websocket"
-	"go.uber.org/zap/zaptest"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
+	"go.uber.org/zap/zaptest"
 )
 
 // withRegistry runs a test in a bubble, on hubs of its own.

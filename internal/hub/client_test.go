@@ -10,10 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"golang.org/x/time/rate"
 )
 
 func TestClient_FragmentsArriveAsOneFrame(t *testing.T) {

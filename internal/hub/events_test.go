@@ -11,9 +11,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
 func TestEvents_HelloTellsEverything(t *testing.T) {

@@ -17,10 +17,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
 )
 
 // patience is how long a peer waits for a frame: longer than it takes on a machine that is not overloaded.

@@ -10,11 +10,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
+	"github.com/gorilla/websocket"
 )
 
 // A countingOwner counts what a hub tells the owner of a client.
