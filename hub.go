@@ -369,9 +369,18 @@ func (r *registry) publish(ctx context.Context, name string, m hub.Message) (pub
 			return hub.Receipt{}, false, err
 		}
 		// While Publish waits for turns the hub may close, and another hub of that name may open.
-		published, found = b.Publish(m)
+		if published, found = b.Publish(m); !found && r.holds(n) {
+			return hub.Receipt{}, false, nil // its last client has just left
+		}
 	}
 	return published, true, nil
+}
+
+// holds reports whether the registry still has n.
+func (r *registry) holds(n *namedHub) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.named[n.name] == n
 }
 
 // publishOpening is publish for a message that comes through the scope with the given key. If s has history and there
@@ -396,9 +405,17 @@ func (r *registry) openKept(
 ) error {
 	r.lock()
 	s, err := r.openScopeLocked(key)
-	if err != nil || r.named[name] != nil {
+	if err != nil {
 		r.mu.Unlock()
 		return err
+	}
+	if n := r.named[name]; n != nil {
+		if n.isOpen() && n.hub.Size() == 0 { // its last client has just left: keep it for its history instead
+			n.hub.Grow(settings)
+			n.home = s
+		}
+		r.mu.Unlock()
+		return nil
 	}
 	if err := r.makeRoomLocked(s, nil, address, limits.maxHubs); err != nil {
 		r.mu.Unlock()

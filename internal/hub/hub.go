@@ -29,6 +29,7 @@ type Hub struct {
 	raw    *hubFeed   // the first of feeds: sequence numbers are its positions
 	feeds  []*hubFeed // raw, and the other encodings that clients read
 	closed bool       // Publish accepts nothing more
+	empty  bool       // the last client has left; without a history Publish accepts nothing until another joins
 
 	// clients[:idle] are idle, clients[idle:] are busy. A client that has left stays among the busy until its writer has
 	// sent the messages from before it left.
@@ -106,6 +107,7 @@ func (b *Hub) Join(c *Client, most int) error {
 	b.growHistoryLocked(c.settings)
 	b.maxMessageSize = max(b.maxMessageSize, c.settings.MaxMessageSize)
 	b.members++
+	b.empty = false
 	floor := b.floorLocked(time.Now())
 	c.feed = b.feedLocked(c.protocol, floor)
 	c.feed.Clients++
@@ -180,6 +182,7 @@ func (b *Hub) leaveLocked(c *Client, next State, why ws.Close) bool {
 		return false
 	}
 	b.members--
+	b.empty = b.members == 0
 	c.until = c.feed.Head()
 	if c.index >= 0 {
 		b.sample.leaving++

@@ -36,6 +36,29 @@ func TestHub_JoinRefusesWhenFullOrClosed(t *testing.T) {
 	second.Abandon()
 }
 
+// TestHub_PublishesNothingAfterItsLastClient publishes between the moment at which the last client has left and the one at
+// which the owner closes the hub, or somebody joins, or a history is wanted.
+func TestHub_PublishesNothingAfterItsLastClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newManual(t)
+		s.leave(s.join("ada", defaults(), false, nil))
+		if r, published := s.hub.Publish(textMessage("for nobody")); published || r.Seq != 0 {
+			t.Errorf("got %+v, %v, want nothing published", r, published)
+		}
+		s.join("bob", defaults(), false, nil)
+		if r, published := s.hub.Publish(textMessage("for bob")); !published || r.Seq != 1 {
+			t.Errorf("got %+v, %v, want message 1", r, published)
+		}
+		s.serve()
+		s.leave(s.clients[0])
+		s.hub.Grow(historyOfTen())
+		if r, published := s.hub.Publish(textMessage("for the history")); !published || r.Seq != 2 {
+			t.Errorf("got %+v, %v, want message 2", r, published)
+		}
+		s.hub.Close()
+	})
+}
+
 func TestHub_TellsOperatorsWhatItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)

@@ -362,7 +362,7 @@ func TestHub_DoesWhatItsModelDoes(t *testing.T) {
 			first.HistoryMessages, first.HistoryAge = m.history, m.age
 			m.enter(first)
 			for range 200 {
-				if m.hub.closed { // the last client has left
+				if m.hub.closed || m.hub.empty && m.history == 0 { // the last client has left
 					break
 				}
 				m.step()

@@ -49,14 +49,15 @@ func (b *Hub) publish(from *Client, m *Message) (r Receipt, ok bool) {
 type verdict int
 
 const (
-	refuse verdict = iota // nothing: the hub is closed, or the sender has left
+	refuse verdict = iota // nothing: the hub is closed or about to be, or the sender has left
 	known                 // nothing: it was published before, or may have been, as its receipt says
 	apply                 // it gets a number
 )
 
 // submitLocked decides whether m is published, and then sets its number and time. It fills in the receipt for the sender.
 func (b *Hub) submitLocked(from *Client, m *Message, r *Receipt) verdict {
-	if b.closed || from != nil && !from.State().isMember() {
+	gone := b.empty && b.history.messages == 0 // nobody will get m
+	if b.closed || gone || from != nil && !from.State().isMember() {
 		return refuse
 	}
 	if m.Key.ID != "" && b.receiptLocked(m, r) {
