@@ -591,17 +591,22 @@ func TestAdmin_With2000Clients(t *testing.T) {
 	}
 }
 
-// crowd makes the registry one with the given number of members in the hub "crowd", all of them as stuck as clients can
-// be, and returns the hub.
+// crowd joins the given number of members, without connections, to the hub "crowd", and returns it. They leave with the end of
+// the test.
 func crowd(t testing.TB, clients int) *hub.Hub {
 	t.Helper()
-	process := hubs
-	t.Cleanup(func() { hubs = process })
-	hubs = newRegistry()
 	l := hubs.lease("crowd", zap.NewNop(), emitter{}, bounds{}, time.Duration(defaultDrain))
 	settings := defaults()
+	var members []*member
+	t.Cleanup(func() {
+		for _, m := range members {
+			m.abandon()
+		}
+		hubs.release(l)
+	})
 	for range clients {
 		m := &member{scope: l.scope}
+		members = append(members, m)
 		m.client.Init(hubs.process, m, "", netip.Prefix{}, settings)
 		if err := hubs.join(t.Context(), m, "crowd", limits{}); err != nil {
 			t.Fatal(err)
@@ -786,8 +791,6 @@ func TestAdmin_TailShowsPublishedMessages(t *testing.T) {
 
 // TestAdmin_TailOutlastsTheReadTimeout has an endpoint with a shorter one than Caddy's 10 s.
 func TestAdmin_TailOutlastsTheReadTimeout(t *testing.T) {
-	process := hubs
-	defer func() { hubs = process }()
 	b := crowd(t, 1)
 	server := httptest.NewUnstartedServer(serveAdmin(t))
 	server.Config.ReadTimeout = 50 * time.Millisecond

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,14 +45,14 @@ func keptHubs(t *testing.T, n int, bounds bounds, limits limits) {
 	t.Helper()
 	const value = "value"
 	l := leaseOf(t, value, bounds)
-	t.Cleanup(func() { hubs.release(l) })
+	t.Cleanup(func() { tested.release(l) })
 	settings := historyOfTen()
 	settings.BufferBytes = 4 << 10
 	for i := range n {
 		time.Sleep(time.Millisecond) // of the bubble's time: each is younger than the one before
 		m := textOf(strings.Repeat("x", 1500))
 		m.Address = testPrefix(1)
-		r, found, err := hubs.publishOpening(t.Context(), strconv.Itoa(i), m, value, settings, limits)
+		r, found, err := tested.publishOpening(t.Context(), strconv.Itoa(i), m, value, settings, limits)
 		if err != nil || !found || r.Seq != 1 {
 			t.Fatalf("hub %d: got %+v, %v, %v", i, r, found, err)
 		}
@@ -61,10 +63,10 @@ func TestMemory_HistoriesTogetherAreBounded(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		const n = 50 // with as little memory as the buffers allow: four of them
 		keptHubs(t, n, bounds{history: 1}, limits{})
-		if used, most := hubs.process.Memory.Histories.Used(), int64(4*4<<10); used > most || used < most/2 {
+		if used, most := tested.process.Memory.Histories.Used(), int64(4*4<<10); used > most || used < most/2 {
 			t.Errorf("got %d bytes kept, want at most %d, and about that", used, most)
 		}
-		if hubs.hub("0") != nil || hubs.hub(strconv.Itoa(n-1)) == nil {
+		if tested.hub("0") != nil || tested.hub(strconv.Itoa(n-1)) == nil {
 			t.Error("want the oldest forgotten, and not the newest")
 		}
 	})
@@ -79,7 +81,7 @@ func TestMemory_HistoriesAreForgottenByAddress(t *testing.T) {
 			t.Helper()
 			m := textOf(string(make([]byte, 15_000)))
 			m.Address = testPrefix(address)
-			if _, found, err := hubs.publishOpening(t.Context(), name, m, "value", settings, limits{}); !found || err != nil {
+			if _, found, err := tested.publishOpening(t.Context(), name, m, "value", settings, limits{}); !found || err != nil {
 				t.Fatalf("publishing in %s: %v, %v", name, found, err)
 			}
 		}
@@ -92,15 +94,15 @@ func TestMemory_HistoriesAreForgottenByAddress(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		for i := range 3 {
-			if hubs.hub(fmt.Sprint("honest ", i)) == nil {
+			if tested.hub(fmt.Sprint("honest ", i)) == nil {
 				t.Errorf("the history of honest hub %d is gone", i)
 			}
 		}
-		budget := &hubs.process.Memory.Histories
+		budget := &tested.process.Memory.Histories
 		if used, most := budget.Used(), budget.Bound(); used > most || used < most/2 {
 			t.Errorf("got %d bytes of histories, want at most %d, and about that", used, most)
 		}
-		hubs.release(l)
+		tested.release(l)
 	})
 }
 
@@ -144,19 +146,19 @@ func TestMemory_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
 		}
 		reader := newMember(l.scope, testPrefix(1), settings)
 		reader.client.SpeakEvents(nil)
-		if err := hubs.join(t.Context(), reader, "honest", limits{}); err != nil {
+		if err := tested.join(t.Context(), reader, "honest", limits{}); err != nil {
 			t.Fatal(err)
 		}
 		if lag := b.Lags([]*hub.Client{&reader.client})[0]; lag != 5 {
 			t.Errorf("the honest hub: got %d messages left for a client that joins, want 5", lag)
 		}
-		if hubs.hub("kept") == nil {
+		if tested.hub("kept") == nil {
 			t.Error("the kept hub of another address is gone")
 		}
 		for _, m := range append(attackers, honest, reader) {
 			m.abandon()
 		}
-		hubs.release(l)
+		tested.release(l)
 		time.Sleep(2 * budgetPause) // a search for clients to cut looks once more
 	})
 }
@@ -164,9 +166,27 @@ func TestMemory_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
 // freshRegistry gives a test that starts Caddy hubs of its own, whose memory no other test has raised the bounds of.
 func freshRegistry(t *testing.T) {
 	t.Helper()
-	process := hubs
-	t.Cleanup(func() { hubs = process })
+	before := hubs
+	awaitHandlers(t)
 	hubs = newRegistry()
+	tested = hubs
+	t.Cleanup(func() {
+		awaitHandlers(t)
+		hubs = before
+	})
+}
+
+// awaitHandlers waits until no request of an earlier test is in a handler, which might use hubs. It then takes the locks that
+// handlers have used last, so that the race detector knows it, too.
+func awaitHandlers(t *testing.T) {
+	t.Helper()
+	stacks := make([]byte, 16<<20)
+	eventually(t, "the handlers to have returned", func() bool {
+		return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("caddy-chat-broadcast.(*Handler).ServeHTTP"))
+	})
+	allClients()
+	hubs.process.Incoming.Used()
+	hubs.process.Processors.Enter(netip.Prefix{}).Leave()
 }
 
 // stuckSite has a buffer as it is by default.
@@ -198,9 +218,9 @@ func TestMemory_ClientsThatHoldBackTheMostAreCutFirst(t *testing.T) {
 		_, _ = p.conn.Write(flood) // fails once it is cut
 		attackers = append(attackers, p)
 		talk.exchange(5, "meanwhile")
-		highest = max(highest, hubs.process.Memory.Buffers.Used())
+		highest = max(highest, tested.process.Memory.Buffers.Used())
 	}
-	eventually(t, "memory to be within its bound", func() bool { return hubs.process.Memory.Buffers.Used() <= most })
+	eventually(t, "memory to be within its bound", func() bool { return tested.process.Memory.Buffers.Used() <= most })
 	// What comes in before the writers of clients that were cut have given theirs back: not much.
 	if highest > 2*most {
 		t.Errorf("got up to %d bytes for clients that are behind, want about %d", highest, most)
@@ -383,7 +403,7 @@ func TestGlobalOption_HoldsFromAReloadOn(t *testing.T) {
 	s := startCaddy(t, plainChat)
 	want := func(history, buffers int64) {
 		t.Helper()
-		memory := &hubs.process.Memory
+		memory := &tested.process.Memory
 		if h, b := memory.Histories.Bound(), memory.Buffers.Bound(); h != history || b != buffers {
 			t.Errorf("got bounds of %d and %d bytes, want %d and %d", h, b, history, buffers)
 		}
@@ -404,7 +424,7 @@ func TestGlobalOption_HoldsFromAReloadOn(t *testing.T) {
 func TestMemory_WarnsThatHistoriesAreForgotten(t *testing.T) {
 	freshRegistry(t)
 	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nhistory 10\nhttp_publish\n}\n}")
-	hubs.process.Memory.Histories.SetMost(0) // what is left is four times the largest buffer
+	tested.process.Memory.Histories.SetMost(0) // what is left is four times the largest buffer
 	for i := range 100 {
 		publish(t, "/chat/"+strconv.Itoa(i), strings.Repeat("x", 60_000))
 	}

@@ -22,11 +22,12 @@ import (
 	"go.uber.org/zap/zaptest"
 )
 
+// tested is the registry of the test that runs: not hubs, which Caddy's goroutines of an earlier test may still read.
+var tested *registry
+
 // withRegistry runs a test in a bubble, on hubs of its own.
 func withRegistry(t *testing.T, test func(t *testing.T)) {
-	process := hubs
-	defer func() { hubs = process }()
-	hubs = newRegistry()
+	tested = newRegistry()
 	synctest.Test(t, test)
 }
 
@@ -35,14 +36,14 @@ func withScope(t *testing.T, test func(t *testing.T, s *scope)) {
 	withRegistry(t, func(t *testing.T) {
 		l := leaseOf(t, "value", bounds{})
 		test(t, l.scope)
-		hubs.release(l)
+		tested.release(l)
 		synctest.Wait()
 	})
 }
 
 // leaseOf returns a lease on the scope of a hub value.
 func leaseOf(t *testing.T, key string, b bounds) *lease {
-	return hubs.lease(key, zaptest.NewLogger(t), emitter{}, b, time.Duration(defaultDrain))
+	return tested.lease(key, zaptest.NewLogger(t), emitter{}, b, time.Duration(defaultDrain))
 }
 
 // historyOfTen returns settings with a history of ten messages, for a minute.
@@ -65,7 +66,7 @@ func textOf(payload string) hub.Message {
 // newMember returns a member that has not joined.
 func newMember(s *scope, address netip.Prefix, settings *hub.Settings) *member {
 	m := &member{scope: s}
-	m.client.Init(hubs.process, m, "", address, settings)
+	m.client.Init(tested.process, m, "", address, settings)
 	return m
 }
 
@@ -73,7 +74,7 @@ func newMember(s *scope, address netip.Prefix, settings *hub.Settings) *member {
 func joinHub(t *testing.T, s *scope, name string, address netip.Prefix, settings *hub.Settings, limits limits) *member {
 	t.Helper()
 	m := newMember(s, address, settings)
-	if err := hubs.join(t.Context(), m, name, limits); err != nil {
+	if err := tested.join(t.Context(), m, name, limits); err != nil {
 		t.Fatalf("joining %s: %v", name, err)
 	}
 	return m
@@ -86,7 +87,7 @@ func connect(t *testing.T, settings *hub.Settings) (*member, *peer) {
 	l := leaseOf(t, t.Name(), bounds{})
 	t.Cleanup(func() {
 		synctest.Wait() // connections that the test has closed are gone first
-		hubs.release(l)
+		tested.release(l)
 	})
 	m := newMember(l.scope, netip.Prefix{}, settings)
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -97,7 +98,7 @@ func connect(t *testing.T, settings *hub.Settings) (*member, *peer) {
 	if _, err := (&Handler{settings: settings}).shake(&m.client, httptest.NewRecorder(), r); err != nil {
 		t.Fatal(err)
 	}
-	if err := hubs.join(t.Context(), m, t.Name(), limits{}); err != nil {
+	if err := tested.join(t.Context(), m, t.Name(), limits{}); err != nil {
 		t.Fatal(err)
 	}
 	local, remote := net.Pipe()
@@ -109,8 +110,8 @@ func connect(t *testing.T, settings *hub.Settings) (*member, *peer) {
 
 // inRegistry runs f with the lock of the registry.
 func inRegistry[T any](f func() T) T {
-	hubs.mu.Lock()
-	defer hubs.mu.Unlock()
+	tested.mu.Lock()
+	defer tested.mu.Unlock()
 	return f()
 }
 
@@ -134,8 +135,8 @@ func TestRegistry_ExitFlushesAndSaysGoodbyeToAll(t *testing.T) {
 		began := time.Now()
 		exited := make(chan struct{})
 		go func() {
-			hubs.beginExit()
-			hubs.awaitExit()
+			tested.beginExit()
+			tested.awaitExit()
 			close(exited)
 		}()
 		for i := range 5 {
@@ -158,15 +159,15 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
-		hubs.beginExit()
+		tested.beginExit()
 		for range 2 { // as many as there are leases: for the second the time is up
-			hubs.beginExit()
-			hubs.awaitExit()
+			tested.beginExit()
+			tested.awaitExit()
 			if got, want := time.Since(began), time.Duration(defaultDrain); got != want {
 				t.Errorf("waited %v, want %v", got, want)
 			}
 		}
-		if inRegistry(func() int { return hubs.live }) != 0 {
+		if inRegistry(func() int { return tested.live }) != 0 {
 			t.Error("the stuck client is not finished, and not logged")
 		}
 		stuck.conn.Close()
@@ -176,18 +177,18 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 func TestRegistry_LongestDrainOfOneValueCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		long := hubs.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, 4*time.Second)
-		short := hubs.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, time.Second)
+		long := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, 4*time.Second)
+		short := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, time.Second)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
-		hubs.beginExit()
-		hubs.awaitExit()
+		tested.beginExit()
+		tested.awaitExit()
 		if got := time.Since(began); got != 4*time.Second {
 			t.Errorf("waited %v, want 4s", got)
 		}
-		hubs.release(long)
-		hubs.release(short)
+		tested.release(long)
+		tested.release(short)
 		stuck.conn.Close()
 	})
 }
@@ -204,7 +205,7 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 		if _, published := gone.client.Hub().Publish(textOf("lost")); published {
 			t.Error("published in a hub without clients")
 		}
-		go func() { _, _, _ = hubs.publish(t.Context(), gone.hub.name, textOf("hello")) }() // ends with the read
+		go func() { _, _, _ = tested.publish(t.Context(), gone.hub.name, textOf("hello")) }() // ends with the read
 		other.wantText("hello")
 		other.conn.Close()
 		synctest.Wait()
@@ -214,17 +215,17 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		l := hubs.lease("another", zaptest.NewLogger(t), emitter{}, bounds{}, time.Minute)
+		l := tested.lease("another", zaptest.NewLogger(t), emitter{}, bounds{}, time.Minute)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
-		hubs.beginExit()
-		hubs.awaitExit()
+		tested.beginExit()
+		tested.awaitExit()
 		// It ends before that by the patience with a closing client: once for the frames, once for the answer.
 		if got := time.Since(began); got <= time.Duration(defaultDrain) || got > 2*closeTimeout {
 			t.Errorf("waited %v, want longer than %v", got, time.Duration(defaultDrain))
 		}
-		hubs.release(l)
+		tested.release(l)
 		stuck.conn.Close()
 	})
 }
@@ -240,13 +241,13 @@ func TestRegistry_RemovedClientsAreClosedSpreadOut(t *testing.T) {
 		}
 		scope := all[0].scope
 		setLeases := func(l []*lease) (before []*lease) {
-			hubs.mu.Lock()
-			defer hubs.mu.Unlock()
+			tested.mu.Lock()
+			defer tested.mu.Unlock()
 			before, scope.leases = scope.leases, l
 			return before
 		}
 		leases := setLeases(nil)
-		go hubs.closeUnleased(scope, scope.removals)
+		go tested.closeUnleased(scope, scope.removals)
 		closed := func() (n int) {
 			synctest.Wait()
 			for _, m := range all {
@@ -282,21 +283,21 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 		scope.leases = nil
 		for range 20 { // a value that comes and goes
 			leaseOf(t, scope.key, bounds{})
-			hubs.mu.Lock()
+			tested.mu.Lock()
 			scope.leases = nil
 			scope.removals++
 			removal := scope.removals
-			hubs.mu.Unlock()
-			go hubs.closeUnleased(scope, removal)
+			tested.mu.Unlock()
+			go tested.closeUnleased(scope, removal)
 		}
 		time.Sleep(removalSpread / 4)
 		synctest.Wait()
-		hubs.mu.Lock()
+		tested.mu.Lock()
 		if got := scope.present; got < 60 {
 			t.Errorf("got %d of %d clients left after a quarter of the time", got, len(all))
 		}
 		scope.leases = leases // for connect to release
-		hubs.mu.Unlock()
+		tested.mu.Unlock()
 		time.Sleep(removalStep)
 	})
 }
@@ -304,13 +305,13 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		a, b := leaseOf(t, "hub", bounds{}), leaseOf(t, "hub", bounds{})
-		hubs.release(a)
-		hubs.release(a)
+		tested.release(a)
+		tested.release(a)
 		if got := len(b.scope.leases); got != 1 {
 			t.Errorf("got %d leases, want the other one", got)
 		}
-		hubs.release(b)
-		if got := len(hubs.scopes); got != 0 {
+		tested.release(b)
+		if got := len(tested.scopes); got != 0 {
 			t.Errorf("got %d scopes, want none", got)
 		}
 	})
@@ -321,23 +322,23 @@ func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		old := leaseOf(t, "hub", bounds{})
 		stale := func() *member { return newMember(old.scope, netip.Prefix{}, defaults()) }
-		hubs.release(old)
-		if err := hubs.join(t.Context(), stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
+		tested.release(old)
+		if err := tested.join(t.Context(), stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
 		current := leaseOf(t, "hub", bounds{})
 		m := stale()
-		if err := hubs.join(t.Context(), m, "name", limits{maxClients: 1}); err != nil {
+		if err := tested.join(t.Context(), m, "name", limits{maxClients: 1}); err != nil {
 			t.Fatalf("value back: got %v", err)
 		}
 		if m.scope != current.scope {
 			t.Error("the client is not in the current scope")
 		}
 		m.abandon()
-		if got := len(current.scope.members) + len(current.scope.perHub) + len(current.scope.perIP) + len(hubs.named); got != 0 {
+		if got := len(current.scope.members) + len(current.scope.perHub) + len(current.scope.perIP) + len(tested.named); got != 0 {
 			t.Errorf("got %d things left behind", got)
 		}
-		hubs.release(current)
+		tested.release(current)
 	})
 }
 
@@ -349,11 +350,11 @@ func TestRegistry_FinishedBeforeLeft(t *testing.T) {
 		other := joinHub(t, s, "hub", testPrefix(1), defaults(), limits{})
 		m.Finished()
 		m.Left()
-		hubs.mu.Lock()
-		if s.present != 1 || len(s.members) != 1 || hubs.live != 1 {
-			t.Errorf("got %d members, %d clients, %d live, want the other one", s.present, len(s.members), hubs.live)
+		tested.mu.Lock()
+		if s.present != 1 || len(s.members) != 1 || tested.live != 1 {
+			t.Errorf("got %d members, %d clients, %d live, want the other one", s.present, len(s.members), tested.live)
 		}
-		hubs.mu.Unlock()
+		tested.mu.Unlock()
 		m.client.Hub().Close() // nobody else knows that it has not left
 		other.abandon()
 	})
@@ -371,7 +372,7 @@ func TestRegistry_AddressOpensAsManyHubsAsAreLeft(t *testing.T) {
 			join(fmt.Sprint("1 ", i), 1)
 		}
 		next := newMember(s, testPrefix(1), defaults())
-		if err := hubs.join(t.Context(), next, "over", eight); !errors.Is(err, errMaxHubsPerIP) {
+		if err := tested.join(t.Context(), next, "over", eight); !errors.Is(err, errMaxHubsPerIP) {
 			t.Errorf("the fifth hub: got %v, want %v", err, errMaxHubsPerIP)
 		}
 		// It may join hubs that others have opened, and others still open some: 2, 1 and 1.
@@ -380,7 +381,7 @@ func TestRegistry_AddressOpensAsManyHubsAsAreLeft(t *testing.T) {
 		join("2 1", 2)
 		join("3 0", 3)
 		join("4 0", 4)
-		if err := hubs.join(t.Context(), next, "full", eight); !errors.Is(err, errMaxHubs) {
+		if err := tested.join(t.Context(), next, "full", eight); !errors.Is(err, errMaxHubs) {
 			t.Errorf("when all are open: got %v, want %v", err, errMaxHubs)
 		}
 		for _, m := range members {
@@ -403,14 +404,14 @@ func TestRegistry_AddressEvictsItsOwnKeptHubs(t *testing.T) {
 			joinHub(t, s, fmt.Sprint("flood ", i), testPrefix(9), historyOfTen(), ten).abandon()
 		}
 		for i := range 3 {
-			if hubs.hub(fmt.Sprint("honest ", i)) == nil {
+			if tested.hub(fmt.Sprint("honest ", i)) == nil {
 				t.Errorf("honest hub %d is gone", i)
 			}
 		}
-		if got := len(hubs.named); got != 10 {
+		if got := len(tested.named); got != 10 {
 			t.Errorf("got %d hubs, want 10", got)
 		}
-		if hubs.hub("flood 49") == nil || hubs.hub("flood 42") != nil {
+		if tested.hub("flood 49") == nil || tested.hub("flood 42") != nil {
 			t.Error("want the newest of the flood kept and the oldest gone")
 		}
 	})
@@ -422,9 +423,7 @@ func (m *member) leave() { m.client.Close(hub.CloseKicked) }
 // TestRegistry_JoinCostsTheSameBesideThousandsThatLeave has a scope whose hubs are all taken by clients that have left and do
 // not close their connections.
 func TestRegistry_JoinCostsTheSameBesideThousandsThatLeave(t *testing.T) {
-	process := hubs
-	defer func() { hubs = process }()
-	hubs = newRegistry()
+	tested = newRegistry()
 	l := leaseOf(t, "value", bounds{})
 	const leaving, joins = 3000, 1000
 	var members []*member
@@ -436,18 +435,18 @@ func TestRegistry_JoinCostsTheSameBesideThousandsThatLeave(t *testing.T) {
 	next := newMember(l.scope, testPrefix(1), defaults())
 	began := time.Now()
 	for range joins {
-		if err := hubs.join(t.Context(), next, "another", limits{maxHubs: leaving}); !errors.Is(err, errMaxHubs) {
+		if err := tested.join(t.Context(), next, "another", limits{maxHubs: leaving}); !errors.Is(err, errMaxHubs) {
 			t.Fatalf("got %v, want %v", err, errMaxHubs)
 		}
 	}
-	// It took more than a millisecond each, under the lock of all hubs.
+	// It took more than a millisecond each, under the lock of all tested.
 	if took, most := time.Since(began), joins*200*time.Microsecond; took > most {
 		t.Errorf("%d joins took %v, want at most %v", joins, took, most)
 	}
 	for _, m := range members {
 		m.abandon()
 	}
-	hubs.release(l)
+	tested.release(l)
 }
 
 // TestRegistry_HubIsChargedToARemainingAddress has an address join the hubs that others open and leave.
@@ -477,7 +476,7 @@ func TestRegistry_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		keptHubs(t, 5, bounds{}, limits{maxHubs: 3})
 		for i := range 5 {
-			if got, want := hubs.hub(strconv.Itoa(i)) != nil, i >= 2; got != want {
+			if got, want := tested.hub(strconv.Itoa(i)) != nil, i >= 2; got != want {
 				t.Errorf("hub %d: got it kept: %v, want %v", i, got, want)
 			}
 		}
@@ -488,15 +487,15 @@ func TestRegistry_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		keptHubs(t, 1, bounds{}, limits{})
 		time.Sleep(59 * time.Second)
-		if _, found, err := hubs.publish(t.Context(), "0", textOf("late")); !found || err != nil {
+		if _, found, err := tested.publish(t.Context(), "0", textOf("late")); !found || err != nil {
 			t.Fatalf("the hub is gone before its time: %v", err)
 		}
 		time.Sleep(59 * time.Second)
-		if hubs.hub("0") == nil {
+		if tested.hub("0") == nil {
 			t.Error("the hub is gone, and with it a message that is not old")
 		}
 		time.Sleep(2 * time.Second)
-		if hubs.hub("0") != nil {
+		if tested.hub("0") != nil {
 			t.Error("the hub is there, with a message that is too old")
 		}
 	})
@@ -507,7 +506,7 @@ func TestRegistry_KeptHubsCloseAfterTheirAge(t *testing.T) {
 		keptHubs(t, 5, bounds{}, limits{})
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n, used := len(hubs.allHubs()), hubs.process.Memory.Histories.Used(); n != 0 || used != 0 {
+		if n, used := len(tested.allHubs()), tested.process.Memory.Histories.Used(); n != 0 || used != 0 {
 			t.Errorf("got %d hubs and %d bytes left, want none", n, used)
 		}
 	})
@@ -520,14 +519,14 @@ func TestRegistry_LeavingClientsHubIsNotEvictable(t *testing.T) {
 		leaving := joinHub(t, s, "a", netip.Prefix{}, historyOfTen(), one)
 		leaving.leave()
 		next := newMember(s, netip.Prefix{}, historyOfTen())
-		if err := hubs.join(t.Context(), next, "b", one); !errors.Is(err, errMaxHubs) {
+		if err := tested.join(t.Context(), next, "b", one); !errors.Is(err, errMaxHubs) {
 			t.Errorf("got %v, want %v", err, errMaxHubs)
 		}
-		if hubs.hub("a") == nil {
+		if tested.hub("a") == nil {
 			t.Error("the history of the other hub is gone, for nothing")
 		}
 		leaving.abandon()
-		if err := hubs.join(t.Context(), next, "b", one); err != nil {
+		if err := tested.join(t.Context(), next, "b", one); err != nil {
 			t.Errorf("got %v when it has left", err)
 		}
 		next.abandon()
@@ -547,11 +546,11 @@ func TestRegistry_LeavingClientsHubCountsOnce(t *testing.T) {
 		leaving := join("leaving")
 		leaving.leave()
 		join("kept").abandon()
-		if hubs.hub("leaving") == nil || hubs.hub("kept") == nil {
+		if tested.hub("leaving") == nil || tested.hub("kept") == nil {
 			t.Error("got a hub evicted without need")
 		}
 		other := join("other")
-		if hubs.hub("leaving") == nil || hubs.hub("kept") != nil {
+		if tested.hub("leaving") == nil || tested.hub("kept") != nil {
 			t.Error("want the kept hub evicted, and the leaving client's hub not")
 		}
 		other.abandon()
@@ -562,8 +561,8 @@ func TestRegistry_LeavingClientsHubCountsOnce(t *testing.T) {
 func TestRegistry_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		keptHubs(t, 5, bounds{}, limits{})
-		m := joinHub(t, hubs.scopes["value"], "another", netip.Prefix{}, defaults(), limits{maxHubs: 2})
-		if got := len(hubs.allHubs()); got != 2 {
+		m := joinHub(t, tested.scopes["value"], "another", netip.Prefix{}, defaults(), limits{maxHubs: 2})
+		if got := len(tested.allHubs()); got != 2 {
 			t.Errorf("got %d hubs, want 2", got)
 		}
 		m.abandon()
@@ -578,12 +577,12 @@ func TestRegistry_HubIsKeptByTheDirectiveWithHistory(t *testing.T) {
 		last := joinHub(t, without.scope, "hub", netip.Prefix{}, defaults(), limits{})
 		first.abandon()
 		last.abandon()
-		hubs.release(without)
-		if hubs.hub("hub") == nil {
+		tested.release(without)
+		if tested.hub("hub") == nil {
 			t.Error("the hub is gone with the other directive")
 		}
-		hubs.release(with)
-		if hubs.hub("hub") != nil {
+		tested.release(with)
+		if tested.hub("hub") != nil {
 			t.Error("the hub outlives its directives")
 		}
 	})
@@ -593,9 +592,9 @@ func TestRegistry_HubIsNotKeptWithoutADirective(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		l := leaseOf(t, "value", bounds{})
 		m := joinHub(t, l.scope, "hub", netip.Prefix{}, historyOfTen(), limits{})
-		hubs.release(l)
+		tested.release(l)
 		m.abandon()
-		if n := len(hubs.allHubs()) + len(hubs.scopes); n != 0 {
+		if n := len(tested.allHubs()) + len(tested.scopes); n != 0 {
 			t.Errorf("got %d hubs and scopes left", n)
 		}
 		time.Sleep(removalSpread) // the goroutine that closes the value's clients looks once more
@@ -605,10 +604,10 @@ func TestRegistry_HubIsNotKeptWithoutADirective(t *testing.T) {
 // TestRegistry_TapSeesOneHubAfterTheOther follows a name whose hub opens, closes and opens again.
 func TestRegistry_TapSeesOneHubAfterTheOther(t *testing.T) {
 	withScope(t, func(t *testing.T, s *scope) {
-		tap, remove := hubs.tap("hub")
+		tap, remove := tested.tap("hub")
 		for i := range 2 {
 			m := joinHub(t, s, "hub", testPrefix(1), defaults(), limits{})
-			if _, found, err := hubs.publish(t.Context(), "hub", textOf(fmt.Sprint(i))); !found || err != nil {
+			if _, found, err := tested.publish(t.Context(), "hub", textOf(fmt.Sprint(i))); !found || err != nil {
 				t.Errorf("got found %v, %v", found, err)
 			}
 			if got, missed := tap.Take(); len(got) != 1 || missed != 0 || string(got[0].Payload) != fmt.Sprint(i) {
@@ -617,8 +616,8 @@ func TestRegistry_TapSeesOneHubAfterTheOther(t *testing.T) {
 			m.abandon()
 		}
 		remove()
-		if hubs.taps["hub"] != nil {
-			t.Errorf("got %d taps that are left", len(hubs.taps["hub"]))
+		if tested.taps["hub"] != nil {
+			t.Errorf("got %d taps that are left", len(tested.taps["hub"]))
 		}
 		m := joinHub(t, s, "hub", testPrefix(1), defaults(), limits{})
 		m.client.Hub().Publish(textOf("unseen"))
