@@ -41,6 +41,7 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 		{"receipts", "history 10000\nuser {header.X-User}", "receipts", 20, 20 * maxReceipts * 90, inProcess + 20*perClient},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			freshRegistry(t) // a larger message or buffer of another test has raised the bounds
 			startCaddy(t, fmt.Sprintf("http://localhost:9080 {\nchat_broadcast /chat/* {\nhttp_publish\n%s\n}\n}", tc.directive))
 			o := newObservers(t, httpAddr, "/chat/honest", 3, 0)
 			before := settledHeap()
@@ -63,6 +64,7 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 // TestBounds_UnfinishedPosts is TestBounds_OneAddressFillsThem for requests, which net/http and Caddy keep, too.
 func TestBounds_UnfinishedPosts(t *testing.T) {
 	const requests, body, perRequest, bound = 2000, 65_000, 32 << 10, 64 << 20
+	freshRegistry(t) // a larger message of another test has raised the bound
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nhttp_publish\n}\n}")
 	o := newObservers(t, httpAddr, "/chat/honest", 3, 0)
 	before := settledHeap()
