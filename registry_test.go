@@ -15,9 +15,7 @@ import (
 	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/conn"
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
-	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 	"github.com/gorilla/websocket"
 	"go.uber.org/zap/zaptest"
 )
@@ -60,7 +58,9 @@ func testPrefix(i int) netip.Prefix {
 
 // textOf returns a message that no client has sent.
 func textOf(payload string) hub.Message {
-	return hub.Message{Message: feed.Message{Opcode: ws.TextMessage, Payload: []byte(payload)}, Source: hub.FromHTTP}
+	m := message([]byte(payload))
+	m.Source = hub.FromHTTP
+	return m
 }
 
 // newMember returns a member that has not joined.

@@ -370,8 +370,8 @@ func TestFeed_GrowNeverLowersABound(t *testing.T) {
 	f.AppendNotice(&Notice{Clients: 1})
 	f.Grow(20, 500)
 	f.Grow(5, 700)
-	if f.MaxMessages() != 20+1 || f.MaxBytes() != 1000 {
-		t.Errorf("got bounds of %d frames and %d bytes, want 20 messages and a notice, and 1000", f.MaxMessages(), f.MaxBytes())
+	if f.maxMessages != 20+1 || f.maxBytes != 1000 {
+		t.Errorf("got bounds of %d frames and %d bytes, want 20 messages and a notice, and 1000", f.maxMessages, f.maxBytes)
 	}
 }
 
@@ -397,7 +397,7 @@ func TestFeed_SqueezeDropsNoticesThatTakeMuch(t *testing.T) {
 	if got := f.Notices(0); got != nil {
 		t.Errorf("got notices at %v, want none", got)
 	}
-	if f.Head() != head || f.Seq(head) != messages || f.Head()-f.Tail() != messages || f.MaxMessages() != 100 {
+	if f.Head() != head || f.Seq(head) != messages || f.Head()-f.Tail() != messages || f.maxMessages != 100 {
 		t.Errorf("got %d frames up to %d of %d messages, want %d up to %d", f.Head()-f.Tail(), f.Head(), f.Seq(head), messages, head)
 	}
 }

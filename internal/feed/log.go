@@ -102,12 +102,6 @@ func (l *Log) Tail() uint64 { return l.tail }
 // Bytes returns how many bytes the retained frames and their indexes take.
 func (l *Log) Bytes() int { return l.bytes }
 
-// MaxMessages returns how many frames the log may keep.
-func (l *Log) MaxMessages() int { return l.maxMessages }
-
-// MaxBytes returns how many bytes the retained frames may take.
-func (l *Log) MaxBytes() int { return l.maxBytes }
-
 // Capacity returns the memory of the retained segments, in bytes.
 func (l *Log) Capacity() int { return l.capacity }
 

@@ -197,7 +197,7 @@ func checkBounds(t *testing.T, l *Log, m *logModel) {
 		newest = len(m.frames[len(m.frames)-1])
 	}
 	// Two neighbors hold more than one of them has room for. The ends and append's spare indexes come to that.
-	most := 2*l.Bytes() + 2*max(l.MaxBytes()/8, segmentSizes[0]) + 2*newest + 2*indexSize*int(l.Head()-l.Tail())
+	most := 2*l.Bytes() + 2*max(l.maxBytes/8, segmentSizes[0]) + 2*newest + 2*indexSize*int(l.Head()-l.Tail())
 	if got := held(l.segments); got > most {
 		t.Fatalf("got %d bytes in segments for %d retained, want at most %d", got, l.Bytes(), most)
 	}
@@ -271,8 +271,8 @@ func TestLog_GrowNeverLowersABound(t *testing.T) {
 	l.Grow(10, 1000)
 	l.Grow(20, 500)
 	l.Grow(5, 700)
-	if l.MaxMessages() != 20 || l.MaxBytes() != 1000 {
-		t.Errorf("got bounds of %d messages and %d bytes, want 20 and 1000", l.MaxMessages(), l.MaxBytes())
+	if l.maxMessages != 20 || l.maxBytes != 1000 {
+		t.Errorf("got bounds of %d messages and %d bytes, want 20 and 1000", l.maxMessages, l.maxBytes)
 	}
 }
 

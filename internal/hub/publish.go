@@ -99,7 +99,7 @@ func (b *Hub) applyLocked(m *Message, w *work) {
 	w.taps = b.taps
 }
 
-// A work is what is left to do without the lock after something was appended.
+// A work lists the steps that follow an append and need no lock.
 type work struct {
 	flushers int
 	cut      []*Client

@@ -24,9 +24,6 @@ const (
 	overheadPause = 32 * time.Millisecond
 )
 
-// maxClientHeader is the longest header of a client's frame: two bytes, a 64-bit length and the mask (RFC 6455 §5.2).
-const maxClientHeader = 14
-
 // A source is a client as its ws.Reader sees it: the source of the client's bytes. It judges silence, and counts and
 // paces the bytes.
 type source Client
@@ -272,7 +269,7 @@ func (c *Client) publish(m *Message) (Receipt, bool) {
 func (c *Client) allowMessage(opcode int) bool {
 	c.messagesIn.Add(1)
 	c.process.Counters.received(opcode)
-	c.overhead = max(0, c.overhead-maxClientHeader)
+	c.overhead = max(0, c.overhead-ws.MaxClientHeader)
 	if c.limiter == nil {
 		return true
 	}
