@@ -56,12 +56,13 @@ type Monitor interface {
 type Session interface {
 	// Open returns what the engine has of a hub, and from then on passes everything new to the receiver: all entries
 	// with a number above Snapshot.Seq and no gap. Entries may reach the receiver before Open returns. A hub that the
-	// engine does not have is new: it has an epoch and no entries. A hub is opened once until Leave.
+	// engine does not have is new: it has an epoch and no entries. Opening an open hub again replaces the receiver: the
+	// one before gets nothing more.
 	Open(ctx context.Context, hub string, bounds Bounds, to Receiver) (Snapshot, error)
 
-	// Leave ends what Open began. It returns at once. A call of the receiver that has begun may still run. The hub may
-	// be opened again at once, also while Leave still has work to do.
-	Leave(hub string)
+	// Leave ends what Open began, unless another receiver has replaced this one. It returns at once. A call of the
+	// receiver that has begun may still run. The hub may be opened again at once, also while Leave still has work to do.
+	Leave(hub string, from Receiver)
 
 	// Publish gives the messages of a batch consecutive numbers, in their order, keeps them as the bounds say, and
 	// passes them to the receivers of all nodes, this one included. When it returns without an error the messages are
@@ -83,6 +84,9 @@ type Session interface {
 // A Cluster is a Session whose hubs are shared by many nodes. A node is one process.
 type Cluster interface {
 	Session
+
+	// ID returns the id of this node. It never changes.
+	ID() NodeID
 
 	// Number returns a number that no other living node has, from 1. It is 0 until the session is connected, and may
 	// change when the engine has lost its data.
