@@ -595,7 +595,7 @@ func TestAdmin_With2000Clients(t *testing.T) {
 // the test.
 func crowd(t testing.TB, clients int) *hub.Hub {
 	t.Helper()
-	l := hubs.lease("crowd", zap.NewNop(), emitter{}, bounds{}, time.Duration(defaultDrain))
+	l := hubs.lease("crowd", zap.NewNop(), emitter{}, processSettings{}, time.Duration(defaultDrain))
 	settings := defaults()
 	var members []*member
 	t.Cleanup(func() {
@@ -652,7 +652,7 @@ func TestAdmin_ListingManyClientsDelaysNoMessage(t *testing.T) {
 				default:
 				}
 				began := time.Now()
-				b.Publish(message([]byte("hello")))
+				publishIn(b, message([]byte("hello")))
 				all = append(all, time.Since(began))
 				time.Sleep(100 * time.Microsecond) // the rate of the messages
 			}
@@ -798,7 +798,7 @@ func TestAdmin_TailOutlastsTheReadTimeout(t *testing.T) {
 	t.Cleanup(server.Close) // after the follower's
 	f := follow(t, server.URL, "crowd")
 	time.Sleep(4 * server.Config.ReadTimeout) // let the read timeout pass
-	b.Publish(message([]byte("late")))
+	publishIn(b, message([]byte("late")))
 	f.want(`{"seq":1,"type":"text","data":"late"}`)
 	f.body.Close()
 	eventually(t, "the tap to be removed", func() bool { return taps() == 0 })
@@ -814,7 +814,7 @@ func TestAdmin_UnreadTailDelaysNobody(t *testing.T) {
 	payload := []byte(strings.Repeat("x", 32<<10))
 	began := time.Now()
 	for range messages {
-		b.Publish(message(payload))
+		publishIn(b, message(payload))
 	}
 	t.Logf("published %d MB in %v", messages*len(payload)>>20, time.Since(began))
 	var seen, missed uint64
@@ -841,7 +841,7 @@ func TestAdmin_ShutdownEndsTailsThatAreNotRead(t *testing.T) {
 	server := httptest.NewServer(serveAdmin(t))
 	follow(t, server.URL, "crowd")
 	eventually(t, "the follower's connection to be full", func() bool {
-		b.Publish(message(make([]byte, 1<<20)))
+		publishIn(b, message(make([]byte, 1<<20)))
 		stacks := make([]byte, 1<<20)
 		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			if strings.Contains(stack, "adminAPI).tail") && strings.Contains(stack, "[IO wait") {

@@ -1,12 +1,16 @@
 package chatbroadcast
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
 )
 
 const appName = "chat_broadcast"
@@ -19,11 +23,17 @@ func init() {
 // maxProcessSize is the largest bound for the whole process, in bytes: 1 TiB.
 const maxProcessSize = int64(1) << 40
 
-// App bounds the memory that all hubs of the process keep together. Without the app the defaults hold. The zero value
-// of every field is the default.
+// App has the settings of the whole process: the engine of its hubs, and the memory that they keep together. Without the
+// app the defaults hold. The zero value of every field is the default.
 //
 // Each bound is for data. Go collects garbage late, so the process may grow by twice as much.
 type App struct {
+	// The engine, which gives the messages of hubs their numbers and keeps the history. Default: memory, in which each hub
+	// does that itself, and which forgets everything when Caddy stops. A reload that configures another engine, or the same
+	// one elsewhere, begins new hubs: it closes all clients with 1012 `hub_reset`, spread over 10 seconds. Any other reload
+	// keeps the engine and its hubs.
+	EngineRaw json.RawMessage `json:"engine,omitempty" caddy:"namespace=chat_broadcast.engines inline_key=engine"`
+
 	// The most memory that all histories take together, in bytes: 1 to 1 TiB. A value below four times the largest
 	// `buffer` of a hub that has had a history counts as that. Beyond the bound hubs forget their histories, starting
 	// with hubs of the address whose hubs take the most. Default: 64 MiB. A reload changes it at once.
@@ -34,6 +44,29 @@ type App struct {
 	// under `on_lag skip`, starting with clients of the address whose clients hold back the most. Default: 64 MiB. A
 	// reload changes it at once.
 	MaxBuffers int64 `json:"max_buffers,omitempty"`
+
+	engine     engine.Engine // nil: memory
+	engineName string
+}
+
+// Provision implements caddy.Provisioner. It does not connect to the engine: the first handler does.
+func (a *App) Provision(ctx caddy.Context) error {
+	if a.EngineRaw == nil {
+		return nil
+	}
+	module, err := ctx.LoadModule(a, "EngineRaw")
+	if err != nil {
+		return fmt.Errorf("loading the engine: %w", err)
+	}
+	if _, memory := module.(*Memory); memory {
+		return nil
+	}
+	e, ok := module.(engine.Engine)
+	if !ok {
+		return fmt.Errorf("loading the engine: %T is not an engine", module)
+	}
+	a.engine, a.engineName = e, module.(caddy.Module).CaddyModule().ID.Name()
+	return nil
 }
 
 // CaddyModule implements caddy.Module.
@@ -49,30 +82,42 @@ func (a *App) Validate() error {
 	)
 }
 
-// Start implements caddy.App. It does nothing: handlers apply the bounds, see newBounds.
+// Start implements caddy.App. It does nothing: handlers apply the settings, see newProcessSettings.
 func (*App) Start() error { return nil }
 
 // Stop implements caddy.App. It does nothing.
 func (*App) Stop() error { return nil }
 
-// bounds are a configuration's bounds for the whole process, in bytes. Zero stands for the default.
-type bounds struct{ history, buffers int64 }
+// processSettings are a configuration's settings for the whole process. Zero bounds, in bytes, stand for the default. The
+// link is nil for the engine memory.
+type processSettings struct {
+	history, buffers int64
+	link             *link
+}
 
-// newBounds returns the bounds of the configuration that Caddy is provisioning.
-func newBounds(ctx caddy.Context) (bounds, error) {
+// newProcessSettings returns the settings of the configuration that Caddy is provisioning, for a handler whose messages have at
+// most the given size. The caller must release the link.
+func newProcessSettings(ctx caddy.Context, maxMessageSize int) (processSettings, error) {
 	app, err := ctx.AppIfConfigured(appName)
 	if errors.Is(err, caddy.ErrNotConfigured) {
-		return bounds{}, nil
+		return processSettings{}, nil
 	}
 	if err != nil {
-		return bounds{}, err
+		return processSettings{}, err
 	}
-	return bounds{app.(*App).MaxHistory, app.(*App).MaxBuffers}, nil
+	a := app.(*App)
+	if l, ok := a.engine.(engine.Limiter); ok && maxMessageSize > l.MaxMessageSize() {
+		return processSettings{}, fmt.Errorf("max_message_size: must be at most %d bytes with the engine %s, got %d",
+			l.MaxMessageSize(), a.engineName, maxMessageSize)
+	}
+	l, err := hubs.linkTo(a.engineName, a.engine)
+	return processSettings{a.MaxHistory, a.MaxBuffers, l}, err
 }
 
 // parseGlobalOption parses the global option of a Caddyfile. Syntax:
 //
 //	chat_broadcast {
+//	    engine      memory | file [<folder>] | redis [<url>] | <name> ...
 //	    max_history <size>
 //	    max_buffers <size>
 //	}
@@ -85,10 +130,39 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	if d.NextArg() {
 		return nil, d.ArgErr()
 	}
-	if err := parseBlock(d, app, globalOptions, map[string]bool{}); err != nil {
+	if err := parseBlock(d, app, globalOptions, globalModules, map[string]bool{}); err != nil {
 		return nil, err
 	}
 	return httpcaddyfile.App{Name: appName, Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// engineNamespace is the namespace of the engines' modules.
+const engineNamespace = "chat_broadcast.engines"
+
+// globalModules has, for each line of the global option that configures a guest module, the function that parses it with its
+// block.
+var globalModules = map[string]func(app *App, d *caddyfile.Dispenser) error{
+	"engine": parseEngine,
+}
+
+func parseEngine(app *App, d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.Err("engine: missing <name>")
+	}
+	name := d.Val()
+	if _, err := caddy.GetModule(engineNamespace + "." + name); err != nil {
+		var known []string
+		for _, m := range caddy.GetModules(engineNamespace) {
+			known = append(known, m.ID.Name())
+		}
+		return d.Errf("engine: unknown engine %q: there are %s", name, strings.Join(known, ", "))
+	}
+	module, err := caddyfile.UnmarshalModule(d, engineNamespace+"."+name)
+	if err != nil {
+		return err
+	}
+	app.EngineRaw = caddyconfig.JSONModuleObject(module, "engine", name, nil)
+	return nil
 }
 
 // globalOptions has, for each line of the global option, the function that parses its arguments.
@@ -103,6 +177,7 @@ var globalOptions = map[string]func(app *App, args *arguments){
 
 // Interface guards
 var (
-	_ caddy.App       = (*App)(nil)
-	_ caddy.Validator = (*App)(nil)
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.Validator   = (*App)(nil)
 )

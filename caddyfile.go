@@ -83,17 +83,22 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.WrapErr(err)
 		}
 	}
-	return parseBlock(d, h, subdirectives, seen)
+	return parseBlock(d, h, subdirectives, nil, seen)
 }
 
-// parseBlock parses the block of d into target. known has the parser of each line by its name. seen has the names of
-// the lines that came before the block, and gets those in the block.
-func parseBlock[T any](d *caddyfile.Dispenser, target T, known map[string]func(T, *arguments), seen map[string]bool) error {
+// parseBlock parses the block of d into target. known has the parser of each line by its name, and modules those of the lines
+// that belong to a guest module, with their blocks. seen has the names of the lines that came before the block, and gets
+// those in the block.
+func parseBlock[T any](
+	d *caddyfile.Dispenser, target T,
+	known map[string]func(T, *arguments), modules map[string]func(T, *caddyfile.Dispenser) error, seen map[string]bool,
+) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
-		parse := known[name]
-		if parse == nil {
-			if near := nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
+		parse, module := known[name], modules[name]
+		if parse == nil && module == nil {
+			names := slices.Concat(slices.Collect(maps.Keys(known)), slices.Collect(maps.Keys(modules)))
+			if near := nearest(name, slices.Sorted(slices.Values(names))); near != "" {
 				return d.Errf("unrecognized subdirective %q: did you mean %s?", name, near)
 			}
 			return d.Errf("unrecognized subdirective %q", name)
@@ -102,6 +107,12 @@ func parseBlock[T any](d *caddyfile.Dispenser, target T, known map[string]func(T
 			return d.Errf("%s: given more than once", name)
 		}
 		seen[name] = true
+		if module != nil {
+			if err := module(target, d); err != nil {
+				return err
+			}
+			continue
+		}
 		args := &arguments{name: name, values: d.RemainingArgs()}
 		parse(target, args)
 		if err := args.done(); err != nil {

@@ -12,11 +12,11 @@ import (
 )
 
 var (
-	fencedBlock = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
-	codeSpan    = regexp.MustCompile("`[^`]*`")
-	link        = regexp.MustCompile(`\]\(([^()\s]+)\)`)
-	heading     = regexp.MustCompile(`(?m)^#+ +(.*)$`)
-	testName    = regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Za-z0-9]*_[A-Za-z0-9]+)`")
+	fencedBlock  = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
+	codeSpan     = regexp.MustCompile("`[^`]*`")
+	markdownLink = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	heading      = regexp.MustCompile(`(?m)^#+ +(.*)$`)
+	testName     = regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Za-z0-9]*_[A-Za-z0-9]+)`")
 )
 
 // anchors returns the anchors that GitHub gives the headings of a document.
@@ -52,7 +52,7 @@ func TestDocs_LinksResolve(t *testing.T) {
 	links := 0
 	for document, text := range texts {
 		text = codeSpan.ReplaceAllString(fencedBlock.ReplaceAllString(text, ""), "")
-		for _, match := range link.FindAllStringSubmatch(text, -1) {
+		for _, match := range markdownLink.FindAllStringSubmatch(text, -1) {
 			if strings.Contains(match[1], ":") { // it has a scheme
 				continue
 			}

@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
@@ -662,7 +663,7 @@ func members() int {
 func hubMembers(name string) int { return hubs.hub(name).Size() }
 
 // historyAge returns for how long an open hub keeps its messages.
-func historyAge(name string) time.Duration { return hubs.hub(name).HistoryAge() }
+func historyAge(name string) time.Duration { return hubs.hub(name).KeptFor() }
 
 // allScopes returns how many scopes there are: one for each value of each running configuration.
 func allScopes() int {
@@ -694,4 +695,10 @@ func taps() int {
 		n += len(taps)
 	}
 	return n
+}
+
+// publishIn publishes m in a hub, and reports whether the hub took it.
+func publishIn(b *hub.Hub, m hub.Message) (hub.Receipt, bool) {
+	r, err := b.Publish(context.Background(), m)
+	return r, err == nil
 }

@@ -24,12 +24,20 @@ func newRegistry() *registry {
 		named:   map[string]*namedHub{},
 		scopes:  map[string]*scope{},
 		taps:    map[string][]*hub.Tap{},
+		links:   map[string]*link{},
 	}
-	r.openHub = func(name string) (*hub.Hub, error) { return hub.New(r.process, name), nil }
+	r.openHub = func(name string, s *hub.Settings, l *link) (*hub.Hub, error) {
+		if l == nil {
+			return hub.New(r.process, name), nil
+		}
+		return l.open(name, s)
+	}
 	r.refusals.pauses = map[string]*refusalBatch{}
 	r.metrics = newMetrics(r)
 	r.process.Delivered = r.metrics.delivered
 	r.process.Published = r.limitMemory
+	r.process.EnginePublished = r.metrics.enginePublished
+	r.process.Reset = r.reset
 	return r
 }
 
@@ -39,7 +47,11 @@ type registry struct {
 	metrics  *metrics
 	notifier notifier
 	refusals refusalLog
-	openHub  func(name string) (*hub.Hub, error) // may take long; no lock is held
+	openHub  func(name string, s *hub.Settings, l *link) (*hub.Hub, error) // may take long; no lock is held
+
+	linking sync.Mutex           // serializes connecting and giving up; taken before mu
+	links   map[string]*link     // by key
+	current atomic.Pointer[link] // the link of the running configuration, or nil
 
 	mu     sync.Mutex
 	heard  listeners // the notifications that Caddy's events app had handlers for, just before lock
@@ -79,8 +91,10 @@ type namedHub struct {
 	ready chan struct{} // closed when hub or err is set
 	hub   *hub.Hub      // nil while opening
 	err   error         // why opening failed; then the registry no longer holds it
+	link  *link         // of hub, or nil
 
 	// Guarded by registry.mu.
+	stale     bool                  // another link is current since it began to open
 	joining   int                   // requests that are about to join or to publish; the hub stays open for them
 	home      *scope                // the scope of the newest client with history
 	owner     netip.Prefix          // the address that pays for the hub: the one that opened it, then an heir
@@ -119,9 +133,12 @@ func reached(n, limit int) bool { return limit > 0 && n >= limit }
 // join makes m, which came in through m.scope, a member of the named hub. It opens the hub if nobody has. It returns a
 // refusal if a limit is reached, and an error when ctx is done.
 func (r *registry) join(ctx context.Context, m *member, name string, limits limits) error {
-	n, err := r.reserve(m, name, limits)
-	if err == nil {
-		err = r.enter(ctx, m, n, limits)
+	err := hub.ErrClosed
+	for errors.Is(err, hub.ErrClosed) { // the hub may be detached meanwhile, and then another one opens
+		var n *namedHub
+		if n, err = r.reserve(m, name, limits); err == nil {
+			err = r.enter(ctx, m, n, limits)
+		}
 	}
 	why, ok := errors.AsType[*refusal](err)
 	if ok && why != errShuttingDown && why != errHubRemoved && currentListeners()[clientRefused] {
@@ -134,6 +151,9 @@ func (r *registry) join(ctx context.Context, m *member, name string, limits limi
 // reserve takes a place for m within the limits and returns its hub. If m is the first to ask for the hub, reserve
 // opens it.
 func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, error) {
+	if err := r.checkUp(); err != nil {
+		return nil, err
+	}
 	r.lock()
 	s, err := r.openScopeLocked(m.scope.key)
 	if err == nil {
@@ -153,6 +173,7 @@ func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, er
 	s.perIP[address]++
 	s.joining++
 	r.live++
+	r.detachUnlinkedLocked(name, m.client.Settings())
 	n, first := r.findLocked(name, address)
 	n.joining++
 	if n.keeper != nil {
@@ -236,26 +257,48 @@ func (r *registry) findLocked(name string, owner netip.Prefix) (n *namedHub, mus
 
 // open opens n with the bounds of the given settings. That may take long; only requests for n wait.
 func (r *registry) open(n *namedHub, s *hub.Settings) {
-	b, err := r.openHub(n.name)
+	l := r.current.Load()
+	if !l.takes(s) {
+		l = nil
+	}
+	b, err := r.openHub(n.name, s, l)
 	if err == nil {
 		b.Grow(s)
 	}
 	r.lock()
 	defer r.mu.Unlock()
+	if err == nil && n.stale {
+		b.Close()
+		err = hub.ErrClosed
+	}
 	if err != nil {
 		n.err = err
 		delete(r.named, n.name)
 	} else {
 		n.hub = b
+		if l != nil {
+			n.link = l
+			l.hold()
+		}
 		b.SetTaps(r.taps[n.name])
 		r.notifyLocked(hubOpened, n.name)
 	}
 	close(n.ready)
 }
 
+// detachUnlinkedLocked ends the named hub if it numbers its messages itself, and with the given settings an engine must do so.
+func (r *registry) detachUnlinkedLocked(name string, s *hub.Settings) {
+	n := r.named[name]
+	if n == nil || !n.isOpen() || n.link != nil || !r.current.Load().takes(s) {
+		return
+	}
+	r.detachLocked(n)
+	go r.closeDetached([]*hub.Hub{n.hub}) // ends within removalSpread; nobody waits for it
+}
+
 // settleLocked keeps or closes n if it has no clients and none are about to join. s is the scope of the last client.
 func (r *registry) settleLocked(n *namedHub, s *scope) {
-	if r.isDesertedLocked(n) && (!n.hub.HasHistory() || !r.keepLocked(n, s)) {
+	if r.isDesertedLocked(n) && (n.hub.KeptFor() == 0 || !r.keepLocked(n, s)) {
 		r.closeLocked(n)
 	}
 }
@@ -279,7 +322,7 @@ func (r *registry) keepLocked(n *namedHub, s *scope) bool {
 	if s.perHub[n.name] == nil {
 		n.place = s.kept.Push(n.owner, n)
 	}
-	n.expiry = time.AfterFunc(n.hub.HistoryAge(), func() { r.expire(n, now) })
+	n.expiry = time.AfterFunc(n.hub.KeptFor(), func() { r.expire(n, now) })
 	return true
 }
 
@@ -325,6 +368,9 @@ func (r *registry) closeKeptLocked(n *namedHub) {
 // closeLocked closes n, which has no clients.
 func (r *registry) closeLocked(n *namedHub) {
 	n.hub.Close()
+	if n.link != nil {
+		go r.letGo(n.hub, n.link) // ends when the clients of the hub are gone; awaitLinks waits for it
+	}
 	delete(r.named, n.name)
 	r.notifyLocked(hubClosed, n.name)
 }
@@ -365,13 +411,20 @@ func (r *registry) publish(ctx context.Context, name string, m hub.Message) (pub
 			return hub.Receipt{}, false, nil
 		}
 		b, err := n.await(ctx)
+		if err == nil {
+			published, err = b.Publish(ctx, m)
+		}
+		// While Publish waits the hub may close, and another hub of that name may open.
+		if errors.Is(err, hub.ErrClosed) {
+			if r.holds(n) {
+				return hub.Receipt{}, false, nil // its last client has just left
+			}
+			continue
+		}
 		if err != nil {
 			return hub.Receipt{}, false, err
 		}
-		// While Publish waits for turns the hub may close, and another hub of that name may open.
-		if published, found = b.Publish(m); !found && r.holds(n) {
-			return hub.Receipt{}, false, nil // its last client has just left
-		}
+		found = true
 	}
 	return published, true, nil
 }
@@ -383,14 +436,15 @@ func (r *registry) holds(n *namedHub) bool {
 	return r.named[n.name] == n
 }
 
-// publishOpening is publish for a message that comes through the scope with the given key. If s has history and there
-// is no such hub, it opens one within the limits.
+// publishOpening is publish for a message that comes through the scope with the given key. If there is no such hub, but its
+// message may reach somebody, it opens one within the limits.
 func (r *registry) publishOpening(
 	ctx context.Context, name string, m hub.Message, key string, s *hub.Settings, limits limits,
 ) (hub.Receipt, bool, error) {
 	for {
 		published, found, err := r.publish(ctx, name, m)
-		if found || err != nil || s.HistoryMessages == 0 {
+		opens := s.HistoryMessages > 0 || r.isClustered() // other nodes may have clients in it
+		if found || err != nil || !opens {
 			return published, found, err
 		}
 		if err := r.openKept(ctx, name, m.Address, key, s, limits); err != nil {
@@ -403,12 +457,16 @@ func (r *registry) publishOpening(
 func (r *registry) openKept(
 	ctx context.Context, name string, address netip.Prefix, key string, settings *hub.Settings, limits limits,
 ) error {
+	if err := r.checkUp(); err != nil {
+		return err
+	}
 	r.lock()
 	s, err := r.openScopeLocked(key)
 	if err != nil {
 		r.mu.Unlock()
 		return err
 	}
+	r.detachUnlinkedLocked(name, settings)
 	if n := r.named[name]; n != nil {
 		if n.isOpen() && n.hub.Size() == 0 { // its last client has just left: keep it for its history instead
 			n.hub.Grow(settings)

@@ -34,11 +34,11 @@ func TestRegistry_HubsThatPostsOpenAtOnceKeepTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, open := newRegistry(), make(chan struct{})
 		inMemory := r.openHub
-		r.openHub = func(name string) (*hub.Hub, error) {
+		r.openHub = func(name string, s *hub.Settings, l *link) (*hub.Hub, error) {
 			<-open
-			return inMemory(name)
+			return inMemory(name, s, l)
 		}
-		l := r.lease("value", zap.NewNop(), emitter{}, bounds{}, time.Second)
+		l := r.lease("value", zap.NewNop(), emitter{}, processSettings{}, time.Second)
 		done := make(chan error)
 		names := []string{"a", "b", "c", "d"}
 		for i, name := range names {
@@ -69,7 +69,7 @@ func TestRegistry_HubsThatPostsOpenAtOnceKeepTheLimit(t *testing.T) {
 func TestRegistry_MessageOfARequestThatHasEndedIsPublished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRegistry()
-		l := r.lease("value", zap.NewNop(), emitter{}, bounds{}, time.Second)
+		l := r.lease("value", zap.NewNop(), emitter{}, processSettings{}, time.Second)
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		for seq := range uint64(100) {
@@ -123,12 +123,12 @@ func raceJoins(t *testing.T, seed uint64) {
 		limits: limits{maxClients: 12, maxClientsPerHub: 4, maxClientsPerIP: 5, maxHubs: 4},
 	}
 	down, inMemory := errors.New("down"), race.openHub
-	race.openHub = func(name string) (*hub.Hub, error) {
+	race.openHub = func(name string, s *hub.Settings, l *link) (*hub.Hub, error) {
 		time.Sleep(rand.N(20 * time.Millisecond))
 		if rand.IntN(10) == 0 {
 			return nil, down
 		}
-		return inMemory(name)
+		return inMemory(name, s, l)
 	}
 	done := make(chan struct{})
 	for i, key := range []string{"one", "two"} {
@@ -159,7 +159,7 @@ func raceJoins(t *testing.T, seed uint64) {
 
 // reload releases the lease of key, sometimes before there is a new one.
 func (race *joinRace) reload(key string) {
-	lease := func() *lease { return race.lease(key, zap.NewNop(), emitter{}, bounds{}, time.Second) }
+	lease := func() *lease { return race.lease(key, zap.NewNop(), emitter{}, processSettings{}, time.Second) }
 	old := lease()
 	for range 10 {
 		time.Sleep(rand.N(200 * time.Millisecond))

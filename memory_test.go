@@ -41,10 +41,10 @@ func TestOccasionalWarning_ComesOnceAMinuteWithTheCount(t *testing.T) {
 
 // keptHubs has the given number of hubs, named by number, opened and kept for a message of 1500 bytes each, one after the
 // other, through one hub value.
-func keptHubs(t *testing.T, n int, bounds bounds, limits limits) {
+func keptHubs(t *testing.T, n int, process processSettings, limits limits) {
 	t.Helper()
 	const value = "value"
-	l := leaseOf(t, value, bounds)
+	l := leaseOf(t, value, process)
 	t.Cleanup(func() { tested.release(l) })
 	settings := historyOfTen()
 	settings.BufferBytes = 4 << 10
@@ -62,7 +62,7 @@ func keptHubs(t *testing.T, n int, bounds bounds, limits limits) {
 func TestMemory_HistoriesTogetherAreBounded(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		const n = 50 // with as little memory as the buffers allow: four of them
-		keptHubs(t, n, bounds{history: 1}, limits{})
+		keptHubs(t, n, processSettings{history: 1}, limits{})
 		if used, most := tested.process.Memory.Histories.Used(), int64(4*4<<10); used > most || used < most/2 {
 			t.Errorf("got %d bytes kept, want at most %d, and about that", used, most)
 		}
@@ -74,7 +74,7 @@ func TestMemory_HistoriesTogetherAreBounded(t *testing.T) {
 
 func TestMemory_HistoriesAreForgottenByAddress(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := leaseOf(t, "value", bounds{history: 1})
+		l := leaseOf(t, "value", processSettings{history: 1})
 		settings := historyOfTen()
 		settings.BufferBytes = 64 << 10 // four of them: 256 KiB for all histories
 		post := func(name string, address int) {
@@ -110,7 +110,7 @@ func TestMemory_HistoriesAreForgottenByAddress(t *testing.T) {
 // address have yet to read, and with receipts.
 func TestMemory_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := leaseOf(t, "value", bounds{history: 1, buffers: 1})
+		l := leaseOf(t, "value", processSettings{history: 1, buffers: 1})
 		settings := historyOfTen()
 		settings.BufferBytes = 64 << 10 // four of them: 256 KiB for all histories
 		join := func(name string, address int) *member {
@@ -122,7 +122,7 @@ func TestMemory_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
 				msg := textOf(string(make([]byte, size)))
 				msg.Sender, msg.Joined, msg.Address = m.client.ID(), m.client.Began(), m.client.Address()
 				msg.Key = hub.Key{Token: m.client.ID().String(), ID: strconv.Itoa(i)}
-				m.client.Hub().Publish(msg)
+				publishIn(m.client.Hub(), msg)
 			}
 		}
 		honest := join("honest", 1)
@@ -141,7 +141,7 @@ func TestMemory_StuckClientsDoNotPushOutTheHistoriesOfOthers(t *testing.T) {
 		if _, newest := b.Remembered(); newest.IsZero() {
 			t.Errorf("the honest hub: got its newest message forgotten")
 		}
-		if r, _ := b.Publish(hub.Message{Key: hub.Key{Token: honest.client.ID().String(), ID: "0"}}); !r.Repeated || r.Seq != 1 {
+		if r, _ := publishIn(b, hub.Message{Key: hub.Key{Token: honest.client.ID().String(), ID: "0"}}); !r.Repeated || r.Seq != 1 {
 			t.Errorf("the honest hub: got %+v for an id that was sent, want the receipt of message 1", r)
 		}
 		reader := newMember(l.scope, testPrefix(1), settings)

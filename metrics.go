@@ -23,7 +23,14 @@ type metrics struct {
 	known    []ws.Close // the values of the labels of closes
 	refusals *prometheus.CounterVec
 	delivery prometheus.Histogram
+	engine   *prometheus.HistogramVec
 }
+
+// The outcomes of publishing with an engine.
+const (
+	outcomePublished = "published"
+	outcomeFailed    = "failed"
+)
 
 const (
 	metricsNamespace = "caddy"
@@ -91,7 +98,19 @@ func newMetrics(r *registry) *metrics {
 			"What takes longer than a second counts as that.",
 		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
 	})
-	m.collectors = append(m.collectors, m.delivery, (*written)(counted))
+	m.engine = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "engine_publish_duration_seconds",
+		Help:    "Time that the engine took for a batch of messages.",
+		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 10},
+	}, []string{"outcome"})
+	m.engine.WithLabelValues(outcomePublished)
+	m.engine.WithLabelValues(outcomeFailed)
+	gauge("engine_up", "Whether the engine can be reached. With the engine memory always 1.", r.engineUp)
+	gauge("engine_queue_messages", "Messages that wait for the engine.", r.engineQueue)
+	gauge("engine_behind_messages", "Messages that the engine has and this node lacked, at the last renewal.", r.engineBehind)
+	total("engine_repaired_total", "Messages that were fetched from the engine because they had not arrived.", "", "", &counted.Repaired)
+	total("engine_resets_total", "Hubs that have begun again because the engine had lost messages or was told to forget them.", "", "", &counted.Epochs)
+	m.collectors = append(m.collectors, m.delivery, m.engine, (*written)(counted))
 	return m
 }
 
@@ -126,6 +145,15 @@ func (m *metrics) closed(why ws.Close) {
 	} else {
 		m.closes.WithLabelValues(otherLabel, otherLabel).Inc()
 	}
+}
+
+// enginePublished observes how long an engine took for a batch of messages.
+func (m *metrics) enginePublished(took time.Duration, err error) {
+	outcome := outcomePublished
+	if err != nil {
+		outcome = outcomeFailed
+	}
+	m.engine.WithLabelValues(outcome).Observe(took.Seconds())
 }
 
 // delivered observes how long a message took to its last write.

@@ -320,12 +320,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the events app: %w", err)
 	}
-	bounds, err := newBounds(ctx)
+	process, err := newProcessSettings(ctx, h.settings.MaxMessageSize)
 	if err != nil {
 		return fmt.Errorf("loading the chat_broadcast app: %w", err)
 	}
 	hubs.process.Incoming.Raise(h.settings.MaxMessageSize)
-	h.lease = hubs.lease(h.hubValue, ctx.Logger(), emitter, bounds, time.Duration(orDefault(h.Drain, defaultDrain)))
+	h.lease = hubs.lease(h.hubValue, ctx.Logger(), emitter, process, time.Duration(orDefault(h.Drain, defaultDrain)))
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	// The server's routes are complete once it has requests.
 	h.placement = sync.OnceValue(func() *placement { return newPlacement(h, server) })

@@ -17,15 +17,15 @@ func newOpening(t *testing.T) (r *registry, s *scope, opened chan error) {
 	t.Helper()
 	r, opened = newRegistry(), make(chan error)
 	inMemory := r.openHub
-	r.openHub = func(name string) (*hub.Hub, error) {
+	r.openHub = func(name string, s *hub.Settings, l *link) (*hub.Hub, error) {
 		if name == "slow" {
 			if err := <-opened; err != nil {
 				return nil, err
 			}
 		}
-		return inMemory(name)
+		return inMemory(name, s, l)
 	}
-	l := r.lease("value", zap.NewNop(), emitter{}, bounds{}, time.Second)
+	l := r.lease("value", zap.NewNop(), emitter{}, processSettings{}, time.Second)
 	return r, l.scope, opened
 }
 

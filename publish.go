@@ -68,6 +68,9 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 		Source:  hub.FromHTTP,
 		Address: address,
 	}
+	if m.Key, err = idempotencyKey(r.Header, user); err != nil {
+		return caddyhttp.Error(http.StatusBadRequest, err)
+	}
 	published, _, err := hubs.publishOpening(r.Context(), name, m, key, h.settings, h.limits)
 	if err != nil {
 		return refusePublish(w.Header(), err, 0)
@@ -75,6 +78,25 @@ func (h *Handler) tryPublish(w http.ResponseWriter, r *http.Request, body *postB
 	work := fair.RequestWork + time.Duration(published.Members)*fair.DeliveryWork
 	hubs.process.Processors.PayRequest(r.Context(), address, work)
 	return answerJSON(w, http.StatusAccepted, publication{published.Members, published.Seq})
+}
+
+// maxIdempotencyKey is the longest Idempotency-Key, in bytes.
+const maxIdempotencyKey = 255
+
+// idempotencyKey returns the key of a message from the header Idempotency-Key, which makes a POST safe to repeat: a hub with
+// history publishes a user's message once, and answers a repetition as it answered the first. Without the header the key is
+// zero.
+func idempotencyKey(header http.Header, user string) (hub.Key, error) {
+	values := header.Values("Idempotency-Key")
+	switch {
+	case len(values) == 0:
+		return hub.Key{}, nil
+	case len(values) > 1:
+		return hub.Key{}, errors.New("Idempotency-Key: must be there once")
+	case values[0] == "" || len(values[0]) > maxIdempotencyKey:
+		return hub.Key{}, fmt.Errorf("Idempotency-Key: must be 1 to %d bytes long", maxIdempotencyKey)
+	}
+	return hub.Key{User: user, ID: values[0]}, nil
 }
 
 // A publication is the answer to a request that has published a message: how many clients the hub had, and the number
@@ -226,7 +248,13 @@ func opcodeOf(payload []byte, contentType string) (int, error) {
 
 // refusePublish maps a refusal of the registry to an HTTP status. wait is how long an errRate lasts.
 func refusePublish(header http.Header, err error, wait time.Duration) error {
-	if !errors.Is(err, errRate) {
+	switch {
+	case errors.Is(err, hub.ErrUnknown):
+		return refuse(http.StatusGatewayTimeout, refusedUnavailable, err)
+	case errors.Is(err, hub.ErrUnavailable):
+		header.Set("Retry-After", retryAfter)
+		return refuse(http.StatusServiceUnavailable, refusedUnavailable, err)
+	case !errors.Is(err, errRate):
 		return refuseJoin(header, err)
 	}
 	header.Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))

@@ -29,11 +29,12 @@ const (
 	refusedMaxHubsPerIP     = "max_hubs_per_ip"
 	refusedShuttingDown     = "shutting_down"
 	refusedBusy             = "busy" // only a POST
+	refusedUnavailable      = "unavailable"
 )
 
 var refusalReasons = []string{
 	refusedHandshake, refusedOrigin, refusedHubName, refusedMaxClients, refusedMaxClientsPerHub, refusedMaxClientsPerIP,
-	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown, refusedMessage, refusedRate, refusedBusy,
+	refusedMaxHubs, refusedMaxHubsPerIP, refusedShuttingDown, refusedMessage, refusedRate, refusedBusy, refusedUnavailable,
 }
 
 // limitReasons are the reasons that the operator may want to act on. The log has them as warnings.

@@ -32,7 +32,7 @@ func withRegistry(t *testing.T, test func(t *testing.T)) {
 // withScope runs a test in a bubble, on hubs of its own, with one hub value that is configured.
 func withScope(t *testing.T, test func(t *testing.T, s *scope)) {
 	withRegistry(t, func(t *testing.T) {
-		l := leaseOf(t, "value", bounds{})
+		l := leaseOf(t, "value", processSettings{})
 		test(t, l.scope)
 		tested.release(l)
 		synctest.Wait()
@@ -40,8 +40,8 @@ func withScope(t *testing.T, test func(t *testing.T, s *scope)) {
 }
 
 // leaseOf returns a lease on the scope of a hub value.
-func leaseOf(t *testing.T, key string, b bounds) *lease {
-	return tested.lease(key, zaptest.NewLogger(t), emitter{}, b, time.Duration(defaultDrain))
+func leaseOf(t *testing.T, key string, p processSettings) *lease {
+	return tested.lease(key, zaptest.NewLogger(t), emitter{}, p, time.Duration(defaultDrain))
 }
 
 // historyOfTen returns settings with a history of ten messages, for a minute.
@@ -84,7 +84,7 @@ func joinHub(t *testing.T, s *scope, name string, address netip.Prefix, settings
 // bubble its time is the bubble's, and its goroutines must end there.
 func connect(t *testing.T, settings *hub.Settings) (*member, *peer) {
 	t.Helper()
-	l := leaseOf(t, t.Name(), bounds{})
+	l := leaseOf(t, t.Name(), processSettings{})
 	t.Cleanup(func() {
 		synctest.Wait() // connections that the test has closed are gone first
 		tested.release(l)
@@ -177,8 +177,8 @@ func TestRegistry_ExitWaitsForStuckClientsNoLongerThanDrain(t *testing.T) {
 func TestRegistry_LongestDrainOfOneValueCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		long := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, 4*time.Second)
-		short := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, bounds{}, time.Second)
+		long := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, processSettings{}, 4*time.Second)
+		short := tested.lease(t.Name(), zaptest.NewLogger(t), emitter{}, processSettings{}, time.Second)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -202,7 +202,7 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 		synctest.Wait()
 		_, other := connect(t, defaults())
 		synctest.Wait()
-		if _, published := gone.client.Hub().Publish(textOf("lost")); published {
+		if _, published := publishIn(gone.client.Hub(), textOf("lost")); published {
 			t.Error("published in a hub without clients")
 		}
 		go func() { _, _, _ = tested.publish(t.Context(), gone.hub.name, textOf("hello")) }() // ends with the read
@@ -215,7 +215,7 @@ func TestRegistry_PublishesInTheHubThatIsThere(t *testing.T) {
 func TestRegistry_LongestDrainCounts(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
 		_, stuck := connect(t, defaults())
-		l := tested.lease("another", zaptest.NewLogger(t), emitter{}, bounds{}, time.Minute)
+		l := tested.lease("another", zaptest.NewLogger(t), emitter{}, processSettings{}, time.Minute)
 		stuck.text("never read back")
 		synctest.Wait()
 		began := time.Now()
@@ -282,7 +282,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 		leases := scope.leases
 		scope.leases = nil
 		for range 20 { // a value that comes and goes
-			leaseOf(t, scope.key, bounds{})
+			leaseOf(t, scope.key, processSettings{})
 			tested.mu.Lock()
 			scope.leases = nil
 			scope.removals++
@@ -304,7 +304,7 @@ func TestRegistry_LastReleaseOfSeveralKeepsTheSpread(t *testing.T) {
 
 func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		a, b := leaseOf(t, "hub", bounds{}), leaseOf(t, "hub", bounds{})
+		a, b := leaseOf(t, "hub", processSettings{}), leaseOf(t, "hub", processSettings{})
 		tested.release(a)
 		tested.release(a)
 		if got := len(b.scope.leases); got != 1 {
@@ -320,13 +320,13 @@ func TestRegistry_LeaseIsReleasedOnce(t *testing.T) {
 // TestRegistry_JoinThroughAReplacedConfiguration joins with the scope that a request holds which began before a reload.
 func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		old := leaseOf(t, "hub", bounds{})
+		old := leaseOf(t, "hub", processSettings{})
 		stale := func() *member { return newMember(old.scope, netip.Prefix{}, defaults()) }
 		tested.release(old)
 		if err := tested.join(t.Context(), stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
-		current := leaseOf(t, "hub", bounds{})
+		current := leaseOf(t, "hub", processSettings{})
 		m := stale()
 		if err := tested.join(t.Context(), m, "name", limits{maxClients: 1}); err != nil {
 			t.Fatalf("value back: got %v", err)
@@ -424,7 +424,7 @@ func (m *member) leave() { m.client.Close(hub.CloseKicked) }
 // not close their connections.
 func TestRegistry_JoinCostsTheSameBesideThousandsThatLeave(t *testing.T) {
 	tested = newRegistry()
-	l := leaseOf(t, "value", bounds{})
+	l := leaseOf(t, "value", processSettings{})
 	const leaving, joins = 3000, 1000
 	var members []*member
 	for i := range leaving {
@@ -474,7 +474,7 @@ func TestRegistry_HubIsChargedToARemainingAddress(t *testing.T) {
 
 func TestRegistry_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, bounds{}, limits{maxHubs: 3})
+		keptHubs(t, 5, processSettings{}, limits{maxHubs: 3})
 		for i := range 5 {
 			if got, want := tested.hub(strconv.Itoa(i)) != nil, i >= 2; got != want {
 				t.Errorf("hub %d: got it kept: %v, want %v", i, got, want)
@@ -485,7 +485,7 @@ func TestRegistry_KeptHubsMakeRoomUnderMaxHubs(t *testing.T) {
 
 func TestRegistry_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 1, bounds{}, limits{})
+		keptHubs(t, 1, processSettings{}, limits{})
 		time.Sleep(59 * time.Second)
 		if _, found, err := tested.publish(t.Context(), "0", textOf("late")); !found || err != nil {
 			t.Fatalf("the hub is gone before its time: %v", err)
@@ -503,7 +503,7 @@ func TestRegistry_KeptHubOutlivesItsLastMessageByItsAge(t *testing.T) {
 
 func TestRegistry_KeptHubsCloseAfterTheirAge(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, bounds{}, limits{})
+		keptHubs(t, 5, processSettings{}, limits{})
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if n, used := len(tested.allHubs()), tested.process.Memory.Histories.Used(); n != 0 || used != 0 {
@@ -560,7 +560,7 @@ func TestRegistry_LeavingClientsHubCountsOnce(t *testing.T) {
 
 func TestRegistry_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		keptHubs(t, 5, bounds{}, limits{})
+		keptHubs(t, 5, processSettings{}, limits{})
 		m := joinHub(t, tested.scopes["value"], "another", netip.Prefix{}, defaults(), limits{maxHubs: 2})
 		if got := len(tested.allHubs()); got != 2 {
 			t.Errorf("got %d hubs, want 2", got)
@@ -572,7 +572,7 @@ func TestRegistry_LowerMaxHubsHoldsForKeptHubs(t *testing.T) {
 // TestRegistry_HubIsKeptByTheDirectiveWithHistory has the last client come through another directive, with the same hub.
 func TestRegistry_HubIsKeptByTheDirectiveWithHistory(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		with, without := leaseOf(t, "with", bounds{}), leaseOf(t, "without", bounds{})
+		with, without := leaseOf(t, "with", processSettings{}), leaseOf(t, "without", processSettings{})
 		first := joinHub(t, with.scope, "hub", netip.Prefix{}, historyOfTen(), limits{})
 		last := joinHub(t, without.scope, "hub", netip.Prefix{}, defaults(), limits{})
 		first.abandon()
@@ -590,7 +590,7 @@ func TestRegistry_HubIsKeptByTheDirectiveWithHistory(t *testing.T) {
 
 func TestRegistry_HubIsNotKeptWithoutADirective(t *testing.T) {
 	withRegistry(t, func(t *testing.T) {
-		l := leaseOf(t, "value", bounds{})
+		l := leaseOf(t, "value", processSettings{})
 		m := joinHub(t, l.scope, "hub", netip.Prefix{}, historyOfTen(), limits{})
 		tested.release(l)
 		m.abandon()
@@ -620,7 +620,7 @@ func TestRegistry_TapSeesOneHubAfterTheOther(t *testing.T) {
 			t.Errorf("got %d taps that are left", len(tested.taps["hub"]))
 		}
 		m := joinHub(t, s, "hub", testPrefix(1), defaults(), limits{})
-		m.client.Hub().Publish(textOf("unseen"))
+		publishIn(m.client.Hub(), textOf("unseen"))
 		if got, _ := tap.Take(); len(got) > 0 {
 			t.Errorf("got %+v through a tap that is removed", got)
 		}

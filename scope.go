@@ -53,7 +53,7 @@ type lease struct {
 	scope   *scope
 	logger  *zap.Logger
 	emitter emitter
-	bounds  bounds
+	process processSettings
 	drain   time.Duration // how long an exit may take
 }
 
@@ -61,7 +61,7 @@ type lease struct {
 // before it cleans up the old one. So a scope that both name goes from one lease to two to one, and its clients notice
 // nothing. The registry logs with logger once the leases before it are released. It uses emitter while its
 // configuration runs.
-func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, bounds bounds, drain time.Duration) *lease {
+func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, process processSettings, drain time.Duration) *lease {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.scopes[key]
@@ -75,21 +75,26 @@ func (r *registry) lease(key string, logger *zap.Logger, emitter emitter, bounds
 		}
 		r.scopes[key] = s
 	}
-	l := &lease{scope: s, logger: logger, emitter: emitter, bounds: bounds, drain: drain}
+	l := &lease{scope: s, logger: logger, emitter: emitter, process: process, drain: drain}
 	s.leases = append(s.leases, l)
 	s.current.Store(s.leases[0])
 	r.notifier.add(l)
 	r.leases = append(r.leases, l)
-	r.boundLocked()
+	r.applyProcessSettingsLocked()
 	return l
 }
 
-// boundLocked sets the bounds of memory to those of the oldest lease, because a newer configuration may yet fail.
-func (r *registry) boundLocked() {
-	if len(r.leases) > 0 {
-		r.process.Memory.Histories.SetMost(orDefault(r.leases[0].bounds.history, hub.DefaultMaxHistory))
-		r.process.Memory.Buffers.SetMost(orDefault(r.leases[0].bounds.buffers, hub.DefaultMaxBuffers))
+// applyProcessSettingsLocked applies what the oldest lease says about the process, because a newer configuration may yet
+// fail.
+func (r *registry) applyProcessSettingsLocked() {
+	if len(r.leases) == 0 {
+		r.current.Store(nil) // nobody opens hubs
+		return
 	}
+	p := r.leases[0].process
+	r.process.Memory.Histories.SetMost(orDefault(p.history, hub.DefaultMaxHistory))
+	r.process.Memory.Buffers.SetMost(orDefault(p.buffers, hub.DefaultMaxBuffers))
+	r.useLinkLocked(p.link)
 }
 
 // release gives the lease back. Without an exit, it starts to close the clients of a scope that has lost its last
@@ -101,24 +106,39 @@ func (r *registry) release(l *lease) {
 		r.awaitExit()
 		r.refusals.flush()
 	}
-	r.releaseScope(l)
+	if !r.releaseScope(l) {
+		return
+	}
+	l.process.link.release()
+	if caddy.Exiting() {
+		r.mu.Lock()
+		last, exitBy := len(r.leases) == 0, r.exitBy
+		r.mu.Unlock()
+		if last {
+			r.awaitLinks(exitBy.Add(exitPatience))
+		}
+	}
 }
 
-func (r *registry) releaseScope(l *lease) {
+// exitPatience is how much longer than the drain of clients an exit may take to close an engine.
+const exitPatience = 5 * time.Second
+
+// releaseScope gives the lease back, and reports whether it has not been given back before.
+func (r *registry) releaseScope(l *lease) bool {
 	s := l.scope
 	r.lock()
 	defer r.mu.Unlock()
 	i := slices.Index(s.leases, l)
 	if i < 0 {
-		return
+		return false
 	}
 	s.leases = slices.Delete(s.leases, i, i+1)
 	r.notifier.remove(l)
 	r.leases = slices.DeleteFunc(r.leases, func(other *lease) bool { return other == l })
-	r.boundLocked()
+	r.applyProcessSettingsLocked()
 	if len(s.leases) > 0 {
 		s.current.Store(s.leases[0])
-		return
+		return true
 	}
 	s.current.Store(nil)
 	for _, n := range r.named {
@@ -128,7 +148,7 @@ func (r *registry) releaseScope(l *lease) {
 	}
 	if len(s.members)+s.joining == 0 {
 		delete(r.scopes, s.key)
-		return
+		return true
 	}
 	s.removals++
 	if !caddy.Exiting() {
@@ -136,6 +156,7 @@ func (r *registry) releaseScope(l *lease) {
 		// not.
 		go r.closeUnleased(s, s.removals)
 	}
+	return true
 }
 
 // beginExit closes every client: each writer flushes the published messages and sends the close frame. Nobody joins any
@@ -238,6 +259,7 @@ var (
 	errBusy             = &refusal{errors.New("too many large messages are being received, or too many from this address"), refusedBusy}
 	errShuttingDown     = &refusal{errors.New("the server is shutting down"), refusedShuttingDown}
 	errHubRemoved       = &refusal{errors.New("the directive's hub value is no longer configured"), refusedShuttingDown}
+	errConnecting       = errors.New("it is not connected yet")
 	errRate             = &refusal{errors.New("the directive's rate is exceeded from this address"), refusedRate}
 )
 

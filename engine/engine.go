@@ -10,8 +10,9 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
-	"math/rand/v2"
 	"strconv"
 	"time"
 )
@@ -57,11 +58,12 @@ type Session interface {
 	// Open returns what the engine has of a hub, and from then on passes everything new to the receiver: all entries
 	// with a number above Snapshot.Seq and no gap. Entries may reach the receiver before Open returns. A hub that the
 	// engine does not have is new: it has an epoch and no entries. Opening an open hub again replaces the receiver: the
-	// one before gets nothing more.
+	// one before gets nothing more. A cluster first takes back what this node has announced in the hub before.
 	Open(ctx context.Context, hub string, bounds Bounds, to Receiver) (Snapshot, error)
 
 	// Leave ends what Open began, unless another receiver has replaced this one. It returns at once. A call of the
-	// receiver that has begun may still run. The hub may be opened again at once, also while Leave still has work to do.
+	// receiver that has begun may still run. The hub may be opened again at once, also while Leave still has work to do:
+	// a cluster also takes back what this node has announced, but nothing that it announces after a later Open.
 	Leave(hub string, from Receiver)
 
 	// Publish gives the messages of a batch consecutive numbers, in their order, keeps them as the bounds say, and
@@ -137,7 +139,11 @@ type Position struct {
 }
 
 // NewEpoch returns an epoch that no hub has had.
-func NewEpoch() string { return strconv.FormatUint(rand.Uint64(), 36) }
+func NewEpoch() string {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return strconv.FormatUint(binary.NativeEndian.Uint64(random[:]), 36)
+}
 
 // Bounds say what an engine keeps of a hub. It may keep a little more, up to twice as much.
 type Bounds struct {
@@ -154,7 +160,7 @@ type Batch struct {
 	Messages []Message // 1 to 64
 
 	// Number makes the batch safe to repeat: when the number is that of the last batch of this session in the hub,
-	// Publish returns the receipts of that batch. Numbers grow. A batch with number 0 is safe to repeat only if its
+	// Publish returns the receipts of that batch. Numbers grow; Publish refuses a lower one, which was given up. A batch with number 0 is safe to repeat only if its
 	// messages have keys.
 	Number uint64
 }
@@ -173,14 +179,14 @@ type Key [16]byte
 type Attempt uint8
 
 const (
-	// First: it publishes the message.
+	// First means that it publishes the message.
 	First Attempt = iota
 
-	// Again: the message may have been sent before. The engine publishes it if it can know that it has not, and
+	// Again means that the message may have been sent before. The engine publishes it if it can know that it has not, and
 	// otherwise answers Receipt.Unknown. It cannot know after it has forgotten a receipt within Bounds.Age.
 	Again
 
-	// Lookup: the engine answers Receipt.Unknown.
+	// Lookup means that the engine answers Receipt.Unknown.
 	Lookup
 )
 

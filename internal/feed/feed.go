@@ -88,6 +88,12 @@ func (f *Feed) Trim(to uint64) {
 	f.ForgetNotices()
 }
 
+// Skip drops everything, and leaves out the numbers of n messages that the feed will never have.
+func (f *Feed) Skip(n uint64) {
+	f.Log.Skip(n)
+	f.ForgetNotices()
+}
+
 // Retain does what Log.Retain does.
 func (f *Feed) Retain(from uint64) {
 	f.Log.Retain(from)

@@ -93,6 +93,15 @@ func (l *Log) SetHistory(bytes int) { l.history = bytes }
 // maxBytes. So all logs keep less while some take much. With nil, the default, the log always keeps up to maxBytes.
 func (l *Log) SetSpare(spare func() int) { l.spare = spare }
 
+// Begin makes the next frame that of the given position. The log must be empty.
+func (l *Log) Begin(position uint64) { l.tail, l.head = position, position }
+
+// Skip drops every frame, and leaves out the next n positions. A reader that needs one of them has lagged.
+func (l *Log) Skip(n uint64) {
+	l.Trim(l.head)
+	l.Begin(l.head + n)
+}
+
 // Head returns the position of the next frame.
 func (l *Log) Head() uint64 { return l.head }
 

@@ -11,10 +11,12 @@ var (
 	CloseKicked       = ws.Close{Code: ws.ClosePolicyViolation, Reason: "kicked"}
 	CloseInternal     = ws.Close{Code: ws.CloseInternalServerErr, Reason: "internal"}
 	CloseHubRemoved   = ws.Close{Code: ws.CloseServiceRestart, Reason: "hub_removed"}
+	CloseHubReset     = ws.Close{Code: ws.CloseServiceRestart, Reason: "hub_reset"}
 	CloseMaxAge       = ws.Close{Code: ws.CloseServiceRestart, Reason: "max_age"}
 	CloseLagged       = ws.Close{Code: ws.CloseTryAgainLater, Reason: "lagged"}
 	CloseWriteTimeout = ws.Close{Code: ws.CloseTryAgainLater, Reason: "write_timeout"}
 	CloseBusy         = ws.Close{Code: ws.CloseTryAgainLater, Reason: "busy"}
+	CloseUnavailable  = ws.Close{Code: ws.CloseTryAgainLater, Reason: "unavailable"}
 
 	// ClosePingTimeout and CloseGone have no close frame: the client sees an abnormal closure, 1006 (RFC 6455 §7.1.5).
 	ClosePingTimeout = ws.Close{Code: ws.CloseAbnormalClosure, Reason: "ping_timeout"}
@@ -26,7 +28,7 @@ var (
 func Closes() []ws.Close {
 	return []ws.Close{
 		CloseShuttingDown, ws.ProtocolError, ws.InvalidUTF8, CloseReadOnly, CloseRateLimited, CloseKicked, ws.TooBig,
-		CloseInternal, CloseHubRemoved, CloseMaxAge, CloseLagged, CloseWriteTimeout, CloseBusy, ClosePingTimeout, CloseGone,
+		CloseInternal, CloseHubRemoved, CloseHubReset, CloseMaxAge, CloseLagged, CloseWriteTimeout, CloseBusy, CloseUnavailable, ClosePingTimeout, CloseGone,
 		{Code: ws.CloseNormalClosure},
 		{Code: ws.CloseGoingAway},
 	}

@@ -104,7 +104,7 @@ func TestConns_StuckPeersHoldUpNobody(t *testing.T) {
 					})
 				}
 				for n := range messages {
-					if _, ok := b.Publish(textMessage(fmt.Sprint(n, payload))); !ok {
+					if _, ok := publishIn(b, textMessage(fmt.Sprint(n, payload))); !ok {
 						t.Fatal("the hub is closed")
 					}
 				}
@@ -129,11 +129,11 @@ func TestConns_ClosesArePolite(t *testing.T) {
 				join := joiner{abilities: k.abilities, room: k.room}
 				for _, first := range []string{"server", "client"} {
 					c, p := join.join(t, b, defaults())
-					b.Publish(textMessage("before"))
+					publishIn(b, textMessage("before"))
 					began := time.Now()
 					if first == "server" {
 						c.Close(CloseKicked)
-						b.Publish(textMessage("after"))
+						publishIn(b, textMessage("after"))
 						p.wantText("before")
 						p.wantClose(CloseKicked)
 						p.send(ws.CloseMessage, "\x03\xf0")
@@ -172,7 +172,7 @@ func TestConns_PeerThatHasClosedItsHalfGetsWhatIsDue(t *testing.T) {
 				c, p := joiner{abilities: k.abilities, room: k.room}.join(t, b, defaults())
 				synctest.Wait()
 				payload := strings.Repeat("x", 10_000)
-				b.Publish(textMessage(payload))
+				publishIn(b, textMessage(payload))
 				p.send(ws.CloseMessage, "\x03\xe8")
 				p.conn.CloseWrite()
 				synctest.Wait()
@@ -197,7 +197,7 @@ func TestConns_DeafClientIsStillRead(t *testing.T) {
 				_, other := connect(t, b, defaults())
 				synctest.Wait()
 				p.conn.breakWrites()
-				go b.Publish(textMessage("not for the broken"))
+				go publishIn(b, textMessage("not for the broken"))
 				other.wantText("not for the broken")
 				synctest.Wait()
 				if c.State() != Deaf || b.Size() != 2 {
@@ -220,7 +220,7 @@ func TestConns_DeafClientIsNotReadForLong(t *testing.T) {
 		c, p := joiner{abilities: triesWrites | waits, room: 4 << 10}.join(t, b, defaults())
 		synctest.Wait()
 		p.conn.breakWrites()
-		b.Publish(textMessage("x"))
+		publishIn(b, textMessage("x"))
 		time.Sleep(closeTimeout - time.Millisecond)
 		if c.State() != Deaf {
 			t.Errorf("got state %s, want deaf", nameOf(c.State()))
@@ -243,7 +243,7 @@ func TestConns_SlowPeerIsNotCut(t *testing.T) {
 				settings.PingInterval = 0
 				c, p := joiner{abilities: k.abilities, room: k.room}.join(t, b, settings)
 				payload := strings.Repeat("x", 10*k.room)
-				b.Publish(textMessage(payload))
+				publishIn(b, textMessage(payload))
 				var got []byte
 				for range 10 {
 					time.Sleep(settings.WriteTimeout - time.Second)
@@ -281,7 +281,7 @@ func TestConns_PanicWhileWritingCutsTheClientAlone(t *testing.T) {
 				p.conn.mu.Lock()
 				p.conn.bug = true
 				p.conn.mu.Unlock()
-				go b.Publish(textMessage("x"))
+				go publishIn(b, textMessage("x"))
 				other.wantText("x")
 				synctest.Wait()
 				wantEnd(t, c, CloseInternal)

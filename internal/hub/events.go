@@ -103,6 +103,7 @@ const (
 	errorRateLimited = "rate_limited"
 	errorPresenceOff = "presence_off"
 	errorUnknown     = "unknown"
+	errorUnavailable = "unavailable"
 )
 
 // joined sends c its hello.
@@ -242,14 +243,42 @@ func (c *Client) handleSend(frame []byte, e *clientEvent) bool {
 		return !c.hasLeft() &&
 			c.refuse(nil, errorRateLimited, errors.New("the message is dropped: too many in too short a time"), e)
 	}
+	if c.hub.session != nil {
+		c.awaitAnswers()
+		return c.submit(&m)
+	}
 	r, ok := c.publish(&m)
 	if r.Unknown {
-		return c.refuse(nil, errorUnknown, errors.New("the message may have been published before: it is not published now"), e)
+		return c.refuse(nil, errorUnknown, errUnknownBefore, e)
 	}
 	if ok && e.id != nil {
-		return c.answer(sentEvent{Type: "sent", ID: m.Key.ID, Seq: r.Seq, Time: feed.EventTime(r.At)})
+		return c.answer(sentOf(m.Key, r))
 	}
 	return ok
+}
+
+// errUnknownBefore answers a message that is sent again when nobody can know whether it was published before.
+var errUnknownBefore = errors.New("the message may have been published before: it is not published now")
+
+func sentOf(key Key, r Receipt) sentEvent {
+	return sentEvent{Type: "sent", ID: key.ID, Seq: r.Seq, Time: feed.EventTime(r.At)}
+}
+
+// answered sends c a sent event, or an error event for a message that is certainly not published. When the outcome is
+// unknown it closes c instead: on its next connection c sends the message again, and learns whether it was published.
+func (eventsProtocol) answered(c *Client, key Key, r Receipt, err error) {
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		c.tellEvent(errorEvent{"error", errorUnavailable, "the message is not published: the engine is unavailable", key.ID})
+	case err != nil:
+		c.Close(CloseUnavailable)
+		return
+	case r.Unknown:
+		c.tellEvent(errorEvent{"error", errorUnknown, errUnknownBefore.Error(), key.ID})
+	case key.ID != "":
+		c.tellEvent(sentOf(key, r))
+	}
+	c.wake()
 }
 
 // handleWho answers with a page of the hub's roster.

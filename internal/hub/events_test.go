@@ -293,7 +293,7 @@ func TestEvents_ResumeGoesOnWhereTheClientWas(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Hub) {
 		b.Grow(historyOfTen())
 		for i := range 15 {
-			b.Publish(textMessage(fmt.Sprint(i + 1)))
+			publishIn(b, textMessage(fmt.Sprint(i+1)))
 		}
 		for _, tc := range []struct {
 			name                  string

@@ -226,7 +226,7 @@ func TestFeeds_ClientThatHasLeftSkipsNothing(t *testing.T) {
 					synctest.Wait()
 				} else {
 					m := ada.message(ws.TextMessage, []byte("late"))
-					s.hub.Publish(m)
+					publishIn(s.hub, m)
 				}
 				if ada.feed.Head() == ada.until {
 					t.Fatal("no frame has come")
@@ -263,7 +263,7 @@ func TestFeeds_ClientWithoutWebSocketListens(t *testing.T) {
 		t.Run(fmt.Sprintf("abilities=%b", a), func(t *testing.T) {
 			bubble(t, func(t *testing.T, b *Hub) {
 				b.Grow(historyOfTen())
-				b.Publish(textMessage("before"))
+				publishIn(b, textMessage("before"))
 				m, server := newMemoryConn(a, 1<<20)
 				c := newTestClient(b.process, "", testAddress(1), historyOfTen())
 				c.protocol = lineProtocol{}
@@ -273,13 +273,13 @@ func TestFeeds_ClientWithoutWebSocketListens(t *testing.T) {
 				c.Attach(server)
 				c.Start()
 				synctest.Wait()
-				b.Publish(textMessage("after"))
+				publishIn(b, textMessage("after"))
 				peer := m.peer()
 				if _, err := peer.Write([]byte("is ignored")); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Hour) // nobody pings
-				b.Publish(textMessage("an hour later"))
+				publishIn(b, textMessage("an hour later"))
 				synctest.Wait()
 				c.Close(CloseKicked)
 				synctest.Wait()

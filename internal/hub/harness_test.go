@@ -2,6 +2,7 @@ package hub
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -550,3 +551,9 @@ var (
 	_ feed.Encoder        = feed.NewRaw()
 	_ http.ResponseWriter = hijacker{}
 )
+
+// publishIn publishes m in a hub, and reports whether the hub took it.
+func publishIn(b *Hub, m Message) (Receipt, bool) {
+	r, err := b.Publish(context.Background(), m)
+	return r, err == nil
+}

@@ -209,10 +209,14 @@ func (b *Hub) forgetHistoryLocked() {
 	b.chargeLocked()
 }
 
-// HistoryAge returns how long the hub keeps messages, and how long the hub itself is kept without clients.
-func (b *Hub) HistoryAge() time.Duration {
+// KeptFor returns how long the hub is kept without clients: as long as its messages. A hub that several nodes share is kept for
+// a moment, because the next message may come soon and opening it takes some round trips.
+func (b *Hub) KeptFor() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.cluster != nil {
+		return max(b.history.age, repairAge)
+	}
 	return b.history.age
 }
 
@@ -282,11 +286,20 @@ func (b *Hub) Close() {
 }
 
 func (b *Hub) closeLocked() {
+	if b.closed {
+		return
+	}
 	b.closed = true
 	b.history.receipts = receipts{}
 	b.forgetHistoryLocked()
 	b.endFeedsLocked(time.Time{})
 	if b.history.sweep != nil {
 		b.history.sweep.Stop()
+	}
+	if b.remote.announcing != nil {
+		b.remote.announcing.Stop()
+	}
+	if b.session != nil {
+		go b.session.Leave(b.name, b) // returns at once; without the lock, because a session may call the hub
 	}
 }

@@ -92,7 +92,7 @@ func TestHistory_RemembersIDsForItsAge(t *testing.T) {
 		settings := historyOfTen()
 		s.join("ada", settings, false, nil)
 		send := func(id string) Receipt {
-			r, _ := s.hub.Publish(Message{Message: feed.Message{Opcode: ws.TextMessage}, Key: Key{"ada", "epoch-token", id}})
+			r, _ := publishIn(s.hub, Message{Message: feed.Message{Opcode: ws.TextMessage}, Key: Key{"ada", "epoch-token", id}})
 			s.serve()
 			return r
 		}
@@ -114,7 +114,7 @@ func TestHistory_RemembersIDsForItsAge(t *testing.T) {
 		}
 		send("one more")
 		again := Message{Message: feed.Message{Opcode: ws.TextMessage}, Key: Key{"ada", "epoch-token", "first"}, Again: true}
-		if r, _ := s.hub.Publish(again); !r.Unknown {
+		if r, _ := publishIn(s.hub, again); !r.Unknown {
 			t.Errorf("after %d others: got %+v, want it unknown", maxReceipts, r)
 		}
 		if r := send("first"); r.Repeated || r.Unknown {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/fair"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
@@ -21,9 +22,12 @@ import (
 // who writes and when.
 type Hub struct {
 	name    string
-	epoch   string // unique, even among hubs of the same name
+	epoch   string // unique, even among hubs of the same name; Load changes it before anybody joins
 	opened  time.Time
 	process *Process
+
+	session engine.Session // numbers the messages and keeps them; nil: the hub does so itself
+	cluster engine.Cluster // the session, if several nodes share the hub; or nil
 
 	mu     sync.Mutex
 	raw    *hubFeed   // the first of feeds: sequence numbers are its positions
@@ -51,6 +55,9 @@ type Hub struct {
 	sample   sample
 	history  history
 	presence presence
+	outbox   outbox
+	arrivals arrivals
+	remote   remote
 }
 
 // A hubFeed is one of a hub's feeds, with the state that the hub keeps for it.
@@ -62,7 +69,7 @@ type hubFeed struct {
 	needed   uint64 // during Trim: the oldest position that a client or the history needs
 }
 
-// New returns a hub without clients, with an epoch of its own.
+// New returns a hub without clients, which numbers its messages itself, with an epoch of its own.
 func New(p *Process, name string) *Hub {
 	b := &Hub{name: name, epoch: p.NextID().String(), opened: time.Now(), process: p}
 	b.raw = &hubFeed{Feed: feed.New(feed.NewRaw(), 0), protocol: rawProtocol{}}
@@ -115,7 +122,7 @@ func (b *Hub) Join(c *Client, most int) error {
 		// Half of the feed's room stays free for falling behind.
 		floor = max(floor, c.feed.Seq(max(c.feed.Tail(), c.feed.Within(b.historyBytesLocked()))))
 	}
-	w := welcome{head: b.raw.Head(), clients: b.members, missed: floor}
+	w := welcome{head: b.raw.Head(), clients: b.audienceLocked(), missed: floor}
 	if b.history.messages > 0 {
 		w.remembers = b.history.age
 	}

@@ -42,17 +42,17 @@ func TestHub_PublishesNothingAfterItsLastClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newManual(t)
 		s.leave(s.join("ada", defaults(), false, nil))
-		if r, published := s.hub.Publish(textMessage("for nobody")); published || r.Seq != 0 {
+		if r, published := publishIn(s.hub, textMessage("for nobody")); published || r.Seq != 0 {
 			t.Errorf("got %+v, %v, want nothing published", r, published)
 		}
 		s.join("bob", defaults(), false, nil)
-		if r, published := s.hub.Publish(textMessage("for bob")); !published || r.Seq != 1 {
+		if r, published := publishIn(s.hub, textMessage("for bob")); !published || r.Seq != 1 {
 			t.Errorf("got %+v, %v, want message 1", r, published)
 		}
 		s.serve()
 		s.leave(s.clients[0])
 		s.hub.Grow(historyOfTen())
-		if r, published := s.hub.Publish(textMessage("for the history")); !published || r.Seq != 2 {
+		if r, published := publishIn(s.hub, textMessage("for the history")); !published || r.Seq != 2 {
 			t.Errorf("got %+v, %v, want message 2", r, published)
 		}
 		s.hub.Close()
@@ -155,7 +155,7 @@ func TestHub_PublishAllocatesNothingAClient(t *testing.T) {
 					b := newSocketlessHub(clients, events, state == "slow", defaults())
 					m := Message{Message: feed.Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}}
 					got := testing.AllocsPerRun(messages, func() {
-						b.Publish(m)
+						publishIn(b, m)
 						serveQueue(b)
 					})
 					if got > 1+3*float64(events) { // an event's Base64 and time
@@ -220,7 +220,7 @@ func BenchmarkHub_Publish(b *testing.B) {
 					m := Message{Message: feed.Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}}
 					b.ReportAllocs()
 					for b.Loop() {
-						h.Publish(m)
+						publishIn(h, m)
 						serveQueue(h)
 					}
 				})
@@ -246,7 +246,7 @@ func BenchmarkHub_PublishEvents(b *testing.B) {
 						m := Message{Message: feed.Message{Sender: 1e15, User: "ada", Opcode: ws.TextMessage, Payload: payload}}
 						b.ReportAllocs()
 						for b.Loop() {
-							h.Publish(m)
+							publishIn(h, m)
 							serveQueue(h)
 						}
 					})

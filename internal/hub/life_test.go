@@ -376,7 +376,7 @@ func TestLife_EndsOnceHoweverItEnds(t *testing.T) {
 					case 8:
 						time.Sleep(time.Duration(random.IntN(20_000)) * time.Millisecond)
 					default:
-						go b.Publish(textMessage("hello"))
+						go publishIn(b, textMessage("hello"))
 					}
 				}
 				if c.State() == Finished {

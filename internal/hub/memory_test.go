@@ -150,15 +150,15 @@ func TestMemory_HistoriesGiveBack(t *testing.T) {
 			t.Error("a hub without history has some")
 		}
 		b.Grow(historyOfTen())
-		if !b.HasHistory() || b.HistoryAge() != time.Minute {
-			t.Errorf("got history %v for %v, want it for a minute", b.HasHistory(), b.HistoryAge())
+		if !b.HasHistory() || b.KeptFor() != time.Minute {
+			t.Errorf("got history %v for %v, want it for a minute", b.HasHistory(), b.KeptFor())
 		}
 		var last time.Time
 		for i := range 3 {
 			time.Sleep(time.Second)
 			m := textMessage("hello")
 			m.Key = Key{"ada", "epoch-t", string(rune('a' + i))}
-			r, _ := b.Publish(m)
+			r, _ := publishIn(b, m)
 			last = r.At
 		}
 		bytes, newest := b.Remembered()

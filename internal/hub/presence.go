@@ -2,6 +2,7 @@ package hub
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -60,6 +61,7 @@ const (
 
 // arriveLocked counts c, a new member, for presence.
 func (b *Hub) arriveLocked(c *Client) {
+	b.countUserLocked(c.user, 1)
 	if c.watches() {
 		b.presence.watchers++
 		if b.presence.watchers == 1 {
@@ -82,7 +84,7 @@ func (b *Hub) arriveLocked(c *Client) {
 // countSentLocked notes that the hub has sent the number of clients to one listener alone. If the others know another
 // number, the next notice goes to all, even if by then the number is the one that the others know.
 func (b *Hub) countSentLocked() {
-	if b.presence.announced != b.members {
+	if b.presence.announced != b.audienceLocked() {
 		b.presence.announced = -1
 	}
 }
@@ -98,18 +100,33 @@ func (b *Hub) beginRosterLocked(newest *Client) {
 	for _, c := range members { // in the roster's order, so that each is appended
 		b.countLocked(c)
 	}
+	for _, user := range slices.Sorted(maps.Keys(b.remote.users)) {
+		b.addToRosterLocked(user, b.remote.users[user], netip.Prefix{}, time.Time{})
+	}
 }
 
 // countLocked adds c to the roster.
 func (b *Hub) countLocked(c *Client) {
 	c.counted = b.presence.generation
-	i, known := b.findUserLocked(c.user)
+	b.addToRosterLocked(c.user, 1, c.address, time.Time{})
+}
+
+// addToRosterLocked notes that a user has more clients, or fewer since now. from is the address that has caused it; the zero
+// prefix stands for all other nodes.
+func (b *Hub) addToRosterLocked(user string, more int, from netip.Prefix, now time.Time) {
+	i, known := b.findUserLocked(user)
 	if !known {
-		b.presence.roster = slices.Insert(b.presence.roster, i, &rosterUser{name: c.user})
+		b.presence.roster = slices.Insert(b.presence.roster, i, &rosterUser{name: user})
 	}
 	u := b.presence.roster[i]
-	u.clients++
-	b.changeLocked(u, c.address)
+	u.clients += more
+	if more < 0 {
+		u.left = now
+	}
+	b.changeLocked(u, from)
+	if u.clients == 0 && !u.shown && !u.queued {
+		b.presence.roster = slices.Delete(b.presence.roster, i, i+1)
+	}
 }
 
 func (b *Hub) findUserLocked(name string) (i int, known bool) {
@@ -133,6 +150,7 @@ func (b *Hub) changeLocked(u *rosterUser, from netip.Prefix) {
 
 // departLocked takes c, which has left, out of presence.
 func (b *Hub) departLocked(c *Client) {
+	b.countUserLocked(c.user, -1)
 	if c.watches() {
 		b.presence.watchers--
 		if c.settings.JoinLeave {
@@ -158,14 +176,7 @@ func (b *Hub) departLocked(c *Client) {
 	}
 	now := time.Now()
 	if c.counted == b.presence.generation { // otherwise it had left when the roster began
-		i, _ := b.findUserLocked(c.user)
-		u := b.presence.roster[i]
-		u.clients--
-		u.left = now
-		b.changeLocked(u, c.address)
-		if u.clients == 0 && !u.shown && !u.queued {
-			b.presence.roster = slices.Delete(b.presence.roster, i, i+1)
-		}
+		b.addToRosterLocked(c.user, -1, c.address, now)
 	}
 	b.announceByLocked(now.Add(presenceGrace))
 }
@@ -275,12 +286,13 @@ func (b *Hub) changesLocked(now time.Time) (notice *feed.Notice, again time.Time
 		}
 	}
 	b.removeAbsentLocked()
-	counted := b.presence.announced == b.members
-	b.presence.announced = b.members
+	clients := b.audienceLocked()
+	counted := b.presence.announced == clients
+	b.presence.announced = clients
 	if len(joined)+len(left) == 0 && counted {
 		return nil, again
 	}
-	return &feed.Notice{Clients: b.members, Joined: joined, Left: left}, again
+	return &feed.Notice{Clients: clients, Joined: joined, Left: left}, again
 }
 
 // fairShare divides changes that do not fit into one frame into those of the next frame and the rest. The frame takes
@@ -369,7 +381,7 @@ func (b *Hub) page(c *Client, after *string, limit int) (page *rosterEvent, told
 	if c.counted != b.presence.generation || c.hasLeft() {
 		return nil, told
 	}
-	page = &rosterEvent{Type: "presence", Clients: b.members, Users: []rosterEntry{}}
+	page = &rosterEvent{Type: "presence", Clients: b.audienceLocked(), Users: []rosterEntry{}}
 	if c.settings.JoinLeave {
 		b.countSentLocked()
 	}

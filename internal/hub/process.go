@@ -20,21 +20,30 @@ type Process struct {
 
 	spare  func() int // Memory.Buffers.Left
 	lastID atomic.Uint64
+	node   atomic.Uint64 // of its cluster
 
 	// Delivered gets how long a message took from its receipt to its last write. Each hub times one message at a time.
 	// It runs under the hub's lock, so it must not wait.
 	Delivered func(time.Duration)
 	// Published runs after each message, without a lock. It is the place to give memory back when a budget is exceeded.
 	Published func()
+
+	// EnginePublished gets how long an engine took for a batch, and its error. Reset gets a hub whose epoch is over: its
+	// clients must join again. Both run without a lock.
+	EnginePublished func(time.Duration, error)
+	Reset           func(*Hub)
 }
 
-// NewProcess returns a Process with the default bounds. Its Delivered and Published do nothing.
+// NewProcess returns a Process with the default bounds. Its functions do nothing.
 func NewProcess() *Process {
 	p := &Process{
 		Incoming:   fair.NewPool(maxIncoming),
 		Processors: fair.NewProcessors(),
 		Delivered:  func(time.Duration) {},
 		Published:  func() {},
+
+		EnginePublished: func(time.Duration, error) {},
+		Reset:           func(*Hub) {},
 	}
 	p.spare = p.Memory.Buffers.Left
 	p.Memory.Histories.SetMost(DefaultMaxHistory)
@@ -42,12 +51,19 @@ func NewProcess() *Process {
 	return p
 }
 
+// nodes is how many nodes can make ids at the same moment. An id is a time in nanoseconds, of which the lowest bits are the
+// node's number.
+const nodes = 1 << 10
+
+// SetNode sets the number of this node in its cluster.
+func (p *Process) SetNode(number uint64) { p.node.Store(number % nodes) }
+
 // NextID returns an id that no client or hub has had, neither in this process nor, unless the clock is turned back, in
-// another.
+// another one or on another node.
 func (p *Process) NextID() feed.ClientID {
 	for {
 		last := p.lastID.Load()
-		id := max(last+1, uint64(time.Now().UnixNano()))
+		id := max(last/nodes+1, uint64(time.Now().UnixNano())/nodes)*nodes + p.node.Load()
 		if p.lastID.CompareAndSwap(last, id) {
 			return feed.ClientID(id)
 		}
@@ -71,6 +87,8 @@ type Counters struct {
 	BytesReceived    atomic.Uint64 // after the handshake, headers and control frames included, before TLS
 	DroppedByRate    atomic.Uint64
 	DroppedByLag     atomic.Uint64 // messages that a client under on_lag skip has missed
+	Repaired         atomic.Uint64 // messages that a hub has fetched from its engine because it had missed them
+	Epochs           atomic.Uint64 // hubs whose epoch an engine has ended
 	Published        [sources]atomic.Uint64
 
 	written written

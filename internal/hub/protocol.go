@@ -22,6 +22,10 @@ type protocol interface {
 	// received handles a message of c. It returns false when c is closing.
 	received(c *Client, opcode int, payload []byte) bool
 
+	// answered tells c what has become of a message that it sent to an engine: the receipt, or ErrUnavailable or
+	// ErrUnknown. The key has an id if the message had one.
+	answered(c *Client, key Key, r Receipt, err error)
+
 	// knowsPresence reports whether such clients can ask for the roster.
 	knowsPresence() bool
 
@@ -51,6 +55,16 @@ func (rawProtocol) received(c *Client, opcode int, payload []byte) bool {
 		return !c.hasLeft()
 	}
 	m := c.message(opcode, payload)
+	if c.hub.session != nil {
+		return c.submit(&m)
+	}
 	_, ok := c.publish(&m)
 	return ok
+}
+
+// answered closes c if its message is lost, or may be: there is no other way to tell it.
+func (rawProtocol) answered(c *Client, _ Key, _ Receipt, err error) {
+	if err != nil {
+		c.Close(CloseUnavailable)
+	}
 }

@@ -19,11 +19,9 @@ type Message struct {
 	Again   bool         // it has a key, and may have been sent before on another connection
 }
 
-// Publish publishes m, which no client of this process has sent, and reports whether the hub was open. See publish.
-func (b *Hub) Publish(m Message) (Receipt, bool) { return b.publish(nil, &m) }
-
-// publish is the one door for messages: those of clients, of HTTP requests and of operators. What must hold for all of
-// them before they get a number belongs in submitLocked. from is the client that has sent m, or nil.
+// publish is the one door for messages: those of clients, of HTTP requests and of operators. In a hub with an engine that
+// is submit. What must hold for all of them before they get a number belongs in acceptsLocked. from is the client that has
+// sent m, or nil.
 //
 // publish appends m for every member and wakes those that are idle. It reports whether it has: not if the sender has left or
 // the hub is closed. With a key it also returns true for a message that was published before or may have been; see Receipt.
@@ -54,10 +52,18 @@ const (
 	apply                 // it gets a number
 )
 
+// acceptsLocked reports whether the hub takes messages from a sender: the client from, or anybody else with nil.
+func (b *Hub) acceptsLocked(from *Client) bool {
+	if from != nil {
+		return from.State().isMember() && (!b.closed || b.session != nil) // an engine takes them even when this hub is over
+	}
+	gone := b.empty && b.history.messages == 0 && b.cluster == nil // nobody will get it
+	return !b.closed && !gone
+}
+
 // submitLocked decides whether m is published, and then sets its number and time. It fills in the receipt for the sender.
 func (b *Hub) submitLocked(from *Client, m *Message, r *Receipt) verdict {
-	gone := b.empty && b.history.messages == 0 // nobody will get m
-	if b.closed || gone || from != nil && !from.State().isMember() {
+	if !b.acceptsLocked(from) {
 		return refuse
 	}
 	if m.Key.ID != "" && b.receiptLocked(m, r) {
@@ -71,9 +77,17 @@ func (b *Hub) submitLocked(from *Client, m *Message, r *Receipt) verdict {
 	return apply
 }
 
-// applyLocked appends m under its number, which must be the next one, and wakes the clients that lack it. Everything that
-// must have the same order for all clients happens here. The caller passes w to deliver, without the lock.
+// applyLocked appends m under its number and wakes the clients that lack it. The caller passes w to deliver, without the
+// lock.
 func (b *Hub) applyLocked(m *Message, w *work) {
+	b.appendLocked(m)
+	b.appendedLocked(w)
+	w.taps = b.taps
+}
+
+// appendLocked appends m under its number, which must be the next one. Everything that must have the same order for all
+// clients happens here.
+func (b *Hub) appendLocked(m *Message) {
 	if next := b.raw.Head() + 1; m.Seq != next {
 		panic(fmt.Sprintf("chat_broadcast: message %d applied where %d is next", m.Seq, next))
 	}
@@ -95,8 +109,6 @@ func (b *Hub) applyLocked(m *Message, w *work) {
 	for _, t := range b.taps {
 		t.offer(m)
 	}
-	b.appendedLocked(w)
-	w.taps = b.taps
 }
 
 // A work lists the steps that follow an append and need no lock.

@@ -45,11 +45,11 @@ func TestPublish_IsTheOnlyDoor(t *testing.T) {
 					{"a raw client, binary", FromClient, func() bool { r.send(ws.BinaryMessage, "\x00"); return !closed }},
 					{"an events client", FromClient, func() bool { e.text(`{"type":"send","data":"two"}`); return !closed }},
 					{"an events client, binary", FromClient, func() bool { e.text(`{"type":"send","data64":"AA=="}`); return !closed }},
-					{"HTTP", FromHTTP, func() bool { _, ok := b.Publish(textMessage("three")); return ok }},
+					{"HTTP", FromHTTP, func() bool { _, ok := publishIn(b, textMessage("three")); return ok }},
 					{"the admin API", FromAdmin, func() bool {
 						m := textMessage("four")
 						m.Source = FromAdmin
-						_, ok := b.Publish(m)
+						_, ok := publishIn(b, m)
 						return ok
 					}},
 				}
@@ -92,11 +92,11 @@ func TestPublish_RepeatedMessagesCountOnce(t *testing.T) {
 	b.process.Published = func() { published.Add(1) }
 	m := textMessage("once")
 	m.Key = Key{"ada", b.epoch + "-token", "m1"}
-	first, ok := b.Publish(m)
+	first, ok := publishIn(b, m)
 	if !ok || first.Seq != 1 || first.Repeated || first.At.IsZero() {
 		t.Errorf("got %+v, %v, want message 1 with its time", first, ok)
 	}
-	if again, ok := b.Publish(m); !ok || !again.Repeated || again.Seq != 1 || !again.At.Equal(first.At) {
+	if again, ok := publishIn(b, m); !ok || !again.Repeated || again.Seq != 1 || !again.At.Equal(first.At) {
 		t.Errorf("got %+v, %v, want message 1 repeated", again, ok)
 	}
 	if n, counted := published.Load(), b.process.Counters.Published[FromHTTP].Load(); n != 1 || counted != 1 || b.raw.Head() != 1 {
@@ -134,7 +134,7 @@ func TestPublish_ReceiptsHaveTimesWhereSomebodySeesThem(t *testing.T) {
 		tc.prepare(s)
 		m := textMessage("x")
 		m.Key = tc.key
-		r, _ := s.hub.Publish(m)
+		r, _ := publishIn(s.hub, m)
 		if r.Seq != 1 || r.Members != 1 || r.At.IsZero() == tc.want {
 			t.Errorf("%s: got %+v, want message 1 to 1 member, its time known: %v", tc.name, r, tc.want)
 		}
@@ -205,7 +205,7 @@ func TestApply_RefusesGapsAndDuplicates(t *testing.T) {
 	s := newManual(t)
 	s.join("", defaults(), false, nil)
 	for range 2 {
-		s.hub.Publish(textMessage("x"))
+		publishIn(s.hub, textMessage("x"))
 	}
 	for _, seq := range []uint64{0, 1, 2, 4, 1 << 40} {
 		func() {
@@ -250,7 +250,7 @@ func TestApply_KnowsTheSenderByItsID(t *testing.T) {
 						if sender != nil {
 							m.Sender, m.User = sender.id, sender.user
 						}
-						s.hub.Publish(m)
+						publishIn(s.hub, m)
 						s.serve()
 					}
 					want := 3
@@ -282,7 +282,7 @@ func TestApply_FlushersServeManyClients(t *testing.T) {
 		for i := range messages {
 			payload := fmt.Sprint(i)
 			want.Write(ws.AppendFrame(nil, ws.TextMessage, []byte(payload)))
-			if _, ok := b.Publish(textMessage(payload)); !ok {
+			if _, ok := publishIn(b, textMessage(payload)); !ok {
 				t.Fatal("the hub is closed")
 			}
 		}

@@ -156,7 +156,7 @@ func TestHub_MessageAtTheLastMomentKeepsTheHub(t *testing.T) {
 		s.HistoryMessages, s.HistoryAge = 10, time.Minute
 		b.Grow(s)
 		for range 2 {
-			if _, ok := b.Publish(textMessage("")); !ok {
+			if _, ok := publishIn(b, textMessage("")); !ok {
 				t.Fatal("the hub is closed, want it open for as long as a message is not too old")
 			}
 			time.Sleep(45 * time.Second)
@@ -168,7 +168,7 @@ func TestHub_MessageAtTheLastMomentKeepsTheHub(t *testing.T) {
 		if got := b.CloseIfAged(); got > 0 {
 			t.Errorf("got %v until the hub closes, want it closed", got)
 		}
-		if _, ok := b.Publish(textMessage("")); ok {
+		if _, ok := publishIn(b, textMessage("")); ok {
 			t.Error("a message was published in a closed hub")
 		}
 	})
@@ -189,7 +189,7 @@ func TestHub_NoMessageIsLostWhenAHubAges(t *testing.T) {
 		}()
 		var last time.Time
 		for {
-			r, ok := b.Publish(textMessage(""))
+			r, ok := publishIn(b, textMessage(""))
 			if !ok {
 				break
 			}

@@ -40,7 +40,7 @@ func TestSample_WaitsForTheOthersOfABrokenClient(t *testing.T) {
 			broken := s.join("", settings, false, nil)
 			a, slow := s.join("", defaults(), false, nil), s.join("", defaults(), false, nil)
 			if echo {
-				b.Publish(textMessage("one"))
+				publishIn(b, textMessage("one"))
 				b.next(broken.Client) // its write fails:
 				b.drop(broken.Client)
 				b.next(broken.Client) // a writer that has yet to see that

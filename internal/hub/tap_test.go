@@ -69,7 +69,7 @@ func TestTap_SeesEveryMessageOnceWhileOthersComeAndGo(t *testing.T) {
 	for range senders {
 		sending.Go(func() {
 			for i := range messages {
-				b.Publish(textMessage(fmt.Sprint(i)))
+				publishIn(b, textMessage(fmt.Sprint(i)))
 			}
 		})
 	}
@@ -104,7 +104,7 @@ func TestTap_SeesEveryMessageOnceWhileOthersComeAndGo(t *testing.T) {
 	close(sent)
 	visiting.Wait()
 	set(func() { taps = nil })
-	b.Publish(textMessage("for nobody"))
+	publishIn(b, textMessage("for nobody"))
 	if messages, missed := tap.Take(); len(messages)+int(missed) > 0 {
 		t.Errorf("got %d messages after the tap was removed", len(messages)+int(missed))
 	}

@@ -278,12 +278,12 @@ func TestTurns_SenderWaitsForReadersOnly(t *testing.T) {
 		ada := s.join("ada", settings, false, nil)
 		s.serve()
 		for range 11 { // a quarter of the buffer, and one more
-			s.hub.Publish(textMessage("x"))
+			publishIn(s.hub, textMessage("x"))
 		}
 		published := make(chan time.Duration, 1)
 		go func() {
 			began := time.Now()
-			r, _ := s.hub.Publish(textMessage("one too many"))
+			r, _ := publishIn(s.hub, textMessage("one too many"))
 			if r.waited != time.Since(began) {
 				t.Errorf("got %v as the wait, want %v", r.waited, time.Since(began))
 			}
@@ -306,11 +306,11 @@ func TestTurns_SenderWaitsForReadersOnly(t *testing.T) {
 		s.serve()
 		ada.stuck = true
 		for range 11 {
-			s.hub.Publish(textMessage("x"))
+			publishIn(s.hub, textMessage("x"))
 		}
 		s.serve()
 		go func() {
-			r, _ := s.hub.Publish(textMessage("one too many"))
+			r, _ := publishIn(s.hub, textMessage("one too many"))
 			published <- r.waited
 		}()
 		if waited := <-published; waited != 2*writerPatience {
@@ -332,10 +332,10 @@ func TestTurns_LooksAreBounded(t *testing.T) {
 		ada.Attach(alwaysWritable{})
 		ada.stuck = true
 		for range 2 {
-			s.hub.Publish(textMessage("x"))
+			publishIn(s.hub, textMessage("x"))
 		}
 		s.serve()
-		r, _ := s.hub.Publish(textMessage("one too many"))
+		r, _ := publishIn(s.hub, textMessage("one too many"))
 		if want := maxLooks * writerPatience; r.waited != want {
 			t.Errorf("got a wait of %v, want %v", r.waited, want)
 		}
@@ -417,7 +417,7 @@ func TestTurns_ControlFrameDuringATurnIsSent(t *testing.T) {
 		s := newManual(t)
 		ada := s.join("ada", defaults(), false, nil)
 		s.serve()
-		s.hub.Publish(textMessage("x"))
+		publishIn(s.hub, textMessage("x"))
 		c, frames, n, p := s.hub.serve(nil)
 		if c != ada.Client || len(frames) == 0 || n != 1 || p != progressFrames {
 			t.Fatalf("got %v, %q, %d, %d, want the client's message", c, frames, n, p)
@@ -447,7 +447,7 @@ func TestTurns_ClientWithAWriterGetsNoSecondOne(t *testing.T) {
 		if !ada.startWriting() {
 			t.Fatal("the client is written to")
 		}
-		s.hub.Publish(textMessage("x"))
+		publishIn(s.hub, textMessage("x"))
 		if ada.turn != turnWriter || s.hub.turns.open != 1 || s.hub.turns.queued != 0 || s.hub.idle != 0 {
 			t.Errorf("got turn %d, %+v, %d idle, want a turn for the client's own writer", ada.turn, s.hub.turns, s.hub.idle)
 		}

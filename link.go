@@ -1,0 +1,357 @@
+package chatbroadcast
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"go.uber.org/zap"
+)
+
+// A link is a session of an engine. Leases hold it, so it outlives configurations as hubs do. It implements
+// engine.Monitor.
+type link struct {
+	registry *registry
+	name     string // of the engine
+	key      string
+	session  engine.Session
+	cluster  engine.Cluster // session, if several nodes share the hubs; or nil
+	since    time.Time
+
+	// holders are the leases of the link and its hubs. Whoever holds it may add one. Only under registry.linking does it
+	// become 0.
+	holders atomic.Int64
+
+	mu      sync.Mutex
+	down    error // why the engine cannot be reached, or nil
+	heardOf bool  // it has said how it does
+	behind  uint64
+
+	wake  chan struct{} // has an element when renew is to run at once
+	ended chan struct{} // closed when the link is given up
+	done  chan struct{} // closed when renewals have ended
+}
+
+// linkTo returns a link to an engine, which a link with the same key may already be, and holds it. The caller must
+// release it. It returns nil for no engine: hubs then number their messages themselves.
+func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
+	if e == nil {
+		return nil, nil
+	}
+	r.linking.Lock()
+	defer r.linking.Unlock()
+	key := name + " " + e.Key()
+	if l := r.links[key]; l != nil {
+		l.hold()
+		if e, ok := e.(engine.Reconfigurer); ok {
+			e.Reconfigure(l.session)
+		}
+		return l, nil
+	}
+	l := &link{
+		registry: r, name: name, key: key, since: time.Now(),
+		wake: make(chan struct{}, 1), ended: make(chan struct{}), done: make(chan struct{}),
+	}
+	session, err := e.Connect(l)
+	if err != nil {
+		return nil, fmt.Errorf("engine %s: %w", name, err)
+	}
+	l.session = session
+	l.cluster, _ = session.(engine.Cluster)
+	if l.cluster != nil {
+		go l.renewAlways() // ends with the link, and close waits for it
+	} else {
+		close(l.done)
+	}
+	l.hold()
+	r.links[key] = l
+	return l, nil
+}
+
+// hold adds a holder to a link, which has one.
+func (l *link) hold() { l.holders.Add(1) }
+
+// release gives a hold back. The last one ends the session.
+func (l *link) release() {
+	if l == nil {
+		return
+	}
+	r := l.registry
+	r.linking.Lock()
+	defer r.linking.Unlock()
+	if l.holders.Add(-1) > 0 {
+		return
+	}
+	delete(r.links, l.key)
+	close(l.ended)
+	<-l.done
+	if err := l.session.Close(); err != nil {
+		processLogger().Error("closing the engine failed", zap.String("engine", l.name), zap.Error(err))
+	}
+}
+
+// State implements engine.Monitor.
+func (l *link) State(err error) {
+	l.mu.Lock()
+	was, first := l.down, !l.heardOf
+	l.down, l.heardOf = err, true
+	l.mu.Unlock()
+	switch {
+	case err != nil && (was == nil || first):
+		processLogger().Error("the engine is down: hubs publish nothing until it is back",
+			zap.String("engine", l.name), zap.Error(err))
+	case err == nil && was != nil && !first:
+		processLogger().Info("the engine is back", zap.String("engine", l.name))
+	}
+	if err == nil {
+		l.renewSoon()
+	}
+}
+
+// Warn implements engine.Monitor.
+func (l *link) Warn(text string) {
+	processLogger().Warn("the engine's settings endanger messages", zap.String("engine", l.name), zap.String("warning", text))
+}
+
+// why returns why the engine is down, or nil. A cluster is down until it has said that it is up.
+func (l *link) why() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cluster != nil && !l.heardOf {
+		return errConnecting
+	}
+	return l.down
+}
+
+func (l *link) renewSoon() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// renewAlways keeps this node alive in its cluster until the link is given up.
+func (l *link) renewAlways() {
+	defer close(l.done)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // ends with the link
+		<-l.ended
+		cancel()
+	}()
+	ticker := time.NewTicker(engine.RenewInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-l.ended:
+			return
+		case <-l.wake:
+		case <-ticker.C:
+		}
+		l.renew(ctx)
+	}
+}
+
+// renew tells the engine what this node has, and the hubs what they lack.
+func (l *link) renew(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, engine.RenewInterval)
+	defer cancel()
+	open := slices.DeleteFunc(l.registry.allHubs(), func(b *hub.Hub) bool { return !b.IsOf(l.session) })
+	byName := make(map[string]*hub.Hub, len(open))
+	known := make([]engine.Known, 0, len(open))
+	for _, b := range open {
+		byName[b.Name()] = b
+		known = append(known, b.Known())
+	}
+	renewal, err := l.cluster.Renew(ctx, l.status(known), known)
+	if err != nil {
+		return // the engine tells the monitor
+	}
+	l.registry.process.SetNode(l.cluster.Number())
+	behind := uint64(0)
+	for _, changed := range renewal.Changed {
+		b := byName[changed.Hub]
+		if have := b.Known(); changed.Epoch == have.Epoch && changed.Seq > have.Seq {
+			behind += changed.Seq - have.Seq
+		}
+		b.Renewed(changed)
+	}
+	if renewal.Forgotten {
+		for _, b := range open {
+			b.AnnounceAgain()
+		}
+	}
+	l.mu.Lock()
+	l.behind = behind
+	l.mu.Unlock()
+}
+
+// status describes this node to the others.
+func (l *link) status(known []engine.Known) engine.Status {
+	clients, _ := l.registry.count()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	name, err := os.Hostname()
+	if err != nil {
+		name = "unknown"
+	}
+	return engine.Status{Name: name, Since: l.since, Hubs: len(known), Clients: clients, Behind: l.behind}
+}
+
+// takes reports whether the engine numbers the messages of hubs with the given settings. An engine for one node alone only
+// has hubs with history: there is nothing of the others to keep.
+func (l *link) takes(s *hub.Settings) bool {
+	return l != nil && (l.cluster != nil || s.HistoryMessages > 0)
+}
+
+// openTimeout bounds how long opening a hub may take.
+const openTimeout = 10 * time.Second
+
+// open opens a hub with the given settings.
+func (l *link) open(name string, s *hub.Settings) (*hub.Hub, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+	defer cancel()
+	b, err := hub.Load(ctx, l.registry.process, name, l.session, s)
+	if err != nil {
+		return nil, &refusal{fmt.Errorf("the hub cannot be opened: %w", err), refusedUnavailable}
+	}
+	if l.cluster != nil {
+		l.registry.process.SetNode(l.cluster.Number())
+	}
+	return b, nil
+}
+
+// checkUp returns a refusal if the engine of the running configuration cannot be reached. A hub that is open keeps its clients,
+// but a new client might miss messages.
+func (r *registry) checkUp() error {
+	l := r.current.Load()
+	if l == nil || l.cluster == nil {
+		return nil
+	}
+	if err := l.why(); err != nil {
+		return &refusal{fmt.Errorf("the engine is unavailable: %w", err), refusedUnavailable}
+	}
+	return nil
+}
+
+// isClustered reports whether other nodes share the hubs.
+func (r *registry) isClustered() bool {
+	l := r.current.Load()
+	return l != nil && l.cluster != nil
+}
+
+// useLinkLocked makes l the link of hubs that open from now on, or nil for none. It detaches the hubs that would have another
+// one, and has their clients closed.
+func (r *registry) useLinkLocked(l *link) {
+	if r.current.Swap(l) == l {
+		return
+	}
+	var detached []*hub.Hub
+	for _, n := range r.named {
+		switch {
+		case !n.isOpen():
+			n.stale = true
+		case n.link != nil && n.link != l, n.link == nil && l != nil && (l.cluster != nil || n.hub.HasHistory()):
+			detached = append(detached, n.hub)
+			r.detachLocked(n)
+		}
+	}
+	if len(detached) > 0 {
+		go r.closeDetached(detached) // ends within removalSpread; nobody waits for it, because a reload must not
+	}
+}
+
+// detachLocked takes an open hub out of the registry, so that the next request for its name opens another one. Its clients
+// stay in it until they are closed.
+func (r *registry) detachLocked(n *namedHub) {
+	if n.keeper != nil {
+		n.unkeep()
+	}
+	r.closeLocked(n)
+}
+
+// closeDetached closes the clients of detached hubs, spread over removalSpread.
+func (r *registry) closeDetached(detached []*hub.Hub) {
+	var clients []*hub.Client
+	for _, b := range detached {
+		clients = append(clients, b.Clients()...)
+	}
+	for steps := int(removalSpread / removalStep); len(clients) > 0; steps-- {
+		n := (len(clients) + steps - 1) / steps
+		for _, c := range clients[:n] {
+			c.Close(hub.CloseHubReset)
+		}
+		clients = clients[n:]
+		time.Sleep(removalStep)
+	}
+}
+
+// letGo gives back the hold of a closed hub on its link, once nothing of the hub's can be on its way to the engine any more: when
+// its clients are gone and its outbox is empty.
+func (r *registry) letGo(b *hub.Hub, l *link) {
+	for !b.IsDone() {
+		time.Sleep(removalStep / 10)
+	}
+	l.release()
+}
+
+// awaitLinks waits until all links are given up, at the end of the process.
+func (r *registry) awaitLinks(end time.Time) {
+	for time.Now().Before(end) {
+		r.linking.Lock()
+		n := len(r.links)
+		r.linking.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(removalStep / 10)
+	}
+}
+
+// reset ends a hub whose epoch is over. Its clients learn that they must join again: another hub of that name begins.
+func (r *registry) reset(b *hub.Hub) {
+	r.lock()
+	if n := r.named[b.Name()]; n != nil && n.hub == b {
+		r.detachLocked(n)
+	}
+	r.mu.Unlock()
+	for _, c := range b.Clients() {
+		c.Close(hub.CloseHubReset)
+	}
+}
+
+// engineUp returns 1 if the engine can be reached, and 0 if not.
+func (r *registry) engineUp() float64 {
+	if l := r.current.Load(); l != nil && l.why() != nil {
+		return 0
+	}
+	return 1
+}
+
+// engineQueue returns how many messages wait for the engine.
+func (r *registry) engineQueue() (n float64) {
+	for _, b := range r.allHubs() {
+		n += float64(b.Waiting())
+	}
+	return n
+}
+
+// engineBehind returns how many messages this node lacked at the last renewal.
+func (r *registry) engineBehind() float64 {
+	l := r.current.Load()
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return float64(l.behind)
+}
+
+// Interface guards
+var _ engine.Monitor = (*link)(nil)
