@@ -27,6 +27,9 @@ func clusterChecks() []check {
 		{"Announce_WhileOpeningLosesNothing", checkAnnounceWhileOpening},
 		{"Announce_TakesAllUsers", checkAnnounceUsers},
 		{"Announce_OutlivesForget", checkAnnounceOutlivesForget},
+		{"Announce_LeaveTakesItBack", checkLeaveTakesBack},
+		{"Announce_OpenTakesItBack", checkOpenTakesBack},
+		{"Announce_AfterLeaveAndOpenStays", checkAnnounceAfterReopening},
 		{"Renew_ReturnsWhatHasChanged", checkRenew},
 		{"Nodes_ReturnsTheLivingNodes", checkNodes},
 		{"Lease_UsersOfADeadNodeLeave", checkLease},
@@ -375,6 +378,66 @@ func checkAnnounceOutlivesForget(s *suite) {
 	s.wantUsers("Read after Forget", got, got.Version, map[engine.NodeID][]engine.UserCount{one.cluster().ID(): users})
 	one.announce("hub", engine.UserCount{User: "ann", Clients: 0})
 	s.wantUsers("Read after Forget", two.read("hub", engine.Position{}), got.Version+1, nil)
+}
+
+func checkLeaveTakesBack(s *suite) {
+	one, two := s.connect(), s.connect()
+	first, other := one.open("hub", roomy), one.open("other", roomy)
+	f := two.open("hub", roomy)
+	one.announce("hub", engine.UserCount{User: "ann", Clients: 2}, engine.UserCount{User: "ben", Clients: 1})
+	one.announce("other", engine.UserCount{User: "ann", Clients: 1})
+	two.announce("hub", engine.UserCount{User: "ann", Clients: 3})
+	s.awaitVersion(f, 2)
+	one.Leave("hub", first)
+
+	want := map[engine.NodeID][]engine.UserCount{two.cluster().ID(): {{User: "ann", Clients: 3}}}
+	s.awaitUsers(f, want)
+	got := two.read("hub", engine.Position{})
+	s.wantUsers("Read after Leave", got, got.Version, want)
+	others := map[engine.NodeID][]engine.UserCount{one.cluster().ID(): {{User: "ann", Clients: 1}}}
+	s.awaitVersion(other, 1)
+	s.wantUsers("Read of another hub", two.read("other", engine.Position{}), 1, others)
+}
+
+func checkOpenTakesBack(s *suite) {
+	one, two := s.connect(), s.connect()
+	one.open("hub", roomy)
+	f := two.open("hub", roomy)
+	one.announce("hub", engine.UserCount{User: "ann", Clients: 2})
+	s.awaitVersion(f, 1)
+	snapshot := one.open("hub", roomy).snapshot
+	s.wantUsers("Open, once more,", snapshot, snapshot.Version, nil)
+	s.awaitUsers(f, nil)
+}
+
+// checkAnnounceAfterReopening announces while Leave may still be at work.
+func checkAnnounceAfterReopening(s *suite) {
+	one, two := s.connect(), s.connect()
+	f := two.open("hub", roomy)
+	opened := one.open("hub", roomy)
+	for i := range 50 {
+		one.announce("hub", engine.UserCount{User: fmt.Sprint("old ", i), Clients: 1})
+		one.Leave("hub", opened)
+		opened = one.open("hub", roomy)
+		one.announce("hub", engine.UserCount{User: "ann", Clients: i + 1})
+	}
+	want := map[engine.NodeID][]engine.UserCount{one.cluster().ID(): {{User: "ann", Clients: 50}}}
+	s.awaitUsers(f, want)
+	time.Sleep(10 * time.Millisecond)
+	s.awaitUsers(f, want)
+	got := two.read("hub", engine.Position{})
+	s.wantUsers("Read after Leave, Open and Announce", got, got.Version, want)
+}
+
+// awaitUsers waits until the follower has these users.
+func (s *suite) awaitUsers(f *follower, want map[engine.NodeID][]engine.UserCount) {
+	s.Helper()
+	s.poll(func() error {
+		if got := f.applied(); !maps.EqualFunc(got, want, sameUsers) {
+			return fmt.Errorf("a receiver of hub %q got the users %v, want %v", f.hub, got, want)
+		}
+		return nil
+	})
 }
 
 func checkRenew(s *suite) {

@@ -1,7 +1,9 @@
 package enginetest
 
 import (
+	"bytes"
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -29,8 +31,26 @@ type hub struct {
 // A numberedBatch is the last batch of one session that had a number.
 type numberedBatch struct {
 	number   uint64
+	messages []engine.Message
 	receipts []engine.Receipt
 }
+
+// repeat returns the receipts of b if batch is the same one. It returns nothing if batch is a later one.
+func (b numberedBatch) repeat(batch engine.Batch) ([]engine.Receipt, error) {
+	switch {
+	case batch.Number > b.number:
+		return nil, nil
+	case batch.Number < b.number:
+		return nil, fmt.Errorf("%w: batch %d was given up, because the session has published batch %d in this hub",
+			engine.ErrUnavailable, batch.Number, b.number)
+	case !slices.EqualFunc(batch.Messages, b.messages, sameMessage):
+		return nil, fmt.Errorf("%w: batch %d is repeated with other messages: give each batch of a session its own number",
+			engine.ErrUnavailable, batch.Number)
+	}
+	return slices.Clone(b.receipts), nil
+}
+
+func sameMessage(a, b engine.Message) bool { return a.Key == b.Key && bytes.Equal(a.Data, b.Data) }
 
 // newHub returns a hub without messages. It knows of no message before lost, if that is not zero.
 func newHub(lost time.Time) *hub {

@@ -105,20 +105,25 @@ func (s *Server) removeDeadLocked(now time.Time) {
 	}
 }
 
-// removeNodeLocked removes a node, and tells the others that its users are gone.
+// removeNodeLocked removes a node and its users.
 func (s *Server) removeNodeLocked(id engine.NodeID) {
 	delete(s.nodes, id)
 	for _, name := range slices.Sorted(maps.Keys(s.hubs)) {
-		h := s.hubs[name]
-		gone := h.usersOf(id)
-		if len(gone) == 0 {
-			continue
-		}
-		for i := range gone {
-			gone[i].Clients = 0
-		}
-		s.announceLocked(name, h, id, gone)
+		s.takeBackLocked(name, id)
 	}
+}
+
+// takeBackLocked takes back what a node has announced in a hub, and tells the others that its users are gone.
+func (s *Server) takeBackLocked(name string, id engine.NodeID) {
+	h := s.hubs[name]
+	if h == nil || len(h.users[id]) == 0 {
+		return
+	}
+	gone := h.usersOf(id)
+	for i := range gone {
+		gone[i].Clients = 0
+	}
+	s.announceLocked(name, h, id, gone)
 }
 
 // announceLocked notes how many clients users have on a node, and tells all nodes.

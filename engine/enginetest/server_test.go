@@ -282,3 +282,36 @@ func TestKill_UsersLeaveWhenTheLeaseIsOver(t *testing.T) {
 		got.want(t, "1:[{ann 2}]", "2:[{ann 0}]")
 	})
 }
+
+func TestPublish_RefusesARepeatedNumberWithOtherMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer().Session()
+		defer s.Close()
+		got := open(t, s)
+		for i, data := range []string{"a", "b"} {
+			batch := engine.Batch{Bounds: bounds, Number: 1, Messages: []engine.Message{{Data: []byte(data)}}}
+			if _, err := s.Publish(t.Context(), "hub", batch); (err != nil) != (i == 1) {
+				t.Errorf("batch 1 with %s returned %v", data, err)
+			}
+		}
+		got.want(t, "1:a")
+	})
+}
+
+func TestLeave_TakesBackAnnouncementsOnceTheServerIsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := NewServer()
+		one, two := server.Session(), server.Session()
+		defer one.Close()
+		defer two.Close()
+		left, got := open(t, one), open(t, two)
+		if err := one.Announce(t.Context(), "hub", []engine.UserCount{{User: "ann", Clients: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		one.Down(errors.New("partition"))
+		one.Leave("hub", left)
+		got.want(t, "1:[{ann 1}]")
+		one.Up()
+		got.want(t, "1:[{ann 1}]", "2:[{ann 0}]")
+	})
+}

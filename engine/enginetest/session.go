@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -65,9 +66,12 @@ func (s *Session) Open(ctx context.Context, name string, bounds engine.Bounds, t
 	if err := s.readyLocked(ctx, name); err != nil {
 		return engine.Snapshot{}, err
 	}
-	h := s.server.hubLocked(name, time.Now())
+	now := time.Now()
+	h := s.server.hubLocked(name, now)
 	h.bounds = bounds
-	h.trim(time.Now())
+	h.trim(now)
+	delete(s.open, name) // the receiver before gets nothing more
+	s.server.takeBackLocked(name, s.id)
 	// The lock makes the snapshot and the beginning of what follows it one step.
 	s.open[name] = &opening{to}
 	return h.snapshot(engine.Position{}), nil
@@ -77,8 +81,12 @@ func (s *Session) Open(ctx context.Context, name string, bounds engine.Bounds, t
 func (s *Session) Leave(name string, from engine.Receiver) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if o := s.open[name]; o != nil && o.to == from {
-		delete(s.open, name)
+	if o := s.open[name]; o == nil || o.to != from {
+		return
+	}
+	delete(s.open, name)
+	if s.unreachableLocked() == nil { // otherwise connectLocked does it
+		s.server.takeBackLocked(name, s.id)
 	}
 }
 
@@ -100,7 +108,10 @@ func (s *Session) Publish(ctx context.Context, name string, batch engine.Batch) 
 		s.server.loseRequests--
 		return nil, errRequestLost
 	}
-	receipts := s.publishLocked(name, batch)
+	receipts, err := s.publishLocked(name, batch)
+	if err != nil {
+		return nil, err
+	}
 	if s.server.loseReplies > 0 {
 		s.server.loseReplies--
 		return nil, errReplyLost
@@ -108,25 +119,27 @@ func (s *Session) Publish(ctx context.Context, name string, batch engine.Batch) 
 	return receipts, nil
 }
 
-func (s *Session) publishLocked(name string, batch engine.Batch) []engine.Receipt {
+func (s *Session) publishLocked(name string, batch engine.Batch) ([]engine.Receipt, error) {
 	now := time.Now()
 	h := s.server.hubLocked(name, now)
 	h.bounds = batch.Bounds
 	h.trim(now)
-	if last := h.batches[s.id]; batch.Number != 0 && batch.Number == last.number {
-		return slices.Clone(last.receipts)
+	if batch.Number != 0 {
+		if receipts, err := h.batches[s.id].repeat(batch); receipts != nil || err != nil {
+			return receipts, err
+		}
 	}
 
 	epoch, first := h.epoch, h.seq+1
 	receipts, published := h.publish(batch, now)
 	h.trim(now)
 	if batch.Number != 0 {
-		h.batches[s.id] = numberedBatch{batch.Number, slices.Clone(receipts)}
+		h.batches[s.id] = numberedBatch{batch.Number, slices.Clone(batch.Messages), slices.Clone(receipts)}
 	}
 	if len(published) > 0 {
 		s.server.pushLocked(name, func(to engine.Receiver) { to.Entries(epoch, first, published) })
 	}
-	return receipts
+	return receipts, nil
 }
 
 // awaitRelease waits while HoldPublish holds calls.
@@ -304,19 +317,30 @@ func (s *Session) unreachableLocked() error {
 	return s.down
 }
 
-// tellStateLocked tells the monitor whether the session reaches the server, if the monitor does not know it. A session
-// that reaches it for the first time gets a number.
+// tellStateLocked tells the monitor whether the session reaches the server, if the monitor does not know it.
 func (s *Session) tellStateLocked() {
 	reason := s.unreachableLocked()
 	if s.told && s.isDown == (reason != nil) {
 		return
 	}
 	s.told, s.isDown = true, reason != nil
-	if reason == nil && s.number == 0 {
-		s.server.registerLocked(s, time.Now())
+	if reason == nil {
+		s.connectLocked()
 	}
 	if s.monitor != nil {
 		s.callLocked(call{make: func() { s.monitor.State(reason) }})
+	}
+}
+
+// connectLocked does what the session could not do while it did not reach the server.
+func (s *Session) connectLocked() {
+	if s.number == 0 {
+		s.server.registerLocked(s, time.Now())
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.server.hubs)) {
+		if s.open[name] == nil {
+			s.server.takeBackLocked(name, s.id)
+		}
 	}
 }
 

@@ -359,6 +359,10 @@ func checkNumber(s *suite) {
 	if want := between[1].Seq + 1; next[0].Seq != want {
 		s.Errorf("a batch with the next number has number %d, want %d", next[0].Seq, want)
 	}
+	// A lower number was given up.
+	if receipts, err := c.tryPublish("hub", engine.Batch{Bounds: roomy, Messages: texts("late"), Number: 6}); err == nil {
+		s.Errorf("batch 6 after batch 8 has receipts %+v, want an error", receipts)
+	}
 	s.awaitReceipts(f, c.publish("hub", texts("last")...))
 	s.wantTexts(f, string(messages[0].Data), string(messages[1].Data), string(messages[2].Data), "x", "x",
 		string(messages[0].Data), "last")
