@@ -1,0 +1,95 @@
+package redisengine
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
+	"github.com/redis/rueidis"
+)
+
+// The errors of a session.
+var (
+	errClosed       = errors.New("the session is closed")
+	errNotConnected = errors.New("not connected yet")
+	errNotOpen      = errors.New("the hub is not open")
+	errReplaced     = errors.New("the hub was opened again or left meanwhile")
+	errOldBatch     = errors.New("a later batch was published")
+	errMalformed    = errors.New("malformed answer: does another program write keys with the prefix of the engine?")
+	errReadOnly     = errors.New("it is a replica, which takes no messages: use the address of its primary, or Sentinels")
+)
+
+// unavailable returns the error for something that was certainly not done.
+func unavailable(err error) error { return fmt.Errorf("%w: %w", engine.ErrUnavailable, err) }
+
+// code returns the first word of an error that Redis has answered, such as OOM, and "" for any other error.
+func code(err error) string {
+	answer, ok := rueidis.IsRedisErr(err)
+	if !ok {
+		return ""
+	}
+	word, _, _ := strings.Cut(answer.Error(), " ")
+	return word
+}
+
+// outcome returns the error for a script that failed with err. It wraps engine.ErrUnavailable if Redis has certainly not
+// run the script. The scripts have no compatibility mode ("#!lua"), so Redis examines its own state before it runs them.
+func outcome(err error) error {
+	switch code(err) {
+	case "OOM":
+		return unavailable(errors.New("the server has no memory left, as its maxmemory says"))
+	case "READONLY", "NOSCRIPT", "STALE", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "NOAUTH", "NOPERM", "BUSY":
+		return unavailable(err)
+	case "OLD":
+		return errOldBatch // an earlier attempt may have published it
+	}
+	return err
+}
+
+// explain returns err with what to change, for the operator.
+func explain(err error) error {
+	switch code(err) {
+	case "":
+		return explainConnection(err)
+	case "WRONGPASS":
+		return errors.New("wrong user or password: change them in the URL of the engine")
+	case "NOAUTH":
+		return errors.New("a password is needed: add it to the URL of the engine, as in redis://:password@host")
+	case "NOPERM":
+		return fmt.Errorf("the user may not do what the engine needs, change its ACL: %w", err)
+	case "LOADING":
+		return errors.New("loading its data")
+	case "DENIED":
+		return errors.New("in protected mode, it refuses other machines: give it a password or bind it to an address")
+	case "MISCONF":
+		return fmt.Errorf("it refuses to write because it cannot save its data to disk: %w", err)
+	case "NOREPLICAS":
+		return fmt.Errorf("it refuses to write because too few replicas are connected (min-replicas-to-write): %w", err)
+	case "READONLY":
+		return errReadOnly
+	case "DB":
+		return fmt.Errorf("it does not have the database of the URL: %w", err)
+	}
+	return err
+}
+
+func explainConnection(err error) error {
+	var notTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &notTLS):
+		return errors.New("it does not speak TLS: use redis:// instead of rediss://")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return errors.New("no answer in time")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("it has closed the connection")
+	case strings.HasPrefix(err.Error(), "received unknown message type"),
+		strings.HasPrefix(err.Error(), "received unexpected"):
+		return errors.New("it does not speak the protocol of Redis: is this the address of another server?")
+	}
+	return err
+}
