@@ -1,0 +1,450 @@
+package fileengine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
+	"go.etcd.io/bbolt"
+)
+
+// A disk decides what becomes of the transactions of a file.
+type disk struct {
+	commits atomic.Int32
+	err     atomic.Pointer[error] // of transactions that are rolled back
+	unsure  atomic.Bool           // whether transactions that succeed return an error
+	begun   chan struct{}         // gets a value when a transaction is about to begin, if it is not nil
+	proceed chan struct{}
+}
+
+var errDisk = errors.New("the disk does not work")
+
+// on makes the file use the disk.
+func (d *disk) on(f *file) *file {
+	f.commit = func(db *bbolt.DB, fn func(*bbolt.Tx) error) error {
+		d.commits.Add(1)
+		if d.begun != nil {
+			d.begun <- struct{}{}
+			<-d.proceed
+		}
+		err := db.Update(func(tx *bbolt.Tx) error {
+			err := fn(tx)
+			if fails := d.err.Load(); err == nil && fails != nil {
+				return *fails
+			}
+			return err
+		})
+		if err == nil && d.unsure.Load() {
+			return errDisk
+		}
+		return err
+	}
+	return f
+}
+
+func (d *disk) fail(err error) {
+	if err == nil {
+		d.err.Store(nil)
+		return
+	}
+	d.err.Store(&err)
+}
+
+// A published is the outcome of a call of Publish.
+type published struct {
+	receipts []engine.Receipt
+	err      error
+}
+
+// goPublish publishes messages meanwhile.
+func goPublish(ctx context.Context, s *Session, hub string, batch engine.Batch) <-chan published {
+	done := make(chan published, 1)
+	go func() { // ends with the call; the tests that do not wait for it end it with the session
+		receipts, err := s.Publish(ctx, hub, batch)
+		done <- published{receipts, err}
+	}()
+	return done
+}
+
+func TestPublish_ReturnsAfterTheCommit(t *testing.T) {
+	d := &disk{begun: make(chan struct{}), proceed: make(chan struct{})}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), &monitor{}, time.Now)
+	to := &receiver{}
+	openHubWith(t, s, "hub", testBounds, to)
+	done := goPublish(t.Context(), s, "hub", engine.Batch{Bounds: testBounds, Messages: messages("a")})
+	<-d.begun
+	select {
+	case p := <-done:
+		t.Errorf("publishing has returned %+v before the commit", p)
+	case <-time.After(50 * time.Millisecond): // there is nothing to wait for
+	}
+	if got := to.received(); len(got) != 0 {
+		t.Errorf("the receiver got %q before the commit", got)
+	}
+	d.proceed <- struct{}{}
+	if p := <-done; p.err != nil {
+		t.Error(p.err)
+	}
+	if got := to.received(); len(got) != 1 {
+		t.Errorf("the receiver got %q, want one entry", got)
+	}
+}
+
+func TestCommit_TakesWhatCameMeanwhile(t *testing.T) {
+	const hubs, each = 20, 5
+	d := &disk{begun: make(chan struct{}), proceed: make(chan struct{})}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), &monitor{}, time.Now)
+	first := goPublish(t.Context(), s, "hub 0", engine.Batch{Bounds: testBounds, Messages: messages("first")})
+	<-d.begun
+	var waiting []<-chan published
+	var reached sync.WaitGroup
+	for i := range hubs * each {
+		ctx := &countingContext{Context: t.Context(), reached: &reached}
+		reached.Add(1)
+		waiting = append(waiting, goPublish(ctx, s, fmt.Sprint("hub ", i%hubs), engine.Batch{Bounds: testBounds, Messages: messages("x")}))
+	}
+	reached.Wait() // all of them are about to hand their batch over
+	time.Sleep(50 * time.Millisecond)
+	d.proceed <- struct{}{}
+	<-d.begun
+	d.proceed <- struct{}{}
+	for _, done := range append(waiting, first) {
+		if p := <-done; p.err != nil {
+			t.Fatal(p.err)
+		}
+	}
+	if got := d.commits.Load(); got != 2 {
+		t.Errorf("%d commits, want 2", got)
+	}
+	if got := look(t, s, "hub 0").Seq; got != each+1 {
+		t.Errorf("got number %d, want %d", got, each+1)
+	}
+}
+
+// A countingContext reports that its Done was asked for.
+type countingContext struct {
+	context.Context
+	reached *sync.WaitGroup
+	once    sync.Once
+}
+
+func (c *countingContext) Done() <-chan struct{} {
+	c.once.Do(c.reached.Done)
+	return c.Context.Done()
+}
+
+func TestPublish_WithADoneContextPublishesNothing(t *testing.T) {
+	d := &disk{begun: make(chan struct{}), proceed: make(chan struct{})}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), &monitor{}, time.Now)
+	batch := engine.Batch{Bounds: testBounds, Messages: messages("never")}
+	ctx, cancel := context.WithCancel(t.Context())
+	first := goPublish(t.Context(), s, "hub", engine.Batch{Bounds: testBounds, Messages: messages("a")})
+	<-d.begun
+	waiting := goPublish(ctx, s, "hub", batch)
+	cancel()
+	mustBeUnavailable(t, (<-waiting).err)
+	_, err := s.Publish(ctx, "hub", batch)
+	mustBeUnavailable(t, err)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want the reason, too", err)
+	}
+	d.proceed <- struct{}{}
+	<-first
+	if got, want := dataOf(look(t, s, "hub")), []string{"a"}; !slices.Equal(got, want) {
+		t.Errorf("got entries %q, want %q", got, want)
+	}
+}
+
+func TestPublish_WhenTheContextEndsDuringTheCommit(t *testing.T) {
+	d := &disk{begun: make(chan struct{}, 1), proceed: make(chan struct{}, 1)}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), &monitor{}, time.Now)
+	to := &receiver{}
+	openHubWith(t, s, "hub", testBounds, to)
+	batch := engine.Batch{Bounds: testBounds, Messages: messages("a"), Number: 1}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := goPublish(ctx, s, "hub", batch)
+	<-d.begun
+	cancel()
+	if err := (<-done).err; err == nil || errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("got error %v, want one that does not say what has become of the messages", err)
+	}
+	d.proceed <- struct{}{}
+	if got := publishBatch(t, s, "hub", batch)[0]; got.Seq != 1 {
+		t.Errorf("got %+v for the repeated batch, want the receipt of the first", got)
+	}
+	if got := to.received(); len(got) != 1 {
+		t.Errorf("the receiver got %q, want one entry", got)
+	}
+}
+
+func TestPublish_RepeatedWhileItIsCommitted(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		t.Run(fmt.Sprint("fails=", fails), func(t *testing.T) {
+			d := &disk{begun: make(chan struct{}), proceed: make(chan struct{})}
+			s := startOn(t, d.on(openTestFile(t, t.TempDir())), &monitor{}, time.Now)
+			to := &receiver{}
+			openHubWith(t, s, "hub", testBounds, to)
+			blocker := goPublish(t.Context(), s, "other", engine.Batch{Bounds: testBounds, Messages: messages("x")})
+			<-d.begun
+			batch := engine.Batch{Bounds: testBounds, Messages: messages("a"), Number: 1}
+			var reached sync.WaitGroup
+			var waiting []<-chan published
+			for range 3 {
+				reached.Add(1)
+				waiting = append(waiting, goPublish(&countingContext{Context: t.Context(), reached: &reached}, s, "hub", batch))
+			}
+			reached.Wait()
+			time.Sleep(20 * time.Millisecond) // so that one transaction has all three; the outcome is the same otherwise
+			d.proceed <- struct{}{}
+			<-d.begun
+			if fails {
+				d.fail(errDisk)
+			}
+			d.proceed <- struct{}{}
+			for _, done := range waiting {
+				p := <-done
+				if fails {
+					mustBeUnavailable(t, p.err)
+				} else if p.err != nil || p.receipts[0].Seq != 1 {
+					t.Errorf("got %+v, want the receipt of number 1", p)
+				}
+			}
+			want := 1
+			if fails {
+				want = 0
+			}
+			if got := to.received(); len(got) != want {
+				t.Errorf("the receiver got %q, want %d entries", got, want)
+			}
+			<-blocker
+			d.begun = nil
+		})
+	}
+}
+
+func TestPublish_WhenCommitsFail(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), m, time.Now)
+	to := &receiver{}
+	before := openHubWith(t, s, "hub", testBounds, to)
+	publish(t, s, "other", "x")
+	d.fail(errDisk)
+	keyed := engine.Batch{Bounds: testBounds, Messages: messages("a"), Number: 1}
+	keyed.Messages[0].Key = engine.Key{1}
+	for range 2 {
+		_, err := s.Publish(t.Context(), "hub", keyed)
+		mustBeUnavailable(t, err)
+		if !errors.Is(err, errDisk) {
+			t.Errorf("got error %v, want the reason, too", err)
+		}
+	}
+	mustBeUnavailable(t, s.Forget(t.Context(), "other"))
+	if got := m.reported(); len(got) != 2 || got[0] != nil || !errors.Is(got[1], errDisk) {
+		t.Errorf("the monitor got %v, want that the session worked, and then the error once", got)
+	}
+	d.fail(nil)
+	got := publishBatch(t, s, "hub", keyed)[0]
+	if want := (engine.Position{Epoch: before.Epoch, Seq: 1}); got.Repeated || got.Position != want {
+		t.Errorf("got %+v, want the message published at %v", got, want)
+	}
+	if got := m.reported(); len(got) != 3 || got[2] != nil {
+		t.Errorf("the monitor got %v, want that the session works again", got)
+	}
+	if got, want := to.received(), []string{"a"}; !slices.Equal(got, want) {
+		t.Errorf("the receiver got %q, want %q", got, want)
+	}
+	if got, want := dataOf(look(t, s, "other")), []string{"x"}; !slices.Equal(got, want) {
+		t.Errorf("got entries %q of the hub that could not forget, want %q", got, want)
+	}
+	checkSums(t, s)
+}
+
+func TestCommit_FindsOutByItselfWhenTheDiskWorksAgain(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), m, time.Now)
+	d.fail(errDisk)
+	_, err := s.Publish(t.Context(), "hub", engine.Batch{Bounds: testBounds, Messages: messages("a")})
+	mustBeUnavailable(t, err)
+	tried := d.commits.Load()
+	eventually(t, "the session tries again", func() bool { return d.commits.Load() > tried })
+	d.fail(nil)
+	eventually(t, "the session works again", func() bool { return len(m.reported()) == 3 })
+	if got := m.reported(); got[1] == nil || got[2] != nil {
+		t.Errorf("the monitor got %v", got)
+	}
+	inCommitter(t, s, func() {
+		tx, err := s.file.begin()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = tx.Rollback() }()
+		if tx.Bucket([]byte(metaBucket)).Get([]byte(probeKey)) != nil {
+			t.Error("what the session wrote to find out is still in the file")
+		}
+	})
+}
+
+// TestCommit_WhenOnlyTheLastSyncFails is the case in which bbolt reports an error and the file has the transaction:
+// writing the meta pages again settles that it has.
+func TestCommit_WhenOnlyTheLastSyncFails(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	s := startOn(t, d.on(openTestFile(t, t.TempDir())), m, time.Now)
+	to := &receiver{}
+	openHubWith(t, s, "hub", testBounds, to)
+	d.unsure.Store(true)
+	publish(t, s, "hub", "a")
+	publish(t, s, "hub", "b")
+	if got, want := to.received(), []string{"a", "b"}; !slices.Equal(got, want) {
+		t.Errorf("the receiver got %q, want %q", got, want)
+	}
+	if got := m.reported(); len(got) != 1 {
+		t.Errorf("the monitor got %v, want that the session works", got)
+	}
+}
+
+// makeReadOnly makes writing the meta pages again fail, until it is called again with the handle that it returns.
+func makeReadOnly(t *testing.T, s *Session, handle *os.File) (before *os.File) {
+	t.Helper()
+	inCommitter(t, s, func() {
+		before = s.file.handle
+		s.file.handle = handle
+	})
+	return before
+}
+
+func TestCommit_InDoubt(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	folder := t.TempDir()
+	s := startOn(t, d.on(openTestFile(t, folder)), m, time.Now)
+	to := &receiver{}
+	openHubWith(t, s, "hub", testBounds, to)
+	publish(t, s, "hub", "a")
+	readOnly, err := os.Open(dbPath(folder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+
+	d.unsure.Store(true)
+	handle := makeReadOnly(t, s, readOnly)
+	batch := engine.Batch{Bounds: testBounds, Messages: messages("b"), Number: 1}
+	for range 2 {
+		if _, err := s.Publish(t.Context(), "hub", batch); err == nil || errors.Is(err, engine.ErrUnavailable) {
+			t.Errorf("got error %v, want one that does not say what has become of the messages", err)
+		}
+	}
+	if _, err := s.Open(t.Context(), "hub", testBounds, &receiver{}); err == nil {
+		t.Error("a hub was opened with messages that a crash might undo")
+	}
+	if got, want := to.received(), []string{"a"}; !slices.Equal(got, want) {
+		t.Errorf("the receiver got %q, want %q", got, want)
+	}
+	if got := d.commits.Load(); got != 2 {
+		t.Errorf("%d transactions, want none after the one in doubt", got-2)
+	}
+
+	d.unsure.Store(false)
+	makeReadOnly(t, s, handle)
+	if got := publishBatch(t, s, "hub", batch)[0]; got.Seq != 2 {
+		t.Errorf("got %+v for the repeated batch, want number 2", got)
+	}
+	if got := publish(t, s, "hub", "c")[0]; got.Seq != 3 {
+		t.Errorf("got %+v, want number 3", got)
+	}
+	if got, want := to.received(), []string{"a", "b", "c"}; !slices.Equal(got, want) {
+		t.Errorf("the receiver got %q, want %q", got, want)
+	}
+	if got := m.reported(); len(got) != 3 || !errors.Is(got[1], errInDoubt) || got[2] != nil {
+		t.Errorf("the monitor got %v, want the doubt and its end", got)
+	}
+	checkSums(t, s)
+}
+
+func TestCommit_EndsTheDoubtByItself(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	folder := t.TempDir()
+	s := startOn(t, d.on(openTestFile(t, folder)), m, time.Now)
+	readOnly, err := os.Open(dbPath(folder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	to := &receiver{}
+	openHubWith(t, s, "hub", testBounds, to)
+	d.unsure.Store(true)
+	handle := makeReadOnly(t, s, readOnly)
+	if _, err := s.Publish(t.Context(), "hub", engine.Batch{Bounds: testBounds, Messages: messages("a")}); err == nil {
+		t.Error("publishing has succeeded")
+	}
+	makeReadOnly(t, s, handle)
+	eventually(t, "the receiver gets the entry", func() bool { return len(to.received()) == 1 })
+	eventually(t, "the session works again", func() bool { return len(m.reported()) == 3 })
+}
+
+// TestCommit_WhenTheDiskHasLostATransaction is the case in which the system has dropped the meta page that it could not
+// sync: bbolt's list of free pages is then wrong.
+func TestCommit_WhenTheDiskHasLostATransaction(t *testing.T) {
+	d, m := &disk{}, &monitor{}
+	folder := t.TempDir()
+	s := startOn(t, d.on(openTestFile(t, folder)), m, time.Now)
+	publish(t, s, "hub", "a")
+	readOnly, err := os.Open(dbPath(folder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	meta := make([]byte, 2*pageSize)
+	if _, err := readOnly.ReadAt(meta, 0); err != nil {
+		t.Fatal(err)
+	}
+	d.unsure.Store(true)
+	handle := makeReadOnly(t, s, readOnly)
+	if _, err := s.Publish(t.Context(), "hub", engine.Batch{Bounds: testBounds, Messages: messages("lost")}); err == nil {
+		t.Error("publishing has succeeded")
+	}
+	if _, err := handle.WriteAt(meta, 0); err != nil {
+		t.Fatal(err)
+	}
+	makeReadOnly(t, s, handle)
+	d.unsure.Store(false)
+	for range 2 {
+		_, err := s.Publish(t.Context(), "hub", engine.Batch{Bounds: testBounds, Messages: messages("b")})
+		mustBeUnavailable(t, err)
+	}
+	closeSession(t, s)
+	if got, want := dataOf(look(t, open(t, folder), "hub")), []string{"a"}; !slices.Equal(got, want) {
+		t.Errorf("got entries %q after a restart, want %q", got, want)
+	}
+}
+
+func TestSession_RemembersHubsForAWhile(t *testing.T) {
+	now := newClock()
+	s := openAt(t, t.TempDir(), now.Now)
+	publish(t, s, "published", "a")
+	openHub(t, s, "open")
+	remembered := func() (names []string) {
+		inCommitter(t, s, func() {
+			s.sweep()
+			for name := range s.hubs {
+				names = append(names, name)
+			}
+		})
+		slices.Sort(names)
+		return names
+	}
+	if got, want := remembered(), []string{"open", "published"}; !slices.Equal(got, want) {
+		t.Errorf("the session remembers %q, want %q", got, want)
+	}
+	now.advance(idleTime + time.Second)
+	if got, want := remembered(), []string{"open"}; !slices.Equal(got, want) {
+		t.Errorf("the session remembers %q after a while, want %q", got, want)
+	}
+}
