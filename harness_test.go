@@ -178,13 +178,29 @@ type server struct {
 	t       testing.TB
 	tester  *caddytest.Tester
 	logFile string
+	engine  string // the global option with the engine, or nothing
+}
+
+// engineFlag has the tests that start Caddy in this process run over another engine: "-engine file" or "-engine redis".
+var engineFlag = flag.String("engine", "memory", "the engine of hubs in tests that name none")
+
+// engineOption returns the global option with an engine of its own for a test.
+func engineOption(t testing.TB) string {
+	t.Helper()
+	switch *engineFlag {
+	case "file":
+		return withEngine("file " + t.TempDir())
+	case "redis":
+		return withEngine(startRedis(t).engine())
+	}
+	return ""
 }
 
 // startCaddy runs Caddy with the sites of a Caddyfile, whose global options it adds. Its log goes to a file.
 func startCaddy(t testing.TB, sites string) *server {
 	t.Helper()
 	skipShort(t)
-	s := &server{t: t, tester: caddytest.NewTester(t), logFile: filepath.Join(t.TempDir(), "caddy.log")}
+	s := &server{t: t, tester: caddytest.NewTester(t), logFile: filepath.Join(t.TempDir(), "caddy.log"), engine: engineOption(t)}
 	startAdmin(t)
 	s.load(sites)
 	t.Cleanup(func() {
@@ -226,6 +242,9 @@ func (s *server) caddyfile(options, sites string) string {
 	logging := "log {\n\toutput file " + s.logFile + "\n\tformat json\n}"
 	if before, own, found := strings.Cut(options, "log {\n"); found {
 		options, logging = "", before+"log {\n\toutput file "+s.logFile+"\n"+own
+	}
+	if !strings.Contains(options, "chat_broadcast {") {
+		options += "\n" + s.engine
 	}
 	return ported(fmt.Sprintf(`{
 	admin localhost:2999

@@ -136,7 +136,7 @@ func (r *registry) join(ctx context.Context, m *member, name string, limits limi
 	err := hub.ErrClosed
 	for errors.Is(err, hub.ErrClosed) { // the hub may be detached meanwhile, and then another one opens
 		var n *namedHub
-		if n, err = r.reserve(m, name, limits); err == nil {
+		if n, err = r.reserve(ctx, m, name, limits); err == nil {
 			err = r.enter(ctx, m, n, limits)
 		}
 	}
@@ -150,8 +150,8 @@ func (r *registry) join(ctx context.Context, m *member, name string, limits limi
 
 // reserve takes a place for m within the limits and returns its hub. If m is the first to ask for the hub, reserve
 // opens it.
-func (r *registry) reserve(m *member, name string, limits limits) (*namedHub, error) {
-	if err := r.checkUp(); err != nil {
+func (r *registry) reserve(ctx context.Context, m *member, name string, limits limits) (*namedHub, error) {
+	if err := r.checkUp(ctx); err != nil {
 		return nil, err
 	}
 	r.lock()
@@ -457,7 +457,7 @@ func (r *registry) publishOpening(
 func (r *registry) openKept(
 	ctx context.Context, name string, address netip.Prefix, key string, settings *hub.Settings, limits limits,
 ) error {
-	if err := r.checkUp(); err != nil {
+	if err := r.checkUp(ctx); err != nil {
 		return err
 	}
 	r.lock()

@@ -3,7 +3,6 @@ package chatbroadcast
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,10 +27,11 @@ type link struct {
 	// become 0.
 	holders atomic.Int64
 
-	mu      sync.Mutex
-	down    error // why the engine cannot be reached, or nil
-	heardOf bool  // it has said how it does
-	behind  uint64
+	mu     sync.Mutex
+	down   error // why the engine cannot be reached, or nil
+	behind uint64
+
+	heard chan struct{} // closed when the engine has said for the first time how it does
 
 	wake  chan struct{} // has an element when renew is to run at once
 	ended chan struct{} // closed when the link is given up
@@ -56,7 +56,7 @@ func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
 	}
 	l := &link{
 		registry: r, name: name, key: key, since: time.Now(),
-		wake: make(chan struct{}, 1), ended: make(chan struct{}), done: make(chan struct{}),
+		heard: make(chan struct{}), wake: make(chan struct{}, 1), ended: make(chan struct{}), done: make(chan struct{}),
 	}
 	session, err := e.Connect(l)
 	if err != nil {
@@ -99,8 +99,11 @@ func (l *link) release() {
 // State implements engine.Monitor.
 func (l *link) State(err error) {
 	l.mu.Lock()
-	was, first := l.down, !l.heardOf
-	l.down, l.heardOf = err, true
+	was, first := l.down, !l.isHeard()
+	l.down = err
+	if first {
+		close(l.heard)
+	}
 	l.mu.Unlock()
 	switch {
 	case err != nil && (was == nil || first):
@@ -123,10 +126,38 @@ func (l *link) Warn(text string) {
 func (l *link) why() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.cluster != nil && !l.heardOf {
+	if l.cluster != nil && !l.isHeard() {
 		return errConnecting
 	}
 	return l.down
+}
+
+// isHeard reports whether the engine has said how it does.
+func (l *link) isHeard() bool {
+	select {
+	case <-l.heard:
+		return true
+	default:
+		return false
+	}
+}
+
+// connectPatience is how long a request waits for an engine that has just been configured. After a start the first clients
+// come before the engine is connected.
+const connectPatience = 2 * time.Second
+
+// awaitConnected waits until the engine has said how it does, for connectPatience at most.
+func (l *link) awaitConnected(ctx context.Context) {
+	if l.isHeard() {
+		return
+	}
+	timer := time.NewTimer(connectPatience)
+	defer timer.Stop()
+	select {
+	case <-l.heard:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (l *link) renewSoon() {
@@ -197,11 +228,7 @@ func (l *link) status(known []engine.Known) engine.Status {
 	clients, _ := l.registry.count()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	name, err := os.Hostname()
-	if err != nil {
-		name = "unknown"
-	}
-	return engine.Status{Name: name, Since: l.since, Hubs: len(known), Clients: clients, Behind: l.behind}
+	return engine.Status{Name: hostname(), Since: l.since, Hubs: len(known), Clients: clients, Behind: l.behind}
 }
 
 // takes reports whether the engine numbers the messages of hubs with the given settings. An engine for one node alone only
@@ -227,13 +254,14 @@ func (l *link) open(name string, s *hub.Settings) (*hub.Hub, error) {
 	return b, nil
 }
 
-// checkUp returns a refusal if the engine of the running configuration cannot be reached. A hub that is open keeps its clients,
+// checkUp returns a refusal if the engine of the running configuration cannot be reached. It may wait a moment. A hub that is open keeps its clients,
 // but a new client might miss messages.
-func (r *registry) checkUp() error {
+func (r *registry) checkUp(ctx context.Context) error {
 	l := r.current.Load()
 	if l == nil || l.cluster == nil {
 		return nil
 	}
+	l.awaitConnected(ctx)
 	if err := l.why(); err != nil {
 		return &refusal{fmt.Errorf("the engine is unavailable: %w", err), refusedUnavailable}
 	}

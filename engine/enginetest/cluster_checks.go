@@ -351,8 +351,14 @@ func checkAnnounceUsers(s *suite) {
 	one.open("hub", roomy)
 	f := two.open("hub", roomy)
 	users := []engine.UserCount{
-		{User: "", Clients: 1}, {User: "a b", Clients: 2}, {User: "a:b", Clients: 3}, {User: "a\nb", Clients: 4},
-		{User: "a\x00b", Clients: 5}, {User: "日本語", Clients: 6}, {User: "{a}", Clients: 7}, {User: `"`, Clients: 1 << 20},
+		{User: "", Clients: 1},
+		{User: "a b", Clients: 2},
+		{User: "a:b", Clients: 3},
+		{User: "a\nb", Clients: 4},
+		{User: "a\x00b", Clients: 5},
+		{User: "日本語", Clients: 6},
+		{User: "{a}", Clients: 7},
+		{User: `"`, Clients: 1 << 20},
 	}
 	for i := range 1000 {
 		users = append(users, engine.UserCount{User: fmt.Sprint("user ", i), Clients: i + 1})

@@ -9,9 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
+	"go.uber.org/goleak"
 )
 
 // A Harness is an engine to test. The engine has no hubs at first, and shares them with no other Harness.
