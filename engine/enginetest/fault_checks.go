@@ -61,12 +61,12 @@ func checkRestart(s *suite) {
 			published[hub] = append(published[hub], messages...)
 		}
 	}
-	f := c.open("one", roomy)
+	c.open("one", roomy)
 	for range 3 {
 		c.close()
 		c = s.connect()
 		for hub, messages := range published {
-			f = c.open(hub, roomy)
+			f := c.open(hub, roomy)
 			var want []string
 			for _, m := range messages {
 				want = append(want, string(m.Data))

@@ -278,7 +278,7 @@ func checkTime(at time.Time) error {
 func checkSnapshot(snapshot engine.Snapshot) error {
 	errs := []error{checkEpoch(snapshot.Epoch)}
 	if snapshot.Seq != snapshot.Base+uint64(len(snapshot.Entries)) {
-		errs = append(errs, fmt.Errorf("Base %d and %d entries do not make Seq %d",
+		errs = append(errs, fmt.Errorf("a snapshot with Base %d and %d entries has Seq %d",
 			snapshot.Base, len(snapshot.Entries), snapshot.Seq))
 	}
 	for _, entry := range snapshot.Entries {

@@ -1,4 +1,3 @@
-// Package enginetest has a reference implementation of an engine, and a suite of tests for any engine.
 package enginetest
 
 import (
@@ -54,13 +53,17 @@ func (s *Server) Session() *Session { return s.start(nil) }
 
 func (s *Server) start(monitor engine.Monitor) *Session {
 	session := newSession(s, monitor)
+	s.run(session)
+	return session
+}
+
+func (s *Server) run(session *Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sessions = append(s.sessions, session)
 	session.tellStateLocked()
 	// Close and Kill end it and wait for it.
 	go session.deliver()
-	return session
 }
 
 // hubLocked returns a hub within its bounds. The hub is new if the server does not have it any more.
