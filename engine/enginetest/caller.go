@@ -164,6 +164,34 @@ func (c *caller) tryPublish(hub string, batch engine.Batch) ([]engine.Receipt, e
 	return receipts, checkReceipts(batch, receipts)
 }
 
+// publishPersistently repeats a batch until its outcome is known. It returns no receipts if nothing was published. Each
+// attempt but the later ones has a timeout.
+func (c *caller) publishPersistently(hub string, batch engine.Batch, timeout func() time.Duration) ([]engine.Receipt, error) {
+	deadline := time.Now().Add(patience)
+	tried := false // an attempt may have published the messages
+	for attempt := 1; ; attempt++ {
+		limit := time.Second
+		if attempt <= 3 {
+			limit = timeout()
+		}
+		ctx, cancel := context.WithTimeout(c.Context(), limit)
+		receipts, err := c.Publish(ctx, hub, batch)
+		cancel()
+		switch {
+		case err == nil:
+			return receipts, checkReceipts(batch, receipts)
+		case !errors.Is(err, engine.ErrUnavailable):
+			tried = true
+		case !tried:
+			return nil, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("Publish in hub %q returned errors for %v, at last: %w", hub, patience, err)
+		}
+		c.pause()
+	}
+}
+
 // checkReceipts returns an error if receipts cannot be those of the batch.
 func checkReceipts(batch engine.Batch, receipts []engine.Receipt) error {
 	if len(receipts) != len(batch.Messages) {

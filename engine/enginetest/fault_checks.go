@@ -225,7 +225,7 @@ func checkInterrupt(s *suite) {
 		return func() error {
 			for number := uint64(1); ctx.Err() == nil; number++ {
 				batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + s.intn(3)), Number: number}
-				receipts, err := s.publishPersistently(c, batch)
+				receipts, err := c.publishPersistently("hub", batch, func() time.Duration { return time.Second })
 				if err != nil {
 					return err
 				}
@@ -265,26 +265,6 @@ func checkInterrupt(s *suite) {
 	for i, c := range callers {
 		s.poll(c.monitor.wantUp)
 		s.wantRepaired(c, followers[i], published, refused)
-	}
-}
-
-// publishPersistently repeats a batch until its outcome is known. It returns no receipts if nothing was published.
-func (s *suite) publishPersistently(c *caller, batch engine.Batch) ([]engine.Receipt, error) {
-	deadline := time.Now().Add(patience)
-	for {
-		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
-		receipts, err := c.Publish(ctx, "hub", batch)
-		cancel()
-		switch {
-		case err == nil:
-			return receipts, checkReceipts(batch, receipts)
-		case errors.Is(err, engine.ErrUnavailable):
-			s.pause()
-			return nil, nil
-		case time.Now().After(deadline):
-			return nil, fmt.Errorf("Publish returned errors for %v, at last: %w", patience, err)
-		}
-		s.pause()
 	}
 }
 

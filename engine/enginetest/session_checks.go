@@ -386,28 +386,17 @@ func checkDeadlines(s *suite) {
 	want := []string{"first"}
 	for number := uint64(1); number <= 100; number++ {
 		batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + s.intn(3)), Number: number}
-		published := false
-		for attempt := 0; !published; attempt++ {
-			timeout := time.Duration(s.intn(int(2*usual) + 1))
-			if attempt == 3 {
-				timeout = patience
-			}
-			ctx, cancel := context.WithTimeout(s.Context(), timeout)
-			_, err := c.Publish(ctx, "hub", batch)
-			cancel()
-			if err != nil && attempt == 3 {
-				s.Fatalf("Publish with a deadline in %v returned %v", patience, err)
-			}
-			if errors.Is(err, engine.ErrUnavailable) {
-				// These messages must never be published. Others have a new number.
-				break
-			}
-			published = err == nil
+		receipts, err := c.publishPersistently("hub", batch, func() time.Duration {
+			return time.Duration(s.intn(int(2 * usual)))
+		})
+		if err != nil {
+			s.Fatal(err)
 		}
-		if published {
-			for _, m := range batch.Messages {
-				want = append(want, string(m.Data))
-			}
+		if receipts == nil { // nothing was published, and the next messages have a new number
+			continue
+		}
+		for _, m := range batch.Messages {
+			want = append(want, string(m.Data))
 		}
 	}
 	s.awaitReceipts(f, c.publish("hub", texts("last")...))
