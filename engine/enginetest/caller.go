@@ -27,6 +27,14 @@ type caller struct {
 // connect starts a session, and waits until it is connected.
 func (s *suite) connect() *caller {
 	s.Helper()
+	c := s.begin()
+	s.poll(c.monitor.wantUp)
+	return c
+}
+
+// begin starts a session.
+func (s *suite) begin() *caller {
+	s.Helper()
 	c := &caller{suite: s, monitor: &monitor{}}
 	session, err := s.Connect(c.monitor)
 	if err != nil {
@@ -37,7 +45,6 @@ func (s *suite) connect() *caller {
 		c.close()
 		c.verify()
 	})
-	s.poll(c.monitor.wantUp)
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -67,7 +68,7 @@ func checkAllNodes(s *suite) {
 	first, second := one.open("hub", roomy), two.open("hub", roomy)
 	var want []string
 	for range 10 {
-		batch := s.messages(1 + s.intn(3))
+		batch := s.messages(1 + rand.IntN(3))
 		receipts := publisher.publish("hub", batch...)
 		for _, m := range batch {
 			want = append(want, string(m.Data))
@@ -274,7 +275,7 @@ func checkAnnounceWhileOpening(s *suite) {
 	announcer := func(c *caller) func() error {
 		return func() error {
 			for ctx.Err() == nil {
-				users := []engine.UserCount{{User: strconv.Itoa(s.intn(5)), Clients: s.intn(3)}}
+				users := []engine.UserCount{{User: strconv.Itoa(rand.IntN(5)), Clients: rand.IntN(3)}}
 				timeout, cancel := c.context()
 				err := c.cluster().Announce(timeout, "hub", users)
 				cancel()
@@ -294,7 +295,7 @@ func checkAnnounceWhileOpening(s *suite) {
 				return err
 			}
 			opened = append(opened, f)
-			for range s.intn(4) {
+			for range rand.IntN(4) {
 				s.pause()
 			}
 			if err := f.verify(); err != nil {

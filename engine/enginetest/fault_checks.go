@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ func killChecks(a abilities) []check {
 func interruptChecks() []check {
 	return []check{
 		{"Interrupt_IsReported", checkInterruptIsReported},
+		{"Interrupt_CallsReturnWhenTheirContextIsDone", checkContextWhileInterrupted},
+		{"Interrupt_ConnectReturnsAtOnce", checkConnectWhileInterrupted},
 		{"Interrupt_LosesAndDoublesNothing", checkInterrupt},
 	}
 }
@@ -118,11 +121,11 @@ func checkKill(s *suite) {
 		c := s.connect()
 		published := make(chan []passedEntry, 1)
 		go func() { published <- s.publishUntilError(c) }() // ends with the session, and is waited for below
-		for range s.intn(20) {
+		for range rand.IntN(20) {
 			s.pause()
 		}
 		c.kill()
-		s.returns("Publish in a session that was killed", func() { acknowledged = append(acknowledged, <-published...) })
+		s.returns("Publish in a session that was killed", patience, func() { acknowledged = append(acknowledged, <-published...) })
 
 		c = s.connect()
 		log := c.open("hub", roomy).log()
@@ -136,7 +139,7 @@ func checkKill(s *suite) {
 // publishUntilError publishes until the session fails. It returns what was published without an error.
 func (s *suite) publishUntilError(c *caller) (published []passedEntry) {
 	for {
-		messages := s.messages(1 + s.intn(3))
+		messages := s.messages(1 + rand.IntN(3))
 		receipts, err := c.tryPublish("hub", engine.Batch{Bounds: roomy, Messages: messages})
 		if err != nil {
 			return published
@@ -205,6 +208,44 @@ func checkInterruptIsReported(s *suite) {
 	}
 }
 
+func checkContextWhileInterrupted(s *suite) {
+	c := s.connect()
+	calls := c.calls()
+	restore := s.Interrupt()
+	for name, call := range calls {
+		ctx, cancel := context.WithTimeout(s.Context(), 100*time.Millisecond)
+		s.returns(name+" without an engine and with a deadline in 100ms", promptly, func() {
+			if err := call(ctx); err == nil {
+				s.Errorf("%s returned no error while the engine cannot be reached", name)
+			}
+		})
+		cancel()
+	}
+	restore()
+	s.poll(c.monitor.wantUp)
+	f := c.open("opened", roomy)
+	s.awaitReceipts(f, s.publishSoon(c, "opened", texts("a")))
+}
+
+func checkConnectWhileInterrupted(s *suite) {
+	restore := s.Interrupt()
+	var c *caller
+	connecting := during(func() { c = s.begin() })
+	if took := connecting.ended.Sub(connecting.began); took > promptly {
+		s.Errorf("Connect waited %v while the engine cannot be reached, want it to return at once", took)
+	}
+	s.poll(func() error { return c.monitor.wantDown(0) })
+	if cluster, ok := c.Session.(engine.Cluster); ok && cluster.Number() != 0 {
+		s.Errorf("a session that was never connected has the number %d", cluster.Number())
+	}
+	restore()
+	s.poll(c.monitor.wantUp)
+	if cluster, ok := c.Session.(engine.Cluster); ok && cluster.Number() == 0 {
+		s.Error("a session that is connected has the number 0")
+	}
+	s.awaitReceipts(c.open("hub", roomy), c.publish("hub", texts("a")...))
+}
+
 // checkInterrupt lets senders repeat batches as the contract says, while the engine comes and goes.
 func checkInterrupt(s *suite) {
 	callers := s.connectAll(2)
@@ -224,7 +265,7 @@ func checkInterrupt(s *suite) {
 	send := func(c *caller) func() error {
 		return func() error {
 			for number := uint64(1); ctx.Err() == nil; number++ {
-				batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + s.intn(3)), Number: number}
+				batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + rand.IntN(3)), Number: number}
 				receipts, err := c.publishPersistently("hub", batch, func() time.Duration { return time.Second })
 				if err != nil {
 					return err
@@ -254,7 +295,7 @@ func checkInterrupt(s *suite) {
 				s.pause()
 			}
 			restore := s.Interrupt()
-			for range s.intn(40) {
+			for range rand.IntN(40) {
 				s.pause()
 			}
 			restore()

@@ -347,6 +347,13 @@ func (l *ledger) noteEntries(entries []passedEntry) error {
 	return errors.Join(errs...)
 }
 
+// len returns how many messages the ledger knows.
+func (l *ledger) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.messages)
+}
+
 // wantDense returns an error unless the ledger knows the messages of the epoch from 1 to last, and no others.
 func (l *ledger) wantDense(epoch string, last uint64) error {
 	l.mu.Lock()

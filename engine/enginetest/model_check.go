@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
@@ -84,7 +85,14 @@ func checkEverything(s *suite) {
 	var senders, visitors []func() error
 	for i := range 6 {
 		isFirst := i < len(callers) // of its session; the numbers of batches are those of one sender
-		senders = append(senders, func() error { return s.sendAtRandom(callers[i%len(callers)], models, isFirst) })
+		c := i % len(callers)
+		known := func(m *model) engine.Position {
+			if c >= len(stayed[m]) {
+				return engine.Position{} // the hub may not be open
+			}
+			return stayed[m][c].position()
+		}
+		senders = append(senders, func() error { return s.sendAtRandom(callers[c], models, isFirst, known) })
 	}
 	for _, c := range callers[len(callers)/2+1:] {
 		visitors = append(visitors, func() error { return s.visit(ctx, c, models) })
@@ -114,20 +122,20 @@ func checkEverything(s *suite) {
 }
 
 // sendAtRandom publishes batches in random hubs. Some messages have keys, which other senders use, too.
-func (s *suite) sendAtRandom(c *caller, models []*model, numberBatches bool) error {
+func (s *suite) sendAtRandom(c *caller, models []*model, numberBatches bool, known func(*model) engine.Position) error {
 	numbers := map[*model]uint64{}
 	for range 40 {
-		m := models[s.intn(len(models))]
-		batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + s.intn(8))}
+		m := models[rand.IntN(len(models))]
+		batch := engine.Batch{Bounds: roomy, Known: known(m), Messages: s.messages(1 + rand.IntN(8))}
 		for i := range batch.Messages {
 			message := &batch.Messages[i]
-			switch s.intn(4) {
+			switch rand.IntN(4) {
 			case 0: // the data depend on nothing but the key
-				n := s.intn(200)
+				n := rand.IntN(200)
 				message.Key = engine.Key{1, byte(n)}
 				message.Data = fmt.Append(nil, "key ", n)
 			case 1:
-				message.Data = append(message.Data, bytes.Repeat([]byte{0}, s.intn(2000))...)
+				message.Data = append(message.Data, bytes.Repeat([]byte{0}, rand.IntN(2000))...)
 			}
 		}
 		if numberBatches {
@@ -149,15 +157,15 @@ func (s *suite) sendAtRandom(c *caller, models []*model, numberBatches bool) err
 // visit opens random hubs for a short time, until the context is done.
 func (s *suite) visit(ctx context.Context, c *caller, models []*model) error {
 	for ctx.Err() == nil {
-		m := models[s.intn(len(models))]
+		m := models[rand.IntN(len(models))]
 		f, err := c.tryOpen(m.name, roomy)
 		if err != nil {
 			return err
 		}
-		for range s.intn(5) {
+		for range rand.IntN(5) {
 			s.pause()
 		}
-		if s.intn(2) == 0 {
+		if rand.IntN(2) == 0 {
 			c.Leave(m.name, f)
 		}
 		if err := errors.Join(f.verify(), m.ledger.noteEntries(f.log())); err != nil {

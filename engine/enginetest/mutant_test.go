@@ -473,6 +473,19 @@ var mutants = []struct {
 			to.Entries(epoch, first, entries)
 		}
 	}, []string{"Open_PassesWhatIsPublishedLater", "Publish_AllReceiversSeeTheSame"}},
+	{"loses what comes first in an epoch", func(m *mutant) {
+		var mu sync.Mutex
+		last := map[engine.Receiver]string{}
+		m.entries = func(to engine.Receiver, epoch string, first uint64, entries []engine.Entry) {
+			mu.Lock()
+			before := last[to]
+			last[to] = epoch
+			mu.Unlock()
+			if before == "" || before == epoch {
+				to.Entries(epoch, first, entries)
+			}
+		}
+	}, []string{"Forget_WhilePublishing"}},
 	{"numbers calls wrong", func(m *mutant) {
 		m.entries = func(to engine.Receiver, epoch string, first uint64, entries []engine.Entry) {
 			to.Entries(epoch, first+1, entries)
@@ -595,7 +608,7 @@ var mutants = []struct {
 			time.Sleep(time.Minute)
 			return ctx.Err()
 		}
-	}, []string{"Context_CallsReturnWhenItIsDone"}},
+	}, []string{"Context_CallsReturnWhenItIsDone", "Interrupt_CallsReturnWhenTheirContextIsDone"}},
 
 	// What engines must keep, and forget.
 	{"keeps too few messages", eachBatch(func(b *engine.Batch) { b.Bounds.Messages-- }), []string{"Bounds_Messages"}},
@@ -891,7 +904,18 @@ var mutants = []struct {
 			}
 			return receipts, err
 		}
-	}, []string{"Wipe_BeginsNewEpochs", "Forget_BeginsANewEpoch"}},
+	}, []string{"Wipe_BeginsNewEpochs", "Forget_BeginsANewEpoch", "Forget_WhilePublishing"}},
+	{"waits for the server in Connect", func(m *mutant) {
+		for range 60 {
+			m.server.mu.Lock()
+			down := m.server.down
+			m.server.mu.Unlock()
+			if down == nil {
+				return
+			}
+			time.Sleep(time.Second)
+		}
+	}, []string{"Interrupt_ConnectReturnsAtOnce"}},
 	{"loses the newest message in a restart", func(m *mutant) {
 		m.server.mu.Lock()
 		defer m.server.mu.Unlock()
@@ -986,18 +1010,25 @@ func TestChecks_EachFindsAMutant(t *testing.T) {
 func runMutant(t *testing.T, c check, mutate func(*mutant)) (failures []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
+		server := NewServer()
 		r := &recorder{TB: t}
-		r.run(func() { c.test(r, func(testing.TB) Harness { return mutantHarness(mutate) }) })
+		r.run(func() { c.test(r, func(testing.TB) Harness { return mutantHarness(server, mutate) }) })
 		failures = r.failures
-		time.Sleep(time.Hour) // ends what the mutant has left behind
+		// What the mutant has left behind must end with the bubble.
+		time.Sleep(time.Hour)
+		server.mu.Lock()
+		left := slices.Clone(server.sessions)
+		server.mu.Unlock()
+		for _, session := range left {
+			session.Kill()
+		}
 	})
 	return failures
 }
 
 // mutantHarness returns the reference with mutants as its sessions.
-func mutantHarness(mutate func(*mutant)) Harness {
-	server := NewServer()
-	h := reference()
+func mutantHarness(server *Server, mutate func(*mutant)) Harness {
+	h := harness(server)
 	h.Connect = func(monitor engine.Monitor) (engine.Session, error) {
 		session := newSession(server, monitor)
 		m := &mutant{Session: session, receivers: map[engine.Receiver]engine.Receiver{}}
@@ -1006,11 +1037,6 @@ func mutantHarness(mutate func(*mutant)) Harness {
 		return m, nil
 	}
 	h.Kill = func(s engine.Session) { s.(*mutant).Kill() }
-	h.Interrupt = func() (restore func()) {
-		server.Down(fmt.Errorf("interrupted"))
-		return server.Up
-	}
-	h.Wipe = server.Wipe
 	return h
 }
 

@@ -38,6 +38,7 @@ func sessionChecks() []check {
 		{"Publish_LookupPublishesNothing", checkLookup},
 		{"Forget_BeginsANewEpoch", checkForget},
 		{"Forget_KeepsReceipts", checkForgetKeepsReceipts},
+		{"Forget_WhilePublishing", checkForgetWhilePublishing},
 		{"Context_CallsReturnWhenItIsDone", checkContext},
 		{"Close_EndsAllCalls", checkClose},
 	}
@@ -111,7 +112,7 @@ func checkOpenWhilePublishing(s *suite) {
 
 	publish := func() error {
 		for ctx.Err() == nil {
-			batch := engine.Batch{Bounds: bounds, Messages: s.messages(1 + s.intn(3))}
+			batch := engine.Batch{Bounds: bounds, Messages: s.messages(1 + rand.IntN(3))}
 			receipts, err := publisher.tryPublish("hub", batch)
 			if err == nil {
 				err = ledger.noteReceipts(batch.Messages, receipts)
@@ -130,7 +131,7 @@ func checkOpenWhilePublishing(s *suite) {
 			if err != nil {
 				return err
 			}
-			for range s.intn(4) {
+			for range rand.IntN(4) {
 				s.pause()
 			}
 			opener.Leave("hub", f)
@@ -250,7 +251,7 @@ func checkBatches(s *suite) {
 			c := callers[i%len(callers)]
 			var last uint64
 			for range 10 {
-				messages := s.messages(1 + s.intn(10))
+				messages := s.messages(1 + rand.IntN(10))
 				receipts, err := c.tryPublish("hub", engine.Batch{Bounds: roomy, Messages: messages})
 				if err == nil {
 					err = ledger.noteReceipts(messages, receipts)
@@ -385,9 +386,9 @@ func checkDeadlines(s *suite) {
 
 	want := []string{"first"}
 	for number := uint64(1); number <= 100; number++ {
-		batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + s.intn(3)), Number: number}
+		batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + rand.IntN(3)), Number: number}
 		receipts, err := c.publishPersistently("hub", batch, func() time.Duration {
-			return time.Duration(s.intn(int(2 * usual)))
+			return rand.N(2 * usual)
 		})
 		if err != nil {
 			s.Fatal(err)
@@ -570,42 +571,122 @@ func checkForgetKeepsReceipts(s *suite) {
 	}
 }
 
+// checkForgetWhilePublishing looks for messages of two epochs with one position.
+func checkForgetWhilePublishing(s *suite) {
+	callers := s.connectAll(2)
+	followers := make([]*follower, len(callers))
+	for i, c := range callers {
+		followers[i] = c.open("hub", roomy)
+	}
+	var ledger ledger
+	var work []func() error
+	for _, c := range callers {
+		work = append(work, func() error {
+			for range 100 {
+				batch := engine.Batch{Bounds: roomy, Messages: s.messages(1 + rand.IntN(3))}
+				receipts, err := c.tryPublish("hub", batch)
+				if err == nil {
+					err = ledger.noteReceipts(batch.Messages, receipts)
+				}
+				if err != nil {
+					return err
+				}
+				s.pause()
+			}
+			return nil
+		}, func() error {
+			for range 10 {
+				ctx, cancel := c.context()
+				err := c.Forget(ctx, "hub")
+				cancel()
+				if err != nil {
+					return fmt.Errorf("Forget returned %w", err)
+				}
+				for range 5 {
+					s.pause()
+				}
+			}
+			return nil
+		})
+	}
+	s.parallel(work...)
+
+	last := callers[0].publish("hub", texts("last")...)[0]
+	for _, f := range followers {
+		s.await(f, last.Position)
+		log := f.log()
+		if err := ledger.noteEntries(log); err != nil {
+			s.Error(err)
+		}
+		if got, want := len(log), ledger.len(); got != want {
+			s.Errorf("a receiver got %d messages, want %d", got, want)
+		}
+	}
+}
+
 func checkContext(s *suite) {
 	c := s.connect()
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
-	calls := map[string]func(){
-		"Open":    func() { _, _ = c.Open(ctx, "opened", roomy, &follower{hub: "opened"}) },
-		"Publish": func() { _, _ = c.Publish(ctx, "hub", engine.Batch{Bounds: roomy, Messages: s.messages(1)}) },
-		"Forget":  func() { _ = c.Forget(ctx, "hub") },
-	}
-	if cluster, ok := c.Session.(engine.Cluster); ok {
-		c.open("announced", roomy)
-		calls["Read"] = func() { _, _ = cluster.Read(ctx, "hub", engine.Position{}) }
-		calls["Announce"] = func() { _ = cluster.Announce(ctx, "announced", []engine.UserCount{{User: "ann", Clients: 1}}) }
-		calls["Renew"] = func() { _, _ = cluster.Renew(ctx, engine.Status{}, nil) }
-		calls["Nodes"] = func() { _, _ = cluster.Nodes(ctx) }
-	}
-	for name, call := range calls {
-		s.returns(name+" with a context that is done", call)
+	for name, call := range c.calls() {
+		s.returns(name+" with a context that is done", promptly, func() { _ = call(ctx) })
 	}
 	s.awaitReceipts(c.open("opened", roomy), c.publish("opened", texts("a")...))
 }
 
+// calls returns a call of each method that has a context.
+func (c *caller) calls() map[string]func(context.Context) error {
+	calls := map[string]func(context.Context) error{
+		"Open": func(ctx context.Context) error {
+			_, err := c.Open(ctx, "opened", roomy, &follower{hub: "opened"})
+			return err
+		},
+		"Publish": func(ctx context.Context) error {
+			_, err := c.Publish(ctx, "hub", engine.Batch{Bounds: roomy, Messages: c.messages(1)})
+			return err
+		},
+		"Forget": func(ctx context.Context) error { return c.Forget(ctx, "hub") },
+	}
+	cluster, ok := c.Session.(engine.Cluster)
+	if !ok {
+		return calls
+	}
+	c.open("announced", roomy)
+	calls["Read"] = func(ctx context.Context) error {
+		_, err := cluster.Read(ctx, "hub", engine.Position{})
+		return err
+	}
+	calls["Announce"] = func(ctx context.Context) error {
+		return cluster.Announce(ctx, "announced", []engine.UserCount{{User: "ann", Clients: 1}})
+	}
+	calls["Renew"] = func(ctx context.Context) error {
+		_, err := cluster.Renew(ctx, engine.Status{}, nil)
+		return err
+	}
+	calls["Nodes"] = func(ctx context.Context) error {
+		_, err := cluster.Nodes(ctx)
+		return err
+	}
+	return calls
+}
+
+// promptly is how long a call may take to return when it has to return at once.
+const promptly = 3 * time.Second
+
 // returns fails the test if a call takes too long.
-func (s *suite) returns(what string, call func()) {
+func (s *suite) returns(what string, within time.Duration, call func()) {
 	s.Helper()
 	returned := make(chan struct{})
 	go func() { // ends with the call, for which this function waits
 		defer close(returned)
 		call()
 	}()
-	timeout := time.NewTimer(patience)
+	timeout := time.NewTimer(within)
 	defer timeout.Stop()
 	select {
 	case <-returned:
 	case <-timeout.C:
-		s.Fatalf("%s did not return within %v", what, patience)
+		s.Fatalf("%s did not return within %v", what, within)
 	}
 }
 
@@ -633,18 +714,18 @@ func (s *suite) closeOnce() {
 			s.pause()
 		}
 	}()
-	for range s.intn(10) {
+	for range rand.IntN(10) {
 		s.pause()
 	}
-	s.returns("Close", closing.close) // from now on each call of the receiver is an error
+	s.returns("Close", patience, closing.close) // from now on each call of the receiver is an error
 	time.Sleep(10 * time.Millisecond)
 	stop()
-	s.returns("Publish during Close", func() { <-stopped })
-	s.returns("Publish after Close", func() {
+	s.returns("Publish during Close", patience, func() { <-stopped })
+	s.returns("Publish after Close", patience, func() {
 		if _, err := closing.tryPublish("hub", engine.Batch{Bounds: roomy, Messages: s.messages(1)}); err == nil {
 			s.Error("Publish returned no error after Close")
 		}
 	})
-	s.returns("Leave after Close", func() { closing.Leave("hub", closing.followers[0]) })
+	s.returns("Leave after Close", patience, func() { closing.Leave("hub", closing.followers[0]) })
 	publisher.close()
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestRunInBubble_ReferencePasses(t *testing.T) {
-	RunInBubble(t, func(testing.TB) Harness { return reference() })
+	RunInBubble(t, func(testing.TB) Harness { return harness(NewServer()) })
 }
 
 // A node alone hides that its session is a cluster.
@@ -39,9 +39,8 @@ func TestRun_SessionAlonePasses(t *testing.T) {
 	})
 }
 
-// reference returns a server with everything that a Harness can have.
-func reference() Harness {
-	server := NewServer()
+// harness returns a server with everything that a Harness can have.
+func harness(server *Server) Harness {
 	return Harness{
 		Connect:    server.Connect,
 		Persistent: true,
