@@ -17,10 +17,10 @@
 // about a restart if the [Harness] says that hubs outlive their sessions, and so on. None is ever skipped. The test logs
 // what it assumes of the engine.
 //
-// Many tests are random, and print a seed. They run senders and receivers at the same time, so run them often, and with
-// the race detector. The suite waits up to ten seconds for what must happen, and hardly at all for what must not.
+// Many tests are random, and run senders and receivers at the same time: run them often, and with the race detector. The
+// suite waits up to ten seconds for what must happen, and hardly at all for what must not.
 //
-// Where the package engine allows more than one behavior, so does the suite: an engine may keep twice of what the bounds
+// Where package engine allows more than one behavior, so does the suite: an engine may keep twice what the bounds
 // say, it may go on counting in a new epoch or begin with 1, and it may pass entries that a snapshot has, too. While
 // nothing fails, receivers of a cluster must get everything, although a cluster may lose calls when its server cannot be
 // reached.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -265,12 +266,12 @@ func TestKill_UsersLeaveWhenTheLeaseIsOver(t *testing.T) {
 		server := NewServer()
 		one, two := server.Session(), server.Session()
 		defer two.Close()
-		open(t, one)
-		got := open(t, two)
+		left, got := open(t, one), open(t, two)
 		if err := one.Announce(t.Context(), "hub", []engine.UserCount{{User: "ann", Clients: 2}}); err != nil {
 			t.Fatal(err)
 		}
 		one.Kill()
+		one.Leave("hub", left) // a process that was killed does nothing
 		if _, err := two.Renew(t.Context(), engine.Status{}, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -313,5 +314,26 @@ func TestLeave_TakesBackAnnouncementsOnceTheServerIsUp(t *testing.T) {
 		got.want(t, "1:[{ann 1}]")
 		one.Up()
 		got.want(t, "1:[{ann 1}]", "2:[{ann 0}]")
+	})
+}
+
+func TestPublish_RefusesWhatNoHubMayHave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer().Session()
+		defer s.Close()
+		message := engine.Message{Data: []byte("a")}
+		batches := map[string][]engine.Message{
+			"":                       {message},
+			strings.Repeat("x", 256): {message},
+			"\xff":                   {message},
+			"no message":             nil,
+			"too many":               slices.Repeat([]engine.Message{message}, 65),
+		}
+		for hub, messages := range batches {
+			_, err := s.Publish(t.Context(), hub, engine.Batch{Bounds: bounds, Messages: messages})
+			if !errors.Is(err, engine.ErrUnavailable) {
+				t.Errorf("Publish of %d messages in hub %q returned %v, want ErrUnavailable", len(messages), hub, err)
+			}
+		}
 	})
 }

@@ -63,7 +63,7 @@ func newSession(server *Server, monitor engine.Monitor) *Session {
 func (s *Session) Open(ctx context.Context, name string, bounds engine.Bounds, to engine.Receiver) (engine.Snapshot, error) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, name); err != nil {
+	if err := s.hubReadyLocked(ctx, name); err != nil {
 		return engine.Snapshot{}, err
 	}
 	now := time.Now()
@@ -81,7 +81,7 @@ func (s *Session) Open(ctx context.Context, name string, bounds engine.Bounds, t
 func (s *Session) Leave(name string, from engine.Receiver) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if o := s.open[name]; o == nil || o.to != from {
+	if o := s.open[name]; o == nil || o.to != from || s.hasEnded() {
 		return
 	}
 	delete(s.open, name)
@@ -101,7 +101,7 @@ func (s *Session) Publish(ctx context.Context, name string, batch engine.Batch) 
 
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, name); err != nil {
+	if err := s.hubReadyLocked(ctx, name); err != nil {
 		return nil, err
 	}
 	if s.server.loseRequests > 0 {
@@ -168,7 +168,7 @@ func (s *Session) awaitRelease(ctx context.Context) error {
 func (s *Session) Forget(ctx context.Context, name string) error {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, name); err != nil {
+	if err := s.hubReadyLocked(ctx, name); err != nil {
 		return err
 	}
 	s.server.hubLocked(name, time.Now()).forget()
@@ -219,7 +219,7 @@ func (s *Session) Number() uint64 {
 func (s *Session) Read(ctx context.Context, name string, after engine.Position) (engine.Snapshot, error) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, name); err != nil {
+	if err := s.hubReadyLocked(ctx, name); err != nil {
 		return engine.Snapshot{}, err
 	}
 	return s.server.hubLocked(name, time.Now()).snapshot(after), nil
@@ -229,7 +229,7 @@ func (s *Session) Read(ctx context.Context, name string, after engine.Position) 
 func (s *Session) Announce(ctx context.Context, name string, users []engine.UserCount) error {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, name); err != nil {
+	if err := s.hubReadyLocked(ctx, name); err != nil {
 		return err
 	}
 	if s.open[name] == nil {
@@ -244,7 +244,7 @@ func (s *Session) Announce(ctx context.Context, name string, users []engine.User
 func (s *Session) Renew(ctx context.Context, status engine.Status, known []engine.Known) (engine.Renewal, error) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, ""); err != nil {
+	if err := s.readyLocked(ctx); err != nil {
 		return engine.Renewal{}, err
 	}
 	now := time.Now()
@@ -271,7 +271,7 @@ func (s *Session) Renew(ctx context.Context, status engine.Status, known []engin
 func (s *Session) Nodes(ctx context.Context) ([]engine.Node, error) {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if err := s.readyLocked(ctx, ""); err != nil {
+	if err := s.readyLocked(ctx); err != nil {
 		return nil, err
 	}
 	nodes := []engine.Node{}
@@ -295,13 +295,18 @@ func (s *Session) Nodes(ctx context.Context) ([]engine.Node, error) {
 
 var errEnded = fmt.Errorf("%w: the session is closed", engine.ErrUnavailable)
 
-// readyLocked returns why a call cannot be made, or nil. name is the hub's; it is empty for calls without a hub.
-func (s *Session) readyLocked(ctx context.Context, name string) error {
+// hubReadyLocked returns why a call for a hub cannot be made, or nil.
+func (s *Session) hubReadyLocked(ctx context.Context, name string) error {
+	if name == "" || len(name) > 255 || !utf8.ValidString(name) {
+		return fmt.Errorf("%w: a hub cannot have the name %q: use 1 to 255 bytes of UTF-8", engine.ErrUnavailable, name)
+	}
+	return s.readyLocked(ctx)
+}
+
+// readyLocked returns why a call cannot be made, or nil.
+func (s *Session) readyLocked(ctx context.Context) error {
 	if s.hasEnded() {
 		return errEnded
-	}
-	if len(name) > 255 || !utf8.ValidString(name) {
-		return fmt.Errorf("%w: %q is no name of a hub, which is 1 to 255 bytes of UTF-8", engine.ErrUnavailable, name)
 	}
 	if err := errors.Join(context.Cause(ctx), s.unreachableLocked()); err != nil {
 		return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
