@@ -160,8 +160,8 @@ type Batch struct {
 	Messages []Message // 1 to 64
 
 	// Number makes the batch safe to repeat: when the number is that of the last batch of this session in the hub,
-	// Publish returns the receipts of that batch. Numbers grow; Publish refuses a lower one, which was given up. A batch with number 0 is safe to repeat only if its
-	// messages have keys.
+	// Publish returns the receipts of that batch. Numbers grow. Publish refuses a lower one, which was given up, with
+	// ErrUnavailable. A batch with number 0 is safe to repeat only if its messages have keys.
 	Number uint64
 }
 
@@ -209,6 +209,10 @@ type Snapshot struct {
 	Position
 	Base    uint64
 	Entries []Entry
+
+	// Before is where this epoch goes on from the one before it: that epoch ended with that number, and up to it both
+	// have the same messages. It is zero if the numbers have begun anew, or if the engine does not know.
+	Before Position
 
 	// Only of a Cluster: what the nodes have announced, without users that have no clients, and the newest version.
 	Users   map[NodeID][]UserCount

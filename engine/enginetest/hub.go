@@ -13,10 +13,11 @@ import (
 // A hub is what the server has of one hub. The server's lock guards it.
 type hub struct {
 	epoch    string
-	seq      uint64         // of the newest message in this epoch, or 0
-	entries  []engine.Entry // the newest ones, up to seq
-	bounds   engine.Bounds  // of the newest call that had some
-	modified time.Time      // when the newest message was published, in any epoch
+	seq      uint64          // of the newest message in this epoch, or 0
+	entries  []engine.Entry  // the newest ones, up to seq
+	before   engine.Position // where this epoch goes on from the one before
+	bounds   engine.Bounds   // of the newest call that had some
+	modified time.Time       // when the newest message was published, in any epoch
 
 	receipts map[engine.Key]engine.Receipt
 	keys     []engine.Key // of the receipts, in the order of their messages
@@ -161,6 +162,10 @@ func (h *hub) forgetReceipts() {
 func (h *hub) begin(seq uint64) {
 	base := h.seq - uint64(len(h.entries))
 	h.entries = h.entries[:max(seq, base)-base]
+	h.before = engine.Position{}
+	if seq > 0 {
+		h.before = engine.Position{Epoch: h.epoch, Seq: seq}
+	}
 	h.epoch, h.seq, h.version = engine.NewEpoch(), seq, 0
 }
 
@@ -181,6 +186,7 @@ func (h *hub) snapshot(after engine.Position) engine.Snapshot {
 		Position: h.position(),
 		Base:     base,
 		Entries:  slices.Clone(entries),
+		Before:   h.before,
 		Users:    h.usersByNode(),
 		Version:  h.version,
 	}
