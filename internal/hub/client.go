@@ -85,8 +85,6 @@ type Client struct {
 	searched uint64  // the cursor, plus 1, at the last Trim; 0 for never
 	counted  uint64  // the generation of the roster that counts it
 
-	unanswered int // its messages in the hub's outbox
-
 	// Guarded by mu.
 	mu           sync.Mutex
 	pending      []byte        // pongs and pings, as frames
@@ -98,6 +96,8 @@ type Client struct {
 	halfClosed   bool          // in Goodbye: the server's half of the connection is closed, and the client can still send
 	saidGoodbye  bool          // the client's close frame has come
 	flushed      chan struct{} // if the reader waits: closed when the writer has ended
+	unanswered   int           // its messages that wait for an engine
+	allSent      chan struct{} // if the reader waits: closed when unanswered is 0, or when it has left
 }
 
 // A Resumption names the last message that a client received before it connected again.
@@ -230,6 +230,7 @@ func (c *Client) decideLocked(next State, why ws.Close) bool {
 		return false
 	}
 	c.cause = why
+	c.releaseSenderLocked()
 	c.setDeadlineLocked(time.Now().Add(closeTimeout))
 	return true
 }

@@ -69,6 +69,8 @@ type sentEvent struct {
 	ID   string `json:"id"`
 	Seq  uint64 `json:"seq"`
 	Time string `json:"time"`
+
+	Epoch string `json:"epoch,omitempty"`
 }
 
 // A rosterEvent is a presence event that answers a who event.
@@ -261,7 +263,7 @@ func (c *Client) handleSend(frame []byte, e *clientEvent) bool {
 var errUnknownBefore = errors.New("the message may have been published before: it is not published now")
 
 func sentOf(key Key, r Receipt) sentEvent {
-	return sentEvent{Type: "sent", ID: key.ID, Seq: r.Seq, Time: feed.EventTime(r.At)}
+	return sentEvent{Type: "sent", ID: key.ID, Seq: r.Seq, Time: feed.EventTime(r.At), Epoch: r.Epoch}
 }
 
 // answered sends c a sent event, or an error event for a message that is certainly not published. When the outcome is
@@ -286,6 +288,7 @@ func (c *Client) handleWho(frame []byte, e *clientEvent) bool {
 	if !c.settings.Presence {
 		return c.refuse(frame, errorPresenceOff, errors.New("who: presence is off here"), e)
 	}
+	c.awaitSent()
 	var after *string
 	if e.after != nil {
 		name := string(e.after)
@@ -299,6 +302,7 @@ func (c *Client) handleWho(frame []byte, e *clientEvent) bool {
 // refuse answers with an error event. frame is the received frame if it counts as no message, and otherwise nil.
 func (c *Client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
 	c.addOverhead(len(frame))
+	c.awaitSent()
 	refusal := errorEvent{Type: "error", Code: code, Message: err.Error()}
 	if len(e.id) <= maxSendID {
 		refusal.ID = string(e.id)

@@ -300,6 +300,7 @@ func (b *Hub) closeLocked() {
 		b.remote.announcing.Stop()
 	}
 	if b.session != nil {
+		b.admitLocked()               // those who wait and are no clients publish in the next hub
 		go b.session.Leave(b.name, b) // returns at once; without the lock, because a session may call the hub
 	}
 }

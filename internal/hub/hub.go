@@ -195,6 +195,7 @@ func (b *Hub) leaveLocked(c *Client, next State, why ws.Close) bool {
 		b.sample.leaving++
 	}
 	b.departLocked(c)
+	b.admitLocked() // its message may wait
 	if c.index < b.idle {
 		b.removeLocked(c)
 	}

@@ -3,43 +3,43 @@ package hub
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
 )
 
-// An outbox has the messages of a hub that wait for its engine, in the order in which they came. While it has some, one
-// goroutine passes them on, batch by batch, with one batch on its way at a time: so the messages of a sender keep their
-// order, and the busier the hub, the more messages share a round trip. The hub's lock guards it.
+// An outbox has the messages of a hub that wait for its engine. While it has some, one goroutine passes them on, batch by
+// batch, with one batch on its way at a time: so the messages of a sender keep their order, and the busier the hub, the
+// more messages share a round trip. The hub's lock guards it. admission.go decides when a message gets into it.
 type outbox struct {
-	queue   []*submission
-	bytes   int           // of the data in queue
-	sending bool          // a goroutine runs drainOutbox
-	batch   uint64        // the number of the last batch
-	shorter chan struct{} // if somebody waits for room: closed when the queue gets shorter
+	queue   []*submission        // oldest first
+	room    int                  // that queue takes
+	shares  map[netip.Prefix]int // of room, by address
+	waiting []*submission        // have no room yet, oldest first; their senders wait
+	sending bool                 // a goroutine runs drainOutbox
 }
 
 // A submission is a message on its way to the engine.
 type submission struct {
 	message engine.Message
 	source  Source
-	from    *Client // the client that has sent it, or nil
-	since   time.Time
-	tried   bool // the engine may have published it
+	from    *Client      // the client that has sent it, or nil
+	address netip.Prefix // the address whose room it takes
+	pooled  bool         // it takes room in Process.Outgoing
+	again   bool         // the sender may have sent it before
+	since   time.Time    // when the sender submitted it
+
+	// admitted is there if the sender waits, and has room for the one value that it gets: nil when the message is in the
+	// queue, or ErrClosed.
+	admitted chan error
 
 	// done gets the outcome, without a lock: a receipt, or one of the errors of Publish.
 	done func(Receipt, error)
 }
 
 const (
-	// maxOutbox and maxOutboxBytes bound what waits in an outbox. Beyond that the server does not read from senders.
-	maxOutbox      = 256
-	maxOutboxBytes = 1 << 20
-
-	// maxUnanswered is how many messages of one client may wait for the engine. So the throughput of a client is not
-	// bound by the time of a round trip, and one client does not fill the outbox.
-	maxUnanswered = 64
-
 	// maxBatch and maxBatchBytes bound a batch, as does a quarter of what clients may fall behind: no batch alone makes
 	// a client lag. A batch has at least one message.
 	maxBatch      = 64
@@ -47,6 +47,10 @@ const (
 
 	// engineTimeout is how long a message waits for the engine before its sender learns of the failure.
 	engineTimeout = 10 * time.Second
+
+	// leastAttempt is how long an attempt may take, even if that is longer than engineTimeout allows: an attempt that
+	// fails for lack of time has an unknown outcome.
+	leastAttempt = time.Second
 
 	// firstRetry and lastRetry are the shortest and the longest pause between two attempts.
 	firstRetry = 20 * time.Millisecond
@@ -75,218 +79,190 @@ func (b *Hub) Publish(ctx context.Context, m Message) (Receipt, error) {
 		receipt Receipt
 		err     error
 	}
-	done := make(chan outcome, 1)
-	err := b.submit(nil, &m, func() bool { return ctx.Err() != nil }, func(r Receipt, err error) { done <- outcome{r, err} })
+	outcomes := make(chan outcome, 1)
+	_, err := b.submit(nil, &m, ctx.Done(), func(r Receipt, err error) { outcomes <- outcome{r, err} })
 	if err != nil {
 		return Receipt{}, err
 	}
 	select {
-	case o := <-done:
+	case o := <-outcomes:
 		return o.receipt, o.err
 	case <-ctx.Done():
 		return Receipt{}, ErrUnknown
 	}
 }
 
-// submit passes m to the engine. It waits while the outbox is full or from has too many messages in it, but no longer
-// than engineTimeout, and not after ended returns true. done gets the outcome, unless submit returns an error: ErrClosed
-// or ErrUnavailable.
-func (b *Hub) submit(from *Client, m *Message, ended func() bool, done func(Receipt, error)) error {
-	s := &submission{message: encodeMessage(m), source: m.Source, from: from, since: time.Now(), done: done}
-	b.mu.Lock()
-	for {
-		if !b.acceptsLocked(from) {
-			b.mu.Unlock()
-			return ErrClosed
-		}
-		if b.hasRoomLocked(s) {
-			break
-		}
-		if b.outbox.shorter == nil {
-			b.outbox.shorter = make(chan struct{})
-		}
-		shorter := b.outbox.shorter
-		b.mu.Unlock()
-		if !awaitRoom(shorter, ended) || time.Since(s.since) >= engineTimeout {
-			return ErrUnavailable
-		}
-		b.mu.Lock()
-	}
-	if m.Key.ID != "" && m.Again {
-		s.message.Attempt = engine.Again
-		if b.history.messages == 0 || !b.issued(m.Key.Token) {
-			s.message.Attempt = engine.Lookup
-		}
-	}
-	b.outbox.queue = append(b.outbox.queue, s)
-	b.outbox.bytes += len(s.message.Data)
-	if from != nil {
-		from.unanswered++
-	}
-	if !b.outbox.sending {
-		b.outbox.sending = true
-		go b.drainOutbox() // ends when the outbox is empty; the owner of the session waits for IsDone
-	}
-	b.mu.Unlock()
-	return nil
-}
-
-// awaitRoom waits until shorter is closed. It returns false when ended returns true before that.
-func awaitRoom(shorter <-chan struct{}, ended func() bool) bool {
-	poll := time.NewTicker(lastRetry / 10)
-	defer poll.Stop()
-	for began := time.Now(); !ended(); {
-		select {
-		case <-shorter:
-			return true
-		case <-poll.C:
-			if time.Since(began) >= engineTimeout {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// hasRoomLocked reports whether s may be queued now. An empty outbox takes a message of any size.
-func (b *Hub) hasRoomLocked(s *submission) bool {
-	o := &b.outbox
-	switch {
-	case len(o.queue) == 0:
-		return true
-	case len(o.queue) >= maxOutbox || o.bytes+len(s.message.Data) > maxOutboxBytes:
-		return false
-	}
-	return s.from == nil || s.from.unanswered < maxUnanswered
+// A dispatch is the state of the goroutine that drains an outbox.
+type dispatch struct {
+	tried  int           // the engine may have published so many messages at the front of the queue, as one batch
+	number uint64        // of that batch
+	pause  time.Duration // before the next attempt
 }
 
 // drainOutbox passes the messages of the outbox to the engine until none are left.
 func (b *Hub) drainOutbox() {
-	pause := firstRetry
+	d := dispatch{pause: firstRetry}
 	for {
 		b.lockInTurn() // otherwise senders would run away from clients that do read
-		expired, some, batch := b.nextBatchLocked()
+		lost, expired := b.takeOverdueLocked(&d)
+		b.admitLocked()
+		some, batch := b.nextBatchLocked(&d)
+		ends := len(lost)+len(expired)+len(some) == 0
+		b.outbox.sending = !ends
 		b.mu.Unlock()
-		for _, s := range expired {
-			s.done(Receipt{}, ErrUnavailable)
-		}
-		if len(some) == 0 {
+		if ends {
 			return
 		}
-		began := time.Now()
-		ctx, cancel := context.WithDeadline(context.Background(), some[0].since.Add(engineTimeout))
-		receipts, err := b.session.Publish(ctx, b.name, batch)
-		cancel()
-		if err == nil {
-			b.process.EnginePublished(time.Since(began), nil)
-			b.settleBatch(some, receipts)
-			pause = firstRetry
-			continue
+		fail(lost, ErrUnknown)
+		fail(expired, ErrUnavailable)
+		if len(some) > 0 {
+			b.attempt(&d, some, batch)
 		}
-		b.process.EnginePublished(time.Since(began), err)
-		if !errors.Is(err, engine.ErrUnavailable) {
-			markTried(some)
-		}
-		if !b.mayRetry(some) {
-			continue
-		}
-		time.Sleep(pause)
-		pause = min(2*pause, lastRetry)
 	}
 }
 
-// nextBatchLocked takes the next batch from the outbox, or the last one again. expired are messages that have waited too long
-// and that the engine has never seen; they leave the outbox. With no batch the goroutine must end.
-func (b *Hub) nextBatchLocked() (expired, some []*submission, batch engine.Batch) {
-	o := &b.outbox
-	for len(o.queue) > 0 && !o.queue[0].tried && time.Since(o.queue[0].since) >= engineTimeout {
-		expired = append(expired, o.queue[0])
-		b.shortenLocked(1)
+// takeOverdueLocked takes the messages out of the queue that have waited too long: lost are those that the engine may have
+// published, which is one batch, and expired those that it has never seen.
+func (b *Hub) takeOverdueLocked(d *dispatch) (lost, expired []*submission) {
+	o, limit := &b.outbox, time.Now().Add(-engineTimeout)
+	overdue := func(s *submission) bool { return !s.since.After(limit) }
+	if slices.ContainsFunc(o.queue[:d.tried], overdue) {
+		lost = b.takeLocked(d.tried)
+		d.tried = 0
 	}
-	if len(o.queue) == 0 {
-		o.sending = false
-		return expired, nil, engine.Batch{}
-	}
-	n, bytes := 0, 0
-	repeated := o.queue[0].tried
-	messages, most := min(maxBatch, max(b.bufferMessages/4, 1)), min(maxBatchBytes, b.bufferBytes/4)
-	for _, s := range o.queue {
-		// A repeated batch has the same messages: the tried ones, which stand first.
-		if s.tried != repeated || !repeated && n > 0 && (n >= messages || bytes+len(s.message.Data) > most) {
-			break
+	kept := o.queue[:d.tried]
+	for _, s := range o.queue[d.tried:] {
+		if overdue(s) {
+			b.giveRoomLocked(s)
+			expired = append(expired, s)
+		} else {
+			kept = append(kept, s)
 		}
-		n++
-		bytes += len(s.message.Data)
 	}
-	if !repeated {
-		o.batch++
+	clear(o.queue[len(kept):])
+	o.queue = kept
+	return lost, expired
+}
+
+// nextBatchLocked returns the next batch, or again the one that the engine may have published. It stays in the queue.
+func (b *Hub) nextBatchLocked(d *dispatch) (some []*submission, batch engine.Batch) {
+	n, number := d.tried, d.number
+	if n == 0 {
+		n, number = b.batchSizeLocked(), b.process.nextBatch()
 	}
-	some = append(some, o.queue[:n]...)
-	batch = engine.Batch{Bounds: b.boundsLocked(), Known: b.positionLocked(), Number: o.batch}
+	some = slices.Clone(b.outbox.queue[:n])
+	batch = engine.Batch{Bounds: b.boundsLocked(), Number: number, Messages: make([]engine.Message, 0, n)}
+	if !b.closed {
+		batch.Known = b.positionLocked()
+	}
 	for _, s := range some {
 		batch.Messages = append(batch.Messages, s.message)
 	}
-	return expired, some, batch
+	return some, batch
 }
 
-// markTried notes that the engine may have published the messages of a batch.
-func markTried(batch []*submission) {
-	for _, s := range batch {
-		s.tried = true // only drainOutbox reads and writes it
+// batchSizeLocked returns how many messages the next batch has.
+func (b *Hub) batchSizeLocked() (n int) {
+	messages, bytes := min(maxBatch, max(b.bufferMessages/4, 1)), min(maxBatchBytes, b.bufferBytes/4)
+	for _, s := range b.outbox.queue {
+		bytes -= len(s.message.Data)
+		if n == messages || n > 0 && bytes < 0 {
+			break
+		}
+		n++
 	}
+	return n
 }
 
-// mayRetry reports whether a batch that has failed may be tried again. If not, its messages leave the outbox.
-func (b *Hub) mayRetry(batch []*submission) bool {
-	if !batch[0].tried || time.Since(batch[0].since) < engineTimeout {
-		return true
+// errReceipts is a bug of an engine.
+var errReceipts = errors.New("the engine has answered with too few or too many receipts")
+
+// attempt has the engine publish a batch. If that fails it pauses before the next attempt.
+func (b *Hub) attempt(d *dispatch, some []*submission, batch engine.Batch) {
+	began := time.Now()
+	ctx, cancel := context.WithDeadline(context.Background(), deadlineOf(some, began))
+	receipts, err := b.session.Publish(ctx, b.name, batch)
+	cancel()
+	if err == nil && len(receipts) != len(some) {
+		err = errReceipts
 	}
+	b.process.EnginePublished(time.Since(began), err)
+	switch {
+	case err == nil:
+		b.settle(some, receipts)
+		*d = dispatch{pause: firstRetry}
+		return
+	case !errors.Is(err, ErrUnavailable):
+		d.tried, d.number = len(some), batch.Number
+	}
+	time.Sleep(d.pause)
+	d.pause = min(2*d.pause, lastRetry)
+}
+
+// deadlineOf returns until when an attempt may take that begins now.
+func deadlineOf(batch []*submission, now time.Time) time.Time {
+	oldest := slices.MinFunc(batch, func(a, b *submission) int { return a.since.Compare(b.since) })
+	if t := oldest.since.Add(engineTimeout); t.After(now.Add(leastAttempt)) {
+		return t
+	}
+	return now.Add(leastAttempt)
+}
+
+// settle takes a published batch out of the outbox and passes its receipts on.
+func (b *Hub) settle(batch []*submission, receipts []engine.Receipt) {
+	over := func(r engine.Receipt) bool { return r.Epoch != b.epoch && !r.Repeated && !r.Unknown }
 	b.mu.Lock()
-	b.shortenLocked(len(batch))
-	b.mu.Unlock()
-	for _, s := range batch {
-		s.done(Receipt{}, ErrUnknown)
-	}
-	return false
-}
-
-// settleBatch takes a published batch out of the outbox and passes its receipts on.
-func (b *Hub) settleBatch(batch []*submission, receipts []engine.Receipt) {
-	b.mu.Lock()
-	b.shortenLocked(len(batch))
+	b.takeLocked(len(batch))
 	members := b.audienceLocked()
+	if slices.ContainsFunc(receipts, over) {
+		b.fallBehindLocked()
+	}
 	b.mu.Unlock()
 	for i, s := range batch {
 		r := receipts[i]
 		if !r.Repeated && !r.Unknown {
 			b.process.Counters.Published[s.source].Add(1)
 		}
-		s.done(Receipt{Seq: r.Seq, At: r.At, Members: members, Repeated: r.Repeated, Unknown: r.Unknown}, nil)
+		receipt := Receipt{Seq: r.Seq, At: r.At, Members: members, Repeated: r.Repeated, Unknown: r.Unknown}
+		if r.Epoch != b.epoch {
+			receipt.Epoch = r.Epoch
+		}
+		s.done(receipt, nil)
 	}
 }
 
-// shortenLocked takes the first n messages out of the outbox.
-func (b *Hub) shortenLocked(n int) {
+// fail passes an error on to the senders of messages.
+func fail(some []*submission, err error) {
+	for _, s := range some {
+		s.done(Receipt{}, s.failure(err))
+	}
+}
+
+// failure returns what err means for s. Nobody can know that a message was never published if it was sent before.
+func (s *submission) failure(err error) error {
+	if s.again && errors.Is(err, ErrUnavailable) {
+		return ErrUnknown
+	}
+	return err
+}
+
+// takeLocked takes the first n messages out of the queue.
+func (b *Hub) takeLocked(n int) (taken []*submission) {
 	o := &b.outbox
-	for i, s := range o.queue[:n] {
-		o.bytes -= len(s.message.Data)
-		if s.from != nil {
-			s.from.unanswered--
-		}
-		o.queue[i] = nil
+	taken = slices.Clone(o.queue[:n])
+	for _, s := range taken {
+		b.giveRoomLocked(s)
 	}
+	clear(o.queue[:n])
 	o.queue = o.queue[n:]
-	if o.shorter != nil {
-		close(o.shorter)
-		o.shorter = nil
-	}
+	return taken
 }
 
 // Waiting returns how many messages wait for the engine.
 func (b *Hub) Waiting() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.outbox.queue)
+	return len(b.outbox.queue) + len(b.outbox.waiting)
 }
 
 // IsDone reports whether nothing more can come from the hub: it has no members, and its outbox is empty.
@@ -294,16 +270,4 @@ func (b *Hub) IsDone() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.members == 0 && !b.outbox.sending
-}
-
-// submit passes a message of c to the engine. It returns false when c is closing. c learns of the outcome when it comes.
-func (c *Client) submit(m *Message) bool {
-	p, key := c.protocol, m.Key
-	c.meter.End()
-	err := c.hub.submit(c, m, c.hasLeft, func(r Receipt, err error) { p.answered(c, key, r, err) })
-	c.meter.Begin(c.load)
-	if errors.Is(err, ErrUnavailable) {
-		p.answered(c, key, Receipt{}, err)
-	}
-	return !c.hasLeft()
 }

@@ -16,11 +16,13 @@ type Process struct {
 	Counters   Counters
 	Memory     Memory
 	Incoming   *fair.Pool       // memory for messages while they arrive
+	Outgoing   *fair.Pool       // memory for messages while they wait for an engine
 	Processors *fair.Processors // shared by the addresses of clients
 
-	spare  func() int // Memory.Buffers.Left
-	lastID atomic.Uint64
-	node   atomic.Uint64 // of its cluster
+	spare     func() int // Memory.Buffers.Left
+	lastID    atomic.Uint64
+	node      atomic.Uint64 // of its cluster
+	lastBatch atomic.Uint64 // of any hub
 
 	// Delivered gets how long a message took from its receipt to its last write. Each hub times one message at a time.
 	// It runs under the hub's lock, so it must not wait.
@@ -29,7 +31,7 @@ type Process struct {
 	Published func()
 
 	// EnginePublished gets how long an engine took for a batch, and its error. Reset gets a hub whose epoch is over: its
-	// clients must join again. Both run without a lock.
+	// clients must join again, and find another hub. It may get a hub more than once. Both run without a lock.
 	EnginePublished func(time.Duration, error)
 	Reset           func(*Hub)
 }
@@ -38,6 +40,7 @@ type Process struct {
 func NewProcess() *Process {
 	p := &Process{
 		Incoming:   fair.NewPool(maxIncoming),
+		Outgoing:   fair.NewPool(maxOutgoing),
 		Processors: fair.NewProcessors(),
 		Delivered:  func(time.Duration) {},
 		Published:  func() {},
@@ -69,6 +72,10 @@ func (p *Process) NextID() feed.ClientID {
 		}
 	}
 }
+
+// nextBatch returns the number of a batch. Numbers of batches grow also from one hub to the next of the same name, because
+// an engine knows the hub by its name.
+func (p *Process) nextBatch() uint64 { return p.lastBatch.Add(1) }
 
 // An Owner follows the life of one client. No lock is held during its calls.
 type Owner interface {

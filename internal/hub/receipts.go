@@ -33,6 +33,7 @@ type Receipt struct {
 	Members  int       // how many members the hub had at that time
 	Repeated bool      // the message had been published before
 	Unknown  bool      // the message may have been published before, and was not published now
+	Epoch    string    // of Seq, if it is not the hub's
 
 	waited time.Duration // how long publish waited for turns
 }
