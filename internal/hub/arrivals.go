@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
@@ -16,9 +17,10 @@ type arrivals struct {
 	bytes   int    // of early
 	users   uint64 // the newest version of the users that came early
 
-	behind    bool // the hub has missed something that only the engine has
-	repairing bool // a goroutine runs repair
-	reset     bool // the hub's epoch is over
+	behind    bool          // the hub has missed something that only the engine has
+	repairing bool          // a goroutine runs repair
+	fetched   chan struct{} // if somebody waits: closed when repair has tried once more
+	reset     bool          // the hub's epoch is over
 }
 
 // earlyEntries came while the hub was opening.
@@ -41,13 +43,18 @@ const (
 func Load(ctx context.Context, p *Process, name string, session engine.Session, settings *Settings) (*Hub, error) {
 	b := New(p, name)
 	b.session = session
-	b.cluster, _ = session.(engine.Cluster)
+	if b.cluster, _ = session.(engine.Cluster); b.cluster != nil {
+		b.node = b.cluster.ID() // here, because no lock may be held
+	}
 	b.arrivals.opening = true
 	b.mu.Lock()
 	b.growHistoryLocked(settings)
 	bounds := b.boundsLocked()
 	b.mu.Unlock()
 	snapshot, err := session.Open(ctx, name, bounds, b)
+	if err == nil && !isWhole(&snapshot) {
+		err = errSnapshot
+	}
 	if err != nil {
 		session.Leave(name, b)
 		return nil, err
@@ -58,14 +65,19 @@ func Load(ctx context.Context, p *Process, name string, session engine.Session, 
 	return b, nil
 }
 
+// errSnapshot is a bug of an engine.
+var errSnapshot = errors.New("the engine has answered with too few or too many messages")
+
+func isWhole(s *engine.Snapshot) bool { return s.Base+uint64(len(s.Entries)) == s.Seq }
+
 // loadLocked begins the hub with a snapshot, and with what has come since.
 func (b *Hub) loadLocked(s *engine.Snapshot) {
 	var w work // the hub has no clients
-	b.epoch = s.Epoch
+	b.epoch, b.began = s.Epoch, s.Before.Seq
 	b.raw.Begin(s.Base)
 	b.history.first = s.Base
 	b.applyEntriesLocked(s.Base+1, s.Entries, &w)
-	b.setUsersLocked(s)
+	b.replaceUsersLocked(s, b.othersIn(s))
 	b.arrivals.opening = false
 	for _, e := range b.arrivals.early {
 		b.arriveEntriesLocked(e.epoch, e.first, e.entries, &w)
@@ -110,13 +122,29 @@ func (b *Hub) arriveEntriesLocked(epoch string, first uint64, entries []engine.E
 	next := b.raw.Head() + 1
 	switch {
 	case b.closed || b.arrivals.reset:
-	case epoch != b.epoch || first > next:
+	case epoch != b.epoch:
 		b.fallBehindLocked()
-	case b.cluster != nil && b.mustWaitLocked(): // clients here need a moment, and repair can wait for them
+	case first+uint64(len(entries)) <= next: // the hub has them
+	case first > next:
 		b.fallBehindLocked()
-	case first+uint64(len(entries)) > next:
+	case b.cluster != nil && (b.mustWaitLocked() || b.stepLocked(entries) < len(entries)):
+		b.fallBehindLocked() // clients here need a moment, and repair can wait for them
+	default:
 		b.applyEntriesLocked(next, entries[next-first:], w)
 	}
+}
+
+// stepLocked returns how many of some entries may be applied at once: at most a quarter of what clients may fall behind.
+func (b *Hub) stepLocked(entries []engine.Entry) (n int) {
+	messages, bytes := max(b.bufferMessages/4, 1), b.bufferBytes/4
+	for _, e := range entries {
+		bytes -= len(e.Data)
+		if n == messages || n > 0 && bytes < 0 {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // applyEntriesLocked applies entries, of which the first has the next number.
@@ -151,7 +179,7 @@ func (b *Hub) skipToLocked(seq uint64) {
 // fallBehindLocked has the hub fetch what it has missed.
 func (b *Hub) fallBehindLocked() {
 	b.arrivals.behind = true
-	if b.cluster == nil || b.arrivals.repairing || b.arrivals.opening {
+	if b.arrivals.repairing || b.arrivals.opening {
 		return
 	}
 	b.arrivals.repairing = true
@@ -159,94 +187,163 @@ func (b *Hub) fallBehindLocked() {
 }
 
 // repair fetches what the hub has missed, until it has everything. If the engine fails, the next renewal or message
-// starts it again.
+// starts it again. Where there is nothing to fetch from, the hub begins again.
 func (b *Hub) repair() {
-	for {
-		b.mu.Lock()
-		a := &b.arrivals
-		if b.closed || a.reset || !a.behind {
-			a.repairing = false
-			b.mu.Unlock()
-			return
+	for b.beginRepair() {
+		if b.cluster == nil {
+			b.end()
+			continue
 		}
-		a.behind = false
-		have := b.positionLocked()
-		b.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
-		snapshot, err := b.cluster.Read(ctx, b.name, have)
+		snapshot, err := b.cluster.Read(ctx, b.name, b.position())
 		cancel()
-		if err != nil {
-			b.mu.Lock()
-			a.behind, a.repairing = true, false
+		ok := err == nil && isWhole(&snapshot)
+		if ok {
+			b.catchUp(&snapshot)
+		}
+		if !b.endRepair(ok) {
+			return
+		}
+	}
+}
+
+// beginRepair reports whether there is something to fetch. If not, the goroutine of repair must end.
+func (b *Hub) beginRepair() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := &b.arrivals
+	a.repairing = a.behind && !a.reset && !b.closed
+	a.behind = false
+	if !a.repairing {
+		b.releaseJoinsLocked()
+	}
+	return a.repairing
+}
+
+// endRepair ends one attempt. It returns false after a failure: then the goroutine of repair must end.
+func (b *Hub) endRepair(ok bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !ok {
+		b.arrivals.behind, b.arrivals.repairing = true, false
+	}
+	b.releaseJoinsLocked()
+	return ok
+}
+
+// releaseJoinsLocked wakes those that wait in awaitSince.
+func (b *Hub) releaseJoinsLocked() {
+	if b.arrivals.fetched != nil {
+		close(b.arrivals.fetched)
+		b.arrivals.fetched = nil
+	}
+}
+
+// awaitSince fetches what the hub lacks if a client has already had more, on another node. Otherwise the client would get
+// messages again. It tries twice, because the first attempt may have begun too early.
+func (b *Hub) awaitSince(r *Resumption) {
+	for range 2 {
+		b.mu.Lock()
+		if b.cluster == nil || b.closed || b.arrivals.reset || r == nil || r.Epoch != b.epoch || r.Seq <= b.raw.Head() {
 			b.mu.Unlock()
 			return
 		}
-		b.catchUp(&snapshot)
+		if b.arrivals.fetched == nil {
+			b.arrivals.fetched = make(chan struct{})
+		}
+		fetched := b.arrivals.fetched
+		b.fallBehindLocked()
+		b.mu.Unlock()
+		<-fetched
 	}
 }
 
 // catchUp applies what the hub lacks of a snapshot, as fast as clients that do read can take it. If the hub's epoch is
-// over, it ends the hub: clients must learn that the numbers which they know count no more.
+// over, it ends the hub after what is still of that epoch.
 func (b *Hub) catchUp(s *engine.Snapshot) {
 	b.mu.Lock()
-	same := s.Epoch == b.epoch
-	if missed := s.Base > b.raw.Head(); missed && same {
-		var w work
-		b.skipToLocked(s.Base)
-		b.appendedLocked(&w) // wakes the clients, which have all lagged
-		b.mu.Unlock()
-		b.deliver(&w)
-		b.mu.Lock()
+	same, last := s.Epoch == b.epoch, s.Seq
+	if !same {
+		last = 0 // where nobody knows, a number may name two messages
+		if s.Before.Epoch == b.epoch {
+			last = min(s.Before.Seq, s.Seq)
+		}
 	}
-	continues := s.Base <= b.raw.Head() // otherwise the new epoch's numbers have nothing to do with the old
 	b.mu.Unlock()
-	for continues && b.catchUpStep(s) {
+	if same {
+		b.skipTo(s.Base)
 	}
+	for b.catchUpStep(s, last) {
+	}
+	if !same {
+		b.end()
+		return
+	}
+	now := b.othersIn(s)
 	b.mu.Lock()
-	reset := !same && !b.arrivals.reset
-	if reset {
-		b.arrivals.reset = true
-	} else if same {
-		b.replaceUsersLocked(s)
-	}
-	b.mu.Unlock()
-	if reset {
-		b.process.Counters.Epochs.Add(1)
-		b.process.Reset(b)
+	defer b.mu.Unlock()
+	if s.Version > b.remote.version {
+		b.replaceUsersLocked(s, now)
 	}
 }
 
-// catchUpStep applies the next messages of a snapshot: at most a quarter of what clients may fall behind. It returns false if
-// there are none.
-func (b *Hub) catchUpStep(s *engine.Snapshot) bool {
+// skipTo goes on behind the message with the given number, unless the hub has it. Clients that lack it have lagged.
+func (b *Hub) skipTo(seq uint64) {
+	var w work
+	b.mu.Lock()
+	if !b.closed && seq > b.raw.Head() {
+		b.skipToLocked(seq)
+		b.appendedLocked(&w) // wakes the clients
+	}
+	b.mu.Unlock()
+	b.deliver(&w)
+}
+
+// catchUpStep applies the next messages of a snapshot, up to the given one, as stepLocked says. It returns false if there
+// are none.
+func (b *Hub) catchUpStep(s *engine.Snapshot, last uint64) bool {
 	var w work
 	b.lockInTurn()
 	next := b.raw.Head() + 1
-	if b.closed || next > s.Seq {
+	if b.closed || next <= s.Base || next > last {
 		b.mu.Unlock()
 		return false
 	}
-	some := s.Entries[next-s.Base-1:]
-	n, size := 1, len(some[0].Data)
-	for n < min(len(some), b.bufferMessages/4) && size+len(some[n].Data) <= b.bufferBytes/4 {
-		size += len(some[n].Data)
-		n++
-	}
-	b.applyEntriesLocked(next, some[:n], &w)
+	some := s.Entries[next-s.Base-1 : last-s.Base]
+	some = some[:b.stepLocked(some)]
+	b.applyEntriesLocked(next, some, &w)
 	b.mu.Unlock()
 	b.deliver(&w)
 	b.process.Published()
-	b.process.Counters.Repaired.Add(uint64(n))
+	b.process.Counters.Repaired.Add(uint64(len(some)))
 	return true
+}
+
+// end ends the hub because its epoch is over: clients must learn that the numbers which they know count no more.
+func (b *Hub) end() {
+	b.mu.Lock()
+	first := !b.arrivals.reset && !b.closed
+	b.arrivals.reset = true
+	b.mu.Unlock()
+	if first {
+		b.process.Counters.Epochs.Add(1)
+		b.process.Reset(b)
+	}
 }
 
 // Renewed tells a hub what its engine has: it fetches what it lacks.
 func (b *Hub) Renewed(k engine.Known) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.closed && (k.Position != b.positionLocked() || k.Version != b.remote.version) {
+	if k.Epoch != b.epoch || k.Seq > b.raw.Head() || k.Version > b.remote.version {
 		b.fallBehindLocked()
 	}
+}
+
+func (b *Hub) position() engine.Position {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.positionLocked()
 }
 
 // Known returns what the hub has of its engine's.

@@ -22,12 +22,14 @@ import (
 // who writes and when.
 type Hub struct {
 	name    string
-	epoch   string // unique, even among hubs of the same name; Load changes it before anybody joins
+	epoch   string // unique, even among hubs of the same name
 	opened  time.Time
 	process *Process
 
 	session engine.Session // numbers the messages and keeps them; nil: the hub does so itself
 	cluster engine.Cluster // the session, if several nodes share the hub; or nil
+	node    engine.NodeID  // of cluster
+	began   uint64         // the newest message of another epoch, from which this one goes on; or 0
 
 	mu     sync.Mutex
 	raw    *hubFeed   // the first of feeds: sequence numbers are its positions
@@ -99,13 +101,28 @@ type welcome struct {
 
 // Join makes c a member. It returns ErrClosed if the hub is closed, and ErrFull if the hub already has most members;
 // most 0 is no limit. c receives the hub's history, or the part after its since, and then every message published from
-// now on. Nothing is written before Client.Start.
+// now on. Nothing is written before Client.Start. If c has had messages that the hub lacks, Join fetches them first.
 func (b *Hub) Join(c *Client, most int) error {
+	b.awaitSince(c.since)
+	err := b.join(c, most)
+	if errors.Is(err, errReset) {
+		b.process.Reset(b) // again, because the first time may have been before anybody knew the hub
+		err = ErrClosed
+	}
+	return err
+}
+
+// errReset means that the hub's epoch is over.
+var errReset = errors.New("the hub begins again")
+
+func (b *Hub) join(c *Client, most int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.closed:
 		return ErrClosed
+	case b.arrivals.reset:
+		return errReset
 	case most > 0 && b.members >= most:
 		return ErrFull
 	}
@@ -122,7 +139,7 @@ func (b *Hub) Join(c *Client, most int) error {
 		// Half of the feed's room stays free for falling behind.
 		floor = max(floor, c.feed.Seq(max(c.feed.Tail(), c.feed.Within(b.historyBytesLocked()))))
 	}
-	w := welcome{head: b.raw.Head(), clients: b.audienceLocked(), missed: floor}
+	w := welcome{head: b.raw.Head(), clients: b.audienceLocked(), missed: max(floor, b.began) - b.began}
 	if b.history.messages > 0 {
 		w.remembers = b.history.age
 	}

@@ -2,7 +2,6 @@ package hub
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -100,9 +99,7 @@ func (b *Hub) beginRosterLocked(newest *Client) {
 	for _, c := range members { // in the roster's order, so that each is appended
 		b.countLocked(c)
 	}
-	for _, user := range slices.Sorted(maps.Keys(b.remote.users)) {
-		b.addToRosterLocked(user, b.remote.users[user], netip.Prefix{}, time.Time{})
-	}
+	b.addAllToRosterLocked(new(others).changesTo(b.remote.others), time.Time{})
 }
 
 // countLocked adds c to the roster.
@@ -119,14 +116,18 @@ func (b *Hub) addToRosterLocked(user string, more int, from netip.Prefix, now ti
 		b.presence.roster = slices.Insert(b.presence.roster, i, &rosterUser{name: user})
 	}
 	u := b.presence.roster[i]
+	b.addClientsLocked(u, more, from, now)
+	if u.clients == 0 && !u.shown && !u.queued {
+		b.presence.roster = slices.Delete(b.presence.roster, i, i+1)
+	}
+}
+
+func (b *Hub) addClientsLocked(u *rosterUser, more int, from netip.Prefix, now time.Time) {
 	u.clients += more
 	if more < 0 {
 		u.left = now
 	}
 	b.changeLocked(u, from)
-	if u.clients == 0 && !u.shown && !u.queued {
-		b.presence.roster = slices.Delete(b.presence.roster, i, i+1)
-	}
 }
 
 func (b *Hub) findUserLocked(name string) (i int, known bool) {
