@@ -2,6 +2,8 @@ package redisengine
 
 import (
 	"encoding/binary"
+	"errors"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -10,15 +12,16 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// What scripts publish on the channel of a hub is binary. Numbers have the highest byte first. In both kinds, the epoch
-// follows the length of the epoch in one byte.
+// What scripts publish on the channel of a hub is binary. Numbers have the highest byte first. They are doubles, as all
+// numbers are in Lua, unless something else is said; doubles are exact up to 2^53. In both kinds, the epoch follows the
+// length of the epoch in one byte.
 //
-//	entries  'E', epoch, number of the first entry in 8 bytes, entries
-//	         an entry: time in 8 bytes (ms), length in 4 bytes, data
-//	users    'U', epoch, version in 8 bytes, length of the node in 1 byte, node, users
-//	         a user: clients in 4 bytes, length in 4 bytes, user
+//	entries  'E', epoch, number of the first entry, entries
+//	         an entry: integer of 4 bytes with the length of the rest, entry as in the list of the hub
+//	users    'U', epoch, version, length of the node in one byte, node, users
+//	         a user: two integers of 4 bytes with the clients and the length of the rest, user
 //
-// read.lua answers entries in the same encoding.
+// An entry in the list of a hub is its time (ms), its number, a number that only the scripts use, and its data.
 
 // A push is what a script has published.
 type push struct {
@@ -42,11 +45,11 @@ func parsePush(text string) (push, bool) {
 	p := push{epoch: string(r.take(int(r.uint8())))}
 	switch string(kind) {
 	case "E":
-		p.first = r.uint64()
-		p.entries = r.entries()
+		p.first = r.number()
+		p.entries = r.entries(p.first)
 		r.failed = r.failed || len(p.entries) == 0
 	case "U":
-		p.version = r.uint64()
+		p.version = r.number()
 		p.node = engine.NodeID(r.take(int(r.uint8())))
 		p.users = r.users()
 		r.failed = r.failed || p.node == ""
@@ -87,20 +90,38 @@ func (r *reader) uint32() uint32 {
 	return 0
 }
 
-func (r *reader) uint64() uint64 {
-	if b := r.take(8); b != nil {
-		return binary.BigEndian.Uint64(b)
+func (r *reader) number() uint64 {
+	b := r.take(8)
+	if b == nil {
+		return 0
 	}
-	return 0
+	f := math.Float64frombits(binary.BigEndian.Uint64(b))
+	if f < 0 || f > 1<<53 || f != math.Trunc(f) {
+		r.failed = true
+		return 0
+	}
+	return uint64(f)
 }
 
-func (r *reader) entries() []engine.Entry {
+// entries takes all entries, of which the first has the given number.
+func (r *reader) entries(first uint64) []engine.Entry {
 	var all []engine.Entry
 	for len(r.rest) > 0 {
-		at := time.UnixMilli(int64(r.uint64()))
-		all = append(all, engine.Entry{At: at, Data: r.take(int(r.uint32()))})
+		entry := reader{rest: r.take(int(r.uint32()))}
+		all = append(all, entry.entry(first+uint64(len(all))))
+		r.failed = r.failed || entry.failed
 	}
 	return all
+}
+
+// entry takes the entry with the given number.
+func (r *reader) entry(number uint64) engine.Entry {
+	at := time.UnixMilli(int64(r.number()))
+	if r.number() != number {
+		r.failed = true
+	}
+	r.number()
+	return engine.Entry{At: at, Data: r.rest}
 }
 
 func (r *reader) users() []engine.UserCount {
@@ -133,16 +154,19 @@ func parsePage(answer []rueidis.RedisMessage) (page, error) {
 	}
 	p.Base, p.head, p.Version = number(1), number(2), number(3)
 	p.Epoch, _ = answer[0].ToString()
-	text, e := answer[4].ToString()
-	if e != nil || p.Epoch == "" {
+	entries, err1 := answer[4].AsStrSlice()
+	users, err2 := answer[5].AsStrSlice()
+	if errors.Join(err, err1, err2) != nil || p.Epoch == "" || len(users)%2 != 0 {
 		return page{}, errMalformed
 	}
-	r := reader{rest: []byte(text)}
-	p.Entries = r.entries()
-	p.Seq = p.Base + uint64(len(p.Entries))
-	users, e := answer[5].AsStrSlice()
-	if err != nil || e != nil || r.failed || p.Seq > p.head || len(users)%2 != 0 {
-		return page{}, errMalformed
+	p.Seq = p.Base
+	for _, text := range entries {
+		p.Seq++
+		r := reader{rest: []byte(text)}
+		p.Entries = append(p.Entries, r.entry(p.Seq))
+		if r.failed || p.Seq > p.head {
+			return page{}, errMalformed
+		}
 	}
 	p.Users = map[engine.NodeID][]engine.UserCount{}
 	for i := 0; i < len(users); i += 2 {
@@ -158,19 +182,21 @@ func parsePage(answer []rueidis.RedisMessage) (page, error) {
 
 // parseReceipts parses an answer of publish.lua to a batch of n messages.
 func parseReceipts(answer string, n int) ([]engine.Receipt, error) {
-	words := strings.Fields(answer)
-	if len(words) != 3 && len(words) != 3+n {
-		return nil, errMalformed
+	r := reader{rest: []byte(answer)}
+	at, first := r.number(), r.number()
+	next := engine.Receipt{
+		Position: engine.Position{Epoch: string(r.take(int(r.uint8()))), Seq: first},
+		At:       time.UnixMilli(int64(at)),
 	}
-	next, err := parseReceipt(words[:3])
-	if err != nil {
-		return nil, err
+	words := strings.Fields(string(r.rest))
+	if r.failed || len(words) != 0 && len(words) != n {
+		return nil, errMalformed
 	}
 	receipts := make([]engine.Receipt, n)
 	for i := range receipts {
 		word := "+"
-		if len(words) > 3 {
-			word = words[3+i]
+		if len(words) > 0 {
+			word = words[i]
 		}
 		switch word {
 		case "+":
@@ -179,24 +205,26 @@ func parseReceipts(answer string, n int) ([]engine.Receipt, error) {
 		case "?":
 			receipts[i].Unknown = true
 		default:
-			if receipts[i], err = parseReceipt(strings.Split(word, ":")); err != nil {
+			var err error
+			if receipts[i], err = parseReceipt(word); err != nil {
 				return nil, err
 			}
-			receipts[i].Repeated = true
 		}
 	}
 	return receipts, nil
 }
 
-// parseReceipt parses an epoch, a number and a time.
-func parseReceipt(words []string) (engine.Receipt, error) {
-	if len(words) != 3 {
+// parseReceipt parses the receipt of a message that was published before.
+func parseReceipt(word string) (engine.Receipt, error) {
+	parts := strings.Split(word, ":")
+	if len(parts) != 3 {
 		return engine.Receipt{}, errMalformed
 	}
-	seq, err1 := strconv.ParseUint(words[1], 10, 64)
-	at, err2 := strconv.ParseInt(words[2], 10, 64)
-	if err1 != nil || err2 != nil || words[0] == "" {
+	seq, err1 := strconv.ParseUint(parts[1], 10, 64)
+	at, err2 := strconv.ParseInt(parts[2], 10, 64)
+	if err1 != nil || err2 != nil {
 		return engine.Receipt{}, errMalformed
 	}
-	return engine.Receipt{Position: engine.Position{Epoch: words[0], Seq: seq}, At: time.UnixMilli(at)}, nil
+	position := engine.Position{Epoch: parts[0], Seq: seq}
+	return engine.Receipt{Position: position, At: time.UnixMilli(at), Repeated: true}, nil
 }

@@ -55,33 +55,32 @@ const (
 	scriptBury
 )
 
-// A scriptFile says how the text of a script is put together.
-type scriptFile struct {
-	file  string
-	flags string // see "Eval scripts" in the documentation of Redis
-	hub   bool   // it needs hub.lua
+// A scriptText says how the text of a script is put together.
+type scriptText struct {
+	flags string   // see "Eval scripts" in the documentation of Redis
+	files []string // after common
 }
 
 // Only messages are refused when the server has no memory left: what else there is takes little, and helps to free some.
-var scriptTable = [...]scriptFile{
-	scriptPublish:  {"publish", "", true},
-	scriptRead:     {"read", "allow-oom", true},
-	scriptForget:   {"forget", "allow-oom", true},
-	scriptAnnounce: {"announce", "allow-oom", true},
-	scriptRenew:    {"renew", "allow-oom", true},
-	scriptLease:    {"lease", "allow-oom", false},
-	scriptNodes:    {"nodes", "no-writes", false},
-	scriptExpired:  {"expired", "allow-oom", false},
-	scriptRemove:   {"remove", "allow-oom", true},
-	scriptRetire:   {"retire", "allow-oom", false},
-	scriptBury:     {"bury", "allow-oom", false},
+var scriptTexts = [...]scriptText{
+	scriptPublish:  {"", []string{"hub", "receipts", "publish"}},
+	scriptRead:     {"allow-oom", []string{"hub", "read"}},
+	scriptForget:   {"allow-oom", []string{"hub", "forget"}},
+	scriptAnnounce: {"allow-oom", []string{"hub", "announce"}},
+	scriptRenew:    {"allow-oom", []string{"hub", "renew"}},
+	scriptLease:    {"allow-oom", []string{"lease"}},
+	scriptNodes:    {"no-writes", []string{"nodes"}},
+	scriptExpired:  {"allow-oom", []string{"expired"}},
+	scriptRemove:   {"allow-oom", []string{"hub", "remove"}},
+	scriptRetire:   {"allow-oom", []string{"retire"}},
+	scriptBury:     {"allow-oom", []string{"bury"}},
 }
 
 // loadedScripts are the scripts that the server of a link has.
 type loadedScripts struct {
 	server     server
 	generation string
-	sha        [len(scriptTable)]string
+	sha        [len(scriptTexts)]string
 }
 
 // errTwoServers means that a connection does not lead to one process.
@@ -150,16 +149,16 @@ func (l *link) decideGeneration(ctx context.Context, loaded *loadedScripts) (str
 }
 
 func (l *link) loadScripts(ctx context.Context, loaded *loadedScripts, constants string) error {
-	for s, f := range scriptTable {
+	for s, t := range scriptTexts {
 		text := "#!lua\n"
-		if f.flags != "" {
-			text = "#!lua flags=" + f.flags + "\n"
+		if t.flags != "" {
+			text = "#!lua flags=" + t.flags + "\n"
 		}
 		text += constants + mustRead("common")
-		if f.hub {
-			text += mustRead("hub")
+		for _, file := range t.files {
+			text += mustRead(file)
 		}
-		sha, err := l.loadScript(ctx, text+mustRead(f.file))
+		sha, err := l.loadScript(ctx, text)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,6 +16,9 @@ const (
 	// hub again.
 	mostPending      = 1000
 	mostPendingBytes = 4 << 20
+
+	// mostOpenBatches bounds how many batches are remembered whose outcome is open.
+	mostOpenBatches = 10_000
 )
 
 // A subscription is a hub that is open, or being opened.
@@ -332,14 +336,45 @@ func (s *Session) confirm(channel string) {
 
 // Publish implements engine.Session.
 func (s *Session) Publish(ctx context.Context, hub string, batch engine.Batch) ([]engine.Receipt, error) {
-	l, err := s.connected()
+	receipts, err := s.publish(ctx, hub, batch)
+	if batch.Number != 0 {
+		err = s.remember(hub, batch.Number, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("publishing: %w", err)
 	}
-	args := make([]string, 0, 10+2*len(batch.Messages))
+	return receipts, nil
+}
+
+// remember notes whether an attempt to publish a batch has left its outcome open, and returns the error of the attempt.
+// After such an attempt, one that was never sent proves nothing.
+func (s *Session) remember(hub string, number uint64, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err == nil:
+		delete(s.open, hub)
+	case !errors.Is(err, engine.ErrUnavailable):
+		if len(s.open) >= mostOpenBatches {
+			clear(s.open)
+		}
+		s.open[hub] = number
+	case s.open[hub] == number:
+		return errors.New("an earlier attempt may have published the batch; this one: " + err.Error())
+	}
+	return err
+}
+
+func (s *Session) publish(ctx context.Context, hub string, batch engine.Batch) ([]engine.Receipt, error) {
+	l, err := s.connected()
+	if err != nil {
+		return nil, err
+	}
+	hasKeys := slices.ContainsFunc(batch.Messages, func(m engine.Message) bool { return m.Key != engine.Key{} })
+	args := make([]string, 0, 11+2*len(batch.Messages))
 	args = append(args,
 		string(s.node),
-		strconv.FormatUint(batch.Number, 10),
+		fmt.Sprintf("%020d", batch.Number),
 		engine.NewEpoch(),
 		batch.Known.Epoch,
 		strconv.FormatUint(batch.Known.Seq, 10),
@@ -348,19 +383,27 @@ func (s *Session) Publish(ctx context.Context, hub string, batch engine.Batch) (
 		milliseconds(batch.Bounds.Age),
 		strconv.Itoa(batch.Bounds.Receipts),
 		s.keys.hubChannel(hub),
+		flag(hasKeys),
 	)
 	for _, m := range batch.Messages {
-		id := ""
-		if m.Key != (engine.Key{}) {
-			id = strconv.Itoa(int(m.Attempt)) + string(m.Key[:])
+		if hasKeys {
+			args = append(args, keyOf(m))
 		}
-		args = append(args, id, string(m.Data))
+		args = append(args, string(m.Data))
 	}
 	answer, err := l.run(ctx, scriptPublish, s.hubKeys(hub), args...).ToString()
 	if err != nil {
-		return nil, fmt.Errorf("publishing: %w", err)
+		return nil, err
 	}
 	return parseReceipts(answer, len(batch.Messages))
+}
+
+// keyOf returns the key of a message as publish.lua expects it.
+func keyOf(m engine.Message) string {
+	if m.Key == (engine.Key{}) {
+		return ""
+	}
+	return strconv.Itoa(int(m.Attempt)) + string(m.Key[:])
 }
 
 // Read implements engine.Cluster.

@@ -55,6 +55,8 @@ type Session struct {
 	leaving map[string]chan struct{}
 	// changed has the hubs that were opened or left since the subscriber has last looked.
 	changed map[string]struct{}
+	// open has the numbers of batches whose outcome is open, by hub.
+	open map[string]uint64
 	// lives counts the connections for subscriptions. Whatever was published between two of them is lost.
 	lives uint64
 }
@@ -75,6 +77,7 @@ func Connect(o Options, prefix, name string, monitor engine.Monitor) *Session {
 		hubs:    map[string]*subscription{},
 		leaving: map[string]chan struct{}{},
 		changed: map[string]struct{}{},
+		open:    map[string]uint64{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.options.Store(&o)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -86,6 +87,9 @@ func (s *subscriber) run() {
 		case <-ctx.Done():
 			return
 		case err := <-s.ears.broken:
+			if err == nil { // it was closed
+				err = net.ErrClosed
+			}
 			lost = fmt.Errorf("the connection for subscriptions was lost: %w", explain(err))
 		case <-s.wake:
 			lost = s.follow(ctx)

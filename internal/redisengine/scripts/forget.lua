@@ -1,7 +1,7 @@
 -- Forgets the entries of a hub and begins a new epoch. Keys: server, hub. Arguments: candidate.
 
-local h = load(2, ARGV[1], '', 0, '')
-h.epoch, h.renewed = ARGV[1], true
+local h = load_alone(ARGV[1], '', 0, '')
+h.epoch = ARGV[1]
 touch(h)
-drop(h, h.seq)
+forget_log(h)
 save(h)

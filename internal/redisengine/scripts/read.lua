@@ -1,17 +1,17 @@
 -- Reads a hub from the entry after a position, or from its oldest entry. Keys: server, hub.
 -- Arguments: candidate, epoch and number of the position, age or '', 1 to read the users, too, 1 if the node opens it.
--- Answer: epoch, number before the first entry, newest number, version, entries (see encoding.go), users. If the entries
--- are many, these are only the first of them: the newest number is then beyond the last entry.
+-- Answer: epoch, number before the first entry, newest number, version, entries as in the list, users. If the entries are
+-- many, these are only the first of them: the newest number is then beyond the last entry.
 
 local MOST_ENTRIES, MOST_BYTES = 500, 1048576
 
-local h = load(2, ARGV[1], ARGV[2], 0, ARGV[4])
+local h = load_alone(ARGV[1], ARGV[2], 0, ARGV[4])
 if ARGV[6] == '1' then
 	hold(h)
 end
 touch(h)
 repair(h)
-expire(h)
+expire(h, 0)
 save(h)
 
 local after = h.base
@@ -19,18 +19,13 @@ local seq = tonumber(ARGV[3])
 if ARGV[2] == h.epoch and seq > after and seq <= h.seq then
 	after = seq
 end
-local entries = {}
+local entries, users = {}, {}
 if after < h.seq then
 	local average = (h.bytes - h.base_bytes) / (h.seq - h.base)
 	local count = math.max(1, math.min(MOST_ENTRIES, math.floor(MOST_BYTES / (average + 1))))
-	for _, e in ipairs(redis.call('XRANGE', h.log, (after + 1) .. '-0', '+', 'COUNT', count)) do
-		local fields = e[2]
-		entries[#entries + 1] = u64(tonumber(fields[4])) .. struct.pack('>I4', #fields[6])
-		entries[#entries + 1] = fields[6]
-	end
+	entries = redis.call('LRANGE', h.log, after - h.base, after - h.base + count - 1)
 end
-local users = {}
 if ARGV[5] == '1' then
 	users = redis.call('HGETALL', KEYS[6])
 end
-return { h.epoch, after, h.seq, h.version, table.concat(entries), users }
+return { h.epoch, after, h.seq, h.version, entries, users }

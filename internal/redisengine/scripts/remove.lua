@@ -12,19 +12,23 @@ if ARGV[6] == '1' then
 	redis.call('HSET', KEYS[9], node, ARGV[7] .. ' ' .. (now + ARGV[8]))
 end
 local found = redis.call('HSCAN', KEYS[6], ARGV[4], 'MATCH', node .. '*', 'COUNT', 200)
-local gone = {}
+local delete, gone = { KEYS[6] }, {}
 for i = 1, #found[2], 2 do
 	local user = string.sub(found[2][i], #node + 1)
-	redis.call('HDEL', KEYS[6], found[2][i])
+	delete[#delete + 1] = found[2][i]
 	gone[#gone + 1] = struct.pack('>I4I4', 0, #user)
 	gone[#gone + 1] = user
 end
-if #gone > 0 and redis.call('EXISTS', KEYS[2]) == 1 then
-	local h = load(2, ARGV[5], '', 0, '')
-	touch(h)
-	h.version = h.version + 1
-	save(h, 'v', h.version)
-	redis.call('PUBLISH', ARGV[3], notice('U', h, h.version) .. string.char(#node) .. node .. table.concat(gone))
+if #gone > 0 then
+	redis.call('HDEL', unpack(delete))
+	local state = redis.call('HGET', KEYS[2], 'state')
+	if state then
+		local h = load(2, state, ARGV[5], '', 0, '')
+		touch(h)
+		h.version, h.changed = h.version + 1, true
+		save(h)
+		redis.call('PUBLISH', ARGV[3], notice('U', h, h.version) .. string.char(#node) .. node .. table.concat(gone))
+	end
 end
 if found[1] == '0' then
 	redis.call('SREM', KEYS[8], ARGV[2])

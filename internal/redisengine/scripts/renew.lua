@@ -4,11 +4,12 @@
 
 local answer = {}
 for i = 0, #ARGV / 5 - 1 do
-	local epoch, seq, version = ARGV[5 * i + 2], tonumber(ARGV[5 * i + 3]), tonumber(ARGV[5 * i + 4])
-	local h = load(5 * i + 2, ARGV[5 * i + 1], epoch, seq, ARGV[5 * i + 5])
+	local k, a = 5 * i + 2, 5 * i + 1
+	local epoch, seq, version = ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
+	local h = load(k, redis.call('HGET', KEYS[k], 'state'), ARGV[a], epoch, seq, ARGV[a + 4])
 	hold(h)
 	touch(h)
-	expire(h)
+	expire(h, SLACK)
 	save(h)
 	if h.epoch ~= epoch or h.seq ~= seq or h.version ~= version then
 		answer[#answer + 1] = { i, h.epoch, h.seq, h.version }
