@@ -71,11 +71,13 @@ type Session interface {
 	// as safe as the engine can make them. The hub need not be open. The receipts are those of the messages, one by
 	// one.
 	//
-	// An error that wraps ErrUnavailable means that no message was published and none will be. After any other error
-	// the messages may be published or not; the caller repeats the batch, with the same messages and Number.
+	// An error that wraps ErrUnavailable means that this call has published no message and none will be. It says nothing
+	// about an earlier attempt. After any other error the messages may be published or not; the caller repeats the batch,
+	// with the same messages and Number.
 	Publish(ctx context.Context, hub string, batch Batch) ([]Receipt, error)
 
-	// Forget makes the hub forget its entries and begin a new epoch. It keeps receipts.
+	// Forget makes the hub forget its entries and begin a new epoch. It keeps receipts, users and the receipts of the last
+	// batch. The version of announcements begins again.
 	Forget(ctx context.Context, hub string) error
 
 	// Close ends the session. Calls that run may fail. It calls neither a receiver nor the monitor after it has
@@ -123,7 +125,8 @@ const (
 var ErrUnavailable = errors.New("the engine is unavailable")
 
 // A Receiver gets what happens in one hub, in order: the session makes one call at a time for each Open. The calls
-// return at once. A receiver may keep what it gets, and must not change it.
+// return at once. A receiver may keep what it gets, and must not change it. A receiver must expect entries that it already
+// has. A Cluster may lose calls when a server or a connection fails; any other Session never does.
 type Receiver interface {
 	// Entries passes consecutive entries. The first has the given number.
 	Entries(epoch string, first uint64, entries []Entry)
@@ -135,7 +138,7 @@ type Receiver interface {
 // A Position is a place among the messages of a hub. An epoch and a number together name one message for ever.
 type Position struct {
 	Epoch string // 1 to 16 lower-case letters and digits, see NewEpoch
-	Seq   uint64 // of the newest message; the first message has number 1
+	Seq   uint64 // of the newest message; numbers begin with 1, or go on in a new epoch
 }
 
 // NewEpoch returns an epoch that no hub has had.
@@ -160,8 +163,9 @@ type Batch struct {
 	Messages []Message // 1 to 64
 
 	// Number makes the batch safe to repeat: when the number is that of the last batch of this session in the hub,
-	// Publish returns the receipts of that batch. Numbers grow. Publish refuses a lower one, which was given up, with
-	// ErrUnavailable. A batch with number 0 is safe to repeat only if its messages have keys.
+	// Publish returns the receipts of that batch. Numbers grow as long as the session lives, also when the hub is
+	// opened again. Publish refuses a lower one, which was given up, with ErrUnavailable. A batch with number 0 is safe to
+	// repeat only if its messages have keys.
 	Number uint64
 }
 

@@ -21,6 +21,9 @@ type arrivals struct {
 	repairing bool          // a goroutine runs repair
 	fetched   chan struct{} // if somebody waits: closed when repair has tried once more
 	reset     bool          // the hub's epoch is over
+
+	awaited uint64        // if arrived is set: the number of the message that it stands for
+	arrived chan struct{} // if the outbox waits: closed when the hub has the awaited message
 }
 
 // earlyEntries came while the hub was opening.
@@ -33,6 +36,9 @@ type earlyEntries struct {
 const (
 	// maxEarly bounds the entries that a hub keeps while it is opening, in bytes. It fetches those beyond that.
 	maxEarly = 4 << 20
+
+	// arrivalPatience is how long a published message may take to come back before the hub fetches it.
+	arrivalPatience = 100 * time.Millisecond
 
 	// readTimeout bounds one attempt to fetch what a hub has missed.
 	readTimeout = 5 * time.Second
@@ -162,6 +168,36 @@ func (b *Hub) applyEntriesLocked(first uint64, entries []engine.Entry, w *work) 
 	if len(entries) > 0 {
 		b.appendedLocked(w)
 		w.taps = b.taps
+	}
+	if a := &b.arrivals; a.arrived != nil && a.awaited <= b.raw.Head() {
+		close(a.arrived)
+		a.arrived = nil
+	}
+}
+
+// awaitArrival waits for a message that the engine has published. So a sender that has its answer finds the message in the
+// hub of this node. If the message takes long the hub fetches it, and the sender waits no longer.
+func (b *Hub) awaitArrival(p engine.Position) {
+	b.mu.Lock()
+	if b.closed || b.arrivals.reset || p.Epoch != b.epoch || p.Seq <= b.raw.Head() {
+		b.mu.Unlock()
+		return
+	}
+	arrived := make(chan struct{})
+	b.arrivals.awaited, b.arrivals.arrived = p.Seq, arrived
+	b.mu.Unlock()
+	patience := time.NewTimer(arrivalPatience)
+	defer patience.Stop()
+	select {
+	case <-arrived:
+		return
+	case <-patience.C:
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.arrivals.arrived = nil
+	if p.Seq > b.raw.Head() {
+		b.fallBehindLocked()
 	}
 }
 

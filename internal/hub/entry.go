@@ -79,6 +79,9 @@ const (
 	repairMessages = 256
 	repairBytes    = 1 << 20
 	repairAge      = time.Minute
+
+	// lingering is how long a hub without history is kept without clients.
+	lingering = 5 * time.Second
 )
 
 // boundsLocked returns what the engine is to keep of the hub.

@@ -215,7 +215,7 @@ func (b *Hub) KeptFor() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cluster != nil {
-		return max(b.history.age, repairAge)
+		return max(b.history.age, lingering)
 	}
 	return b.history.age
 }

@@ -189,6 +189,7 @@ func (b *Hub) attempt(d *dispatch, some []*submission, batch engine.Batch) {
 	b.process.EnginePublished(time.Since(began), err)
 	switch {
 	case err == nil:
+		b.awaitArrival(newest(receipts))
 		b.settle(some, receipts)
 		*d = dispatch{pause: firstRetry}
 		return
@@ -206,6 +207,16 @@ func deadlineOf(batch []*submission, now time.Time) time.Time {
 		return t
 	}
 	return now.Add(leastAttempt)
+}
+
+// newest returns the position of the newest message that was published with a batch, or the zero position.
+func newest(receipts []engine.Receipt) (p engine.Position) {
+	for _, r := range receipts {
+		if !r.Repeated && !r.Unknown {
+			p = r.Position
+		}
+	}
+	return p
 }
 
 // settle takes a published batch out of the outbox and passes its receipts on.
