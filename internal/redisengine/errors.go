@@ -2,10 +2,10 @@ package redisengine
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 
@@ -21,7 +21,10 @@ var (
 	errReplaced     = errors.New("the hub was opened again or left meanwhile")
 	errOldBatch     = errors.New("a later batch was published")
 	errMalformed    = errors.New("malformed answer: does another program write keys with the prefix of the engine?")
-	errReadOnly     = errors.New("it is a replica, which takes no messages: use the address of its primary, or Sentinels")
+	errHandshake    = errors.New("the TLS handshake failed: if the server does not speak TLS, use redis:// instead of rediss://")
+	// errClosedByServer is all that is left of a connection.
+	errClosedByServer = errors.New("it has closed the connection")
+	errReadOnly       = errors.New("it is a replica, which takes no messages: use the address of its primary, or Sentinels")
 )
 
 // unavailable returns the error for something that was certainly not done.
@@ -53,6 +56,9 @@ func outcome(err error) error {
 
 // explain returns err with what to change, for the operator.
 func explain(err error) error {
+	if err == nil {
+		return nil
+	}
 	switch code(err) {
 	case "":
 		return explainConnection(err)
@@ -78,18 +84,24 @@ func explain(err error) error {
 	return err
 }
 
+// explainConnection leaves out what differs each time, such as ports, so that an error that persists is told once.
 func explainConnection(err error) error {
-	var notTLS tls.RecordHeaderError
+	var failed *net.OpError
 	switch {
-	case errors.As(err, &notTLS):
-		return errors.New("it does not speak TLS: use redis:// instead of rediss://")
+	case errors.Is(err, errHandshake):
+		return err
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return errors.New("no answer in time")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("it has closed the connection")
+	case errors.As(err, &failed) && failed.Op == "dial":
+		return failed.Err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &failed):
+		return errClosedByServer
 	case strings.HasPrefix(err.Error(), "received unknown message type"),
 		strings.HasPrefix(err.Error(), "received unexpected"):
-		return errors.New("it does not speak the protocol of Redis: is this the address of another server?")
+		return errors.New("it does not speak the protocol of Redis: is it another server?" + expectsTLS)
 	}
 	return err
 }
+
+// expectsTLS is a hint for a server that breaks a connection without TLS off before it has said anything.
+const expectsTLS = " If it expects TLS, use rediss:// instead of redis://"

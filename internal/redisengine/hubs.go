@@ -17,8 +17,8 @@ const (
 	mostPending      = 1000
 	mostPendingBytes = 4 << 20
 
-	// mostOpenBatches bounds how many batches are remembered whose outcome is open.
-	mostOpenBatches = 10_000
+	// mostUndecided bounds how many batches are remembered that may have been published or not.
+	mostUndecided = 10_000
 )
 
 // A subscription is a hub that is open, or being opened.
@@ -353,13 +353,13 @@ func (s *Session) remember(hub string, number uint64, err error) error {
 	defer s.mu.Unlock()
 	switch {
 	case err == nil:
-		delete(s.open, hub)
+		delete(s.undecided, hub)
 	case !errors.Is(err, engine.ErrUnavailable):
-		if len(s.open) >= mostOpenBatches {
-			clear(s.open)
+		if len(s.undecided) >= mostUndecided {
+			clear(s.undecided)
 		}
-		s.open[hub] = number
-	case s.open[hub] == number:
+		s.undecided[hub] = number
+	case s.undecided[hub] == number:
 		return errors.New("an earlier attempt may have published the batch; this one: " + err.Error())
 	}
 	return err

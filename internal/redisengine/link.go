@@ -73,6 +73,9 @@ func (l *link) open() error {
 	l.address = options.String()
 	client, err := rueidis.NewClient(options.clientOption(l.dial))
 	l.client = client // rueidis returns it with some errors, too
+	if err = explain(err); errors.Is(err, errClosedByServer) && !options.tls {
+		return fmt.Errorf("%w."+expectsTLS, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -122,7 +125,7 @@ func (l *link) dial(_ context.Context, address string, dialer *net.Dialer, confi
 	encrypted := tls.Client(conn, config)
 	if err := encrypted.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
 	}
 	return encrypted, nil
 }

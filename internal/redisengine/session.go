@@ -55,8 +55,8 @@ type Session struct {
 	leaving map[string]chan struct{}
 	// changed has the hubs that were opened or left since the subscriber has last looked.
 	changed map[string]struct{}
-	// open has the numbers of batches whose outcome is open, by hub.
-	open map[string]uint64
+	// undecided has the numbers of batches that may have been published or not, by hub.
+	undecided map[string]uint64
 	// lives counts the connections for subscriptions. Whatever was published between two of them is lost.
 	lives uint64
 }
@@ -68,16 +68,16 @@ var _ engine.Cluster = (*Session)(nil)
 // prefix. The name is that of the node, as engine.Status has it.
 func Connect(o Options, prefix, name string, monitor engine.Monitor) *Session {
 	s := &Session{
-		network: o.network,
-		keys:    newKeys(prefix, o.db),
-		node:    engine.NodeID(rand.Text()[:nodeIDLength]),
-		monitor: monitor,
-		done:    make(chan struct{}),
-		retry:   make(chan struct{}, 1),
-		hubs:    map[string]*subscription{},
-		leaving: map[string]chan struct{}{},
-		changed: map[string]struct{}{},
-		open:    map[string]uint64{},
+		network:   o.network,
+		keys:      newKeys(prefix, o.db),
+		node:      engine.NodeID(rand.Text()[:nodeIDLength]),
+		monitor:   monitor,
+		done:      make(chan struct{}),
+		retry:     make(chan struct{}, 1),
+		hubs:      map[string]*subscription{},
+		leaving:   map[string]chan struct{}{},
+		changed:   map[string]struct{}{},
+		undecided: map[string]uint64{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.options.Store(&o)

@@ -2,9 +2,17 @@ package redisengine
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +23,50 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "")
+	if err == nil {
+		err = certificate.create(dir)
+	}
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("SSL_CERT_FILE", certificate.cert) // the roots that the tests trust
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// certificate is that of the servers of the tests, for localhost.
+var certificate certificateFiles
+
+// certificateFiles are the names of files.
+type certificateFiles struct{ cert, key string }
+
+func (c *certificateFiles) create(dir string) error {
+	c.cert, c.key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(c.cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600),
+		os.WriteFile(c.key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600),
+	)
+}
 
 // bounds are those of most tests.
 var bounds = engine.Bounds{Messages: 1000, Bytes: 1 << 20, Age: time.Hour, Receipts: 1000}
@@ -111,6 +162,16 @@ func (n *node) wantWarning(text string) {
 func (n *node) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), patience)
 }
+
+// deadline returns a context that ends soon.
+func deadline(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// ignore returns the error of a call.
+func ignore[T any](_ T, err error) error { return err }
 
 // open opens a hub.
 func (n *node) open(hub string) *receiver {

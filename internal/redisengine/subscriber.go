@@ -18,8 +18,9 @@ const (
 	probeInterval = 2 * time.Second
 	probeTimeout  = 5 * time.Second
 
-	// shortestLife is how long a connection must live for another one to be made at once.
-	shortestLife = time.Second
+	// mostShortLives is how many connections in a row may live for less than shortestLife.
+	mostShortLives = 3
+	shortestLife   = time.Second
 
 	// mostChannels is how many channels a SUBSCRIBE names.
 	mostChannels = 200
@@ -35,6 +36,7 @@ type subscriber struct {
 	// Owned by the goroutine that runs connect, then run, then close.
 	ears     *ears
 	began    time.Time       // of ears
+	short    int             // how many before had a short life
 	channels map[string]bool // those that ears subscribes to
 }
 
@@ -104,8 +106,10 @@ func (s *subscriber) run() {
 
 // replace makes another connection. The session has then missed what was published in between.
 func (s *subscriber) replace(ctx context.Context, lost error) {
-	if time.Since(s.began) < shortestLife {
-		s.link.end(lost) // so that it is not made as fast as it breaks
+	if time.Since(s.began) > shortestLife {
+		s.short = 0
+	} else if s.short++; s.short > mostShortLives {
+		s.link.end(lost) // the session then waits before it tries again
 		return
 	}
 	s.session.endLife()
