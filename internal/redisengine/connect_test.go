@@ -47,8 +47,8 @@ func TestConnect_ErrorSaysWhatToChange(t *testing.T) {
 	website := httptest.NewServer(http.NotFoundHandler())
 	defer website.Close()
 	replica := startRedis(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(redis.port))
-	old := startFake(t, "redis_version:6.2.1\r\nrun_id:1\r\nredis_mode:standalone\r\nrole:master\r\n")
-	sentinel := startFake(t, "redis_version:7.2.0\r\nrun_id:1\r\nredis_mode:sentinel\r\n")
+	old := startFake(t, "redis_version:6.2.1\r\nrun_id:run%d\r\nredis_mode:standalone\r\nrole:master\r\n")
+	several := startFake(t, "redis_version:7.2.0\r\nrun_id:run%d\r\nredis_mode:standalone\r\nrole:master\r\n")
 	for url, want := range map[string]string{
 		"redis://:wrong@" + locked.address():                    "wrong user or password",
 		locked.url():                                            "a password is needed",
@@ -59,7 +59,7 @@ func TestConnect_ErrorSaysWhatToChange(t *testing.T) {
 		replica.url():                                           "it is a replica",
 		cluster.url():                                           "Redis Cluster",
 		"redis://" + old:                                        "its version is 6.2.1, but the engine needs 7.0 or newer",
-		"redis://" + sentinel:                                   "it is a Sentinel",
+		"redis://" + several:                                    "different servers answer on one connection",
 		"unix:///nowhere/redis.sock":                            "no such file",
 	} {
 		t.Run(want, func(t *testing.T) {
@@ -78,7 +78,8 @@ func TestConnect_ErrorSaysWhatToChange(t *testing.T) {
 	}
 }
 
-// startFake starts a server that answers HELLO, and INFO with the given text. It returns its address.
+// startFake starts a server that answers the commands of a session that connects. In the text that it answers to INFO, %d
+// is another number each time. It returns its address.
 func startFake(t *testing.T, info string) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -101,7 +102,7 @@ func startFake(t *testing.T, info string) string {
 func serveFake(c net.Conn, info string) {
 	defer c.Close()
 	r := bufio.NewReader(c)
-	for {
+	for n := 0; ; n++ {
 		command, err := readAnswer(r)
 		if err != nil {
 			return
@@ -111,7 +112,12 @@ func serveFake(c net.Conn, info string) {
 		case strings.Contains(text, "HELLO"):
 			answer = "%1\r\n$5\r\nproto\r\n:3\r\n"
 		case strings.Contains(text, "INFO"):
-			answer = fmt.Sprintf("$%d\r\n%s\r\n", len(info), info)
+			text := fmt.Sprintf(info, n)
+			answer = fmt.Sprintf("$%d\r\n%s\r\n", len(text), text)
+		case strings.Contains(text, "SCRIPT"):
+			answer = "+0123456789abcdef\r\n"
+		case strings.Contains(text, "EVALSHA"):
+			answer = "*3\r\n+fence\r\n+generation\r\n:0\r\n"
 		case strings.Contains(text, "PING"):
 			answer = "+PONG\r\n"
 		}
@@ -119,6 +125,13 @@ func serveFake(c net.Conn, info string) {
 			return
 		}
 	}
+}
+
+func TestConnect_RefusesDataOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t)
+	redis.do("HSET", "chat_broadcast:server", "format", "2")
+	begin(t, redis.url()).awaitDown("format 2 instead of 1")
 }
 
 func TestConnect_ReportsASilentServer(t *testing.T) {
@@ -298,12 +311,7 @@ func TestConnect_WarnsOfSettingsThatEndangerMessages(t *testing.T) {
 			before := len(n.warnings)
 			ups := n.countUps()
 			redis.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-			poll(t, func() error {
-				if n.countUps() == ups {
-					return errors.New("the session has not connected again")
-				}
-				return nil
-			})
+			n.awaitUps(ups)
 			n.publish("hub", "a")
 			if after := len(n.warnings); after != before {
 				t.Errorf("after a new connection to the same server there are %d warnings, want %d", after, before)

@@ -78,7 +78,13 @@ func explain(err error) error {
 		return fmt.Errorf("it refuses to write because too few replicas are connected (min-replicas-to-write): %w", err)
 	case "READONLY":
 		return errReadOnly
-	case "DB":
+	case "No": // such master with that name
+		return errors.New("the Sentinels do not know the master that the URL names")
+	case "unknown": // command
+		if strings.Contains(err.Error(), "SENTINEL") {
+			return errors.New("it is not a Sentinel: the URL must name Sentinels, which know the servers")
+		}
+	case "DB": // index is out of range
 		return fmt.Errorf("it does not have the database of the URL: %w", err)
 	}
 	return err

@@ -231,12 +231,7 @@ func TestFault_KilledSubscriptionsAreReplaced(t *testing.T) {
 		ups := c.nodes[0].countUps()
 		c.during(func() {
 			redis.do("CLIENT", "KILL", "TYPE", "pubsub")
-			poll(t, func() error {
-				if c.nodes[0].countUps() == ups {
-					return errors.New("State(nil) was not told")
-				}
-				return nil
-			})
+			c.nodes[0].awaitUps(ups)
 		})
 	}
 	c.settle(true)
@@ -257,12 +252,7 @@ func TestFault_SilentSubscriptionIsReplaced(t *testing.T) {
 	ups := n.countUps()
 	p.losePushes.Store(true)
 	began := time.Now()
-	poll(t, func() error {
-		if n.countUps() == ups {
-			return errors.New("the subscription was not replaced")
-		}
-		return nil
-	})
+	n.awaitUps(ups)
 	if took := time.Since(began); took < probeTimeout || took > probeTimeout+2*probeInterval+2*time.Second {
 		t.Errorf("it took %v until a dead subscription was replaced", took)
 	}

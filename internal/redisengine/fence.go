@@ -127,7 +127,7 @@ func (l *link) decideGeneration(ctx context.Context, loaded *loadedScripts) (str
 		known = *g
 	}
 	answer, err := l.do(ctx, l.evalsha(sha, []string{l.session.keys.server}, format, engine.NewEpoch(), known,
-		srv.promotion, flag(srv.keeps()))).ToArray()
+		srv.promotion, bit(srv.keeps()))).ToArray()
 	if code(err) == "FORMAT" {
 		return "", fmt.Errorf("another version of the plugin has written the data (format %s instead of %s): "+
 			"update all nodes, or use another prefix", strings.TrimPrefix(err.Error(), "FORMAT "), format)

@@ -383,7 +383,7 @@ func (s *Session) publish(ctx context.Context, hub string, batch engine.Batch) (
 		milliseconds(batch.Bounds.Age),
 		strconv.Itoa(batch.Bounds.Receipts),
 		s.keys.hubChannel(hub),
-		flag(hasKeys),
+		bit(hasKeys),
 	)
 	for _, m := range batch.Messages {
 		if hasKeys {
@@ -469,7 +469,7 @@ func (s *Session) read(ctx context.Context, l *link, hub string, r reading) (eng
 
 func (s *Session) readPage(ctx context.Context, l *link, hub string, r reading, users bool) (page, error) {
 	answer, err := l.run(ctx, scriptRead, s.hubKeys(hub), engine.NewEpoch(), r.after.Epoch,
-		strconv.FormatUint(r.after.Seq, 10), milliseconds(r.bounds.Age), flag(users), flag(r.open)).ToArray()
+		strconv.FormatUint(r.after.Seq, 10), milliseconds(r.bounds.Age), bit(users), bit(r.open)).ToArray()
 	if err != nil {
 		return page{}, err
 	}
@@ -503,7 +503,7 @@ func milliseconds(d time.Duration) string {
 	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
-func flag(b bool) string {
+func bit(b bool) string {
 	if b {
 		return "1"
 	}

@@ -345,7 +345,7 @@ func (s *Session) removeFrom(ctx context.Context, l *link, node engine.NodeID, h
 			calls = append(calls, call{
 				keys: append(s.hubKeys(hub), s.keys.nodes, s.keys.hubs(node), s.keys.claims),
 				args: []string{
-					string(node), hub, s.keys.hubChannel(hub), cursor, engine.NewEpoch(), flag(ended), string(s.node),
+					string(node), hub, s.keys.hubChannel(hub), cursor, engine.NewEpoch(), bit(ended), string(s.node),
 					milliseconds(claimTime),
 				},
 			})

@@ -14,7 +14,6 @@ import (
 // A proxy passes connections on to a Redis, and can break them. It reads the answers one by one, so that it can lose some.
 type proxy struct {
 	t        testing.TB
-	to       string
 	listener net.Listener
 	wg       sync.WaitGroup
 
@@ -22,6 +21,7 @@ type proxy struct {
 	loseAnswers atomic.Int64 // close the connection instead of passing on so many of the next answers to scripts
 
 	mu    sync.Mutex
+	to    string
 	cut   bool // refuse connections
 	conns map[net.Conn]bool
 }
@@ -73,11 +73,12 @@ func (p *proxy) accept() {
 
 func (p *proxy) serve(client net.Conn) {
 	defer client.Close()
-	if !p.add(client) {
+	to, ok := p.add(client)
+	if !ok {
 		return
 	}
 	defer p.remove(client)
-	server, err := net.Dial("tcp", p.to)
+	server, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}
@@ -117,14 +118,23 @@ func (p *proxy) serve(client net.Conn) {
 	}
 }
 
-func (p *proxy) add(c net.Conn) bool {
+// add returns where the connection leads.
+func (p *proxy) add(c net.Conn) (to string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cut {
-		return false
+		return "", false
 	}
 	p.conns[c] = true
-	return true
+	return p.to, true
+}
+
+// redirect breaks all connections, and lets others lead to another server.
+func (p *proxy) redirect(to string) {
+	p.interrupt()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to, p.cut = to, false
 }
 
 func (p *proxy) remove(c net.Conn) {

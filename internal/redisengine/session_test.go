@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/big"
@@ -31,6 +32,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+	flag.Set("test.parallel", "8")               // tests mostly wait, for servers and for deadlines
 	os.Setenv("SSL_CERT_FILE", certificate.cert) // the roots that the tests trust
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(dir)
@@ -140,6 +142,17 @@ func (n *node) awaitDown(text string) {
 			return fmt.Errorf("the states of the session are %q, want one with %q", n.states, text)
 		}
 		return nil
+	})
+}
+
+// awaitUps waits until the session was connected more often than before.
+func (n *node) awaitUps(before int) {
+	n.t.Helper()
+	poll(n.t, func() error {
+		if n.countUps() <= before {
+			return errors.New("the session has not connected again")
+		}
+		return n.wantUp()
 	})
 }
 

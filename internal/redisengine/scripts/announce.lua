@@ -4,8 +4,8 @@
 local node = ARGV[1]
 local h = load_alone(ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5])
 touch(h)
-h.version, h.changed = h.version + 1, true
-save(h)
+h.version = h.version + 1
+store(h)
 
 local change = { notice('U', h, h.version), string.char(#node), node }
 local set, delete = { KEYS[6] }, { KEYS[6] }

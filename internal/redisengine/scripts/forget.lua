@@ -4,4 +4,4 @@ local h = load_alone(ARGV[1], '', 0, '')
 h.epoch = ARGV[1]
 touch(h)
 forget_log(h)
-save(h)
+store(h)

@@ -45,7 +45,7 @@ local function load(k, state, candidate, epoch, seq, age)
 		local s, base, bytes, base_bytes, oldest, published, held, version, expires, its_age, lost, new, count0, count1, since,
 			generation, e = struct.unpack(STATE, state)
 		h = { -- a constructor is much faster than one assignment after the other
-			k = k, meta = KEYS[k], log = KEYS[k + 1], changed = false,
+			k = k, meta = KEYS[k], log = KEYS[k + 1], changed = false, touched = false,
 			seq = s, base = base, bytes = bytes, base_bytes = base_bytes, oldest = oldest, published = published, held = held,
 			version = version, expires = expires, age = its_age, lost = lost, new = new, count0 = count0, count1 = count1,
 			since = since, generation = generation, epoch = e,
@@ -94,28 +94,31 @@ local function hold(h)
 	end
 end
 
--- touch lets the keys of the hub live for its age, and at least for a minute.
+-- touch lets the keys of the hub live for its age, and at least for a minute. store does it.
 local function touch(h)
 	local ttl = math.max(h.age, SHORTEST_TTL)
-	if h.expires >= now + ttl then
-		return
-	end
-	h.expires, h.changed = now + ttl + math.floor(ttl * SLACK), true
-	for i = h.k, h.k + 4 do
-		redis.call('PEXPIREAT', KEYS[i], h.expires)
+	if h.expires < now + ttl then
+		h.expires = now + ttl + math.floor(ttl * SLACK)
+		h.touched, h.changed = true, true
 	end
 end
 
--- packed returns the state of the hub.
-local function packed(h)
-	return struct.pack(STATE, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published, h.held, h.version, h.expires,
+-- store stores the state, and the given field and value.
+local function store(h, ...)
+	local state = struct.pack(STATE, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published, h.held, h.version, h.expires,
 		h.age, h.lost, h.new, h.count0, h.count1, h.since, GENERATION, h.epoch)
+	redis.call('HSET', h.meta, 'state', state, ...)
+	if h.touched then
+		for i = h.k, h.k + 4 do
+			redis.call('PEXPIREAT', KEYS[i], h.expires)
+		end
+	end
 end
 
--- save stores the state if it has changed.
-local function save(h)
+-- store_if_changed stores the state if it has changed.
+local function store_if_changed(h)
 	if h.changed then
-		redis.call('HSET', h.meta, 'state', packed(h))
+		store(h)
 	end
 end
 

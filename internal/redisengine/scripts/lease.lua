@@ -3,15 +3,18 @@
 -- Answer: number of the node, 1 if the node was not known or what it has announced may be lost.
 
 local node = ARGV[1]
-local number, forgotten = tonumber(ARGV[3]), 1
+local number, kept, forgotten = tonumber(ARGV[3]), false, 1
 local stored = redis.call('HGET', KEYS[3], node)
 if stored then
 	local generation, n = string.match(stored, '^(%S+) (%d+)')
 	if generation == GENERATION then
-		number, forgotten = tonumber(n), 0
+		forgotten = 0
+	end
+	if forgotten == 0 or tonumber(n) == number then
+		number, kept = tonumber(n), true
 	end
 end
-if forgotten == 1 then
+if not kept then
 	-- The node keeps its number if no other node can have got it since the counter was lost.
 	if number > tonumber(redis.call('GET', KEYS[4]) or 0) then
 		redis.call('SET', KEYS[4], number)

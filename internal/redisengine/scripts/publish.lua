@@ -62,11 +62,11 @@ end
 
 local answer = struct.pack('>dd', now, first) .. string.char(#h.epoch) .. h.epoch .. words
 if number == NO_NUMBER then
-	redis.call('HSET', h.meta, 'state', packed(h))
+	store(h)
 else
 	if not answered then
 		forget_answers(h)
 	end
-	redis.call('HSET', h.meta, 'state', packed(h), node, number .. answer)
+	store(h, node, number .. answer)
 end
 return answer

@@ -12,7 +12,7 @@ end
 touch(h)
 repair(h)
 expire(h, 0)
-save(h)
+store_if_changed(h)
 
 local after = h.base
 local seq = tonumber(ARGV[3])

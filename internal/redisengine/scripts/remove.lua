@@ -25,8 +25,8 @@ if #gone > 0 then
 	if state then
 		local h = load(2, state, ARGV[5], '', 0, '')
 		touch(h)
-		h.version, h.changed = h.version + 1, true
-		save(h)
+		h.version = h.version + 1
+		store(h)
 		redis.call('PUBLISH', ARGV[3], notice('U', h, h.version) .. string.char(#node) .. node .. table.concat(gone))
 	end
 end

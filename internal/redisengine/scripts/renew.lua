@@ -10,7 +10,7 @@ for i = 0, #ARGV / 5 - 1 do
 	hold(h)
 	touch(h)
 	expire(h, SLACK)
-	save(h)
+	store_if_changed(h)
 	if h.epoch ~= epoch or h.seq ~= seq or h.version ~= version then
 		answer[#answer + 1] = { i, h.epoch, h.seq, h.version }
 	end
