@@ -140,7 +140,7 @@ type page struct {
 }
 
 func parsePage(answer []rueidis.RedisMessage) (page, error) {
-	if len(answer) != 6 {
+	if len(answer) != 8 {
 		return page{}, errMalformed
 	}
 	var p page
@@ -154,8 +154,11 @@ func parsePage(answer []rueidis.RedisMessage) (page, error) {
 	}
 	p.Base, p.head, p.Version = number(1), number(2), number(3)
 	p.Epoch, _ = answer[0].ToString()
-	entries, err1 := answer[4].AsStrSlice()
-	users, err2 := answer[5].AsStrSlice()
+	if before, _ := answer[4].ToString(); before != "" {
+		p.Before = engine.Position{Epoch: before, Seq: number(5)}
+	}
+	entries, err1 := answer[6].AsStrSlice()
+	users, err2 := answer[7].AsStrSlice()
 	if errors.Join(err, err1, err2) != nil || p.Epoch == "" || len(users)%2 != 0 {
 		return page{}, errMalformed
 	}

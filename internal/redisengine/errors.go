@@ -18,6 +18,8 @@ var (
 	errClosed       = errors.New("the session is closed")
 	errNotConnected = errors.New("not connected yet")
 	errNotOpen      = errors.New("the hub is not open")
+	errHubName      = errors.New("the name of a hub is 1 to 255 bytes of UTF-8")
+	errBatchSize    = errors.New("a batch has 1 to 64 messages")
 	errReplaced     = errors.New("the hub was opened again or left meanwhile")
 	errOldBatch     = errors.New("a later batch was published")
 	errMalformed    = errors.New("malformed answer: does another program write keys with the prefix of the engine?")
@@ -49,7 +51,7 @@ func outcome(err error) error {
 	case "READONLY", "NOSCRIPT", "STALE", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "NOAUTH", "NOPERM", "BUSY":
 		return unavailable(err)
 	case "OLD":
-		return errOldBatch // an earlier attempt may have published it
+		return unavailable(errOldBatch)
 	}
 	return err
 }

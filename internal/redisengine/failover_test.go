@@ -61,7 +61,11 @@ func TestFailover_ReplicaThatLacksMessagesBeginsANewEpoch(t *testing.T) {
 		t.Errorf("after the failover a message is at %v, want number %d of another epoch than %v", after, before.Seq+1, before)
 	}
 	r.await(after)
-	two.open("hub").wantTexts("a", "b", "d")
+	again := two.open("hub")
+	again.wantTexts("a", "b", "d")
+	if again.snapshot.Before != before {
+		t.Errorf("the new epoch goes on from %v, want %v", again.snapshot.Before, before)
+	}
 }
 
 // TestFailover_ThereAndBack lets a process be a primary twice, and lose a message in between. It still has the scripts of

@@ -16,9 +16,6 @@ const (
 	// hub again.
 	mostPending      = 1000
 	mostPendingBytes = 4 << 20
-
-	// mostUndecided bounds how many batches are remembered that may have been published or not.
-	mostUndecided = 10_000
 )
 
 // A subscription is a hub that is open, or being opened.
@@ -57,7 +54,7 @@ func (s *Session) openHub(
 		hub: hub, bounds: bounds, to: to, confirmed: make(chan struct{}), opening: true,
 	})
 	for {
-		l, err := s.connected()
+		l, err := s.connectedFor(hub)
 		if err != nil {
 			return engine.Snapshot{}, err
 		}
@@ -337,36 +334,17 @@ func (s *Session) confirm(channel string) {
 // Publish implements engine.Session.
 func (s *Session) Publish(ctx context.Context, hub string, batch engine.Batch) ([]engine.Receipt, error) {
 	receipts, err := s.publish(ctx, hub, batch)
-	if batch.Number != 0 {
-		err = s.remember(hub, batch.Number, err)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("publishing: %w", err)
 	}
 	return receipts, nil
 }
 
-// remember notes whether an attempt to publish a batch has left its outcome open, and returns the error of the attempt.
-// After such an attempt, one that was never sent proves nothing.
-func (s *Session) remember(hub string, number uint64, err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case err == nil:
-		delete(s.undecided, hub)
-	case !errors.Is(err, engine.ErrUnavailable):
-		if len(s.undecided) >= mostUndecided {
-			clear(s.undecided)
-		}
-		s.undecided[hub] = number
-	case s.undecided[hub] == number:
-		return errors.New("an earlier attempt may have published the batch; this one: " + err.Error())
-	}
-	return err
-}
-
 func (s *Session) publish(ctx context.Context, hub string, batch engine.Batch) ([]engine.Receipt, error) {
-	l, err := s.connected()
+	if n := len(batch.Messages); n < 1 || n > mostInBatch {
+		return nil, unavailable(errBatchSize)
+	}
+	l, err := s.connectedFor(hub)
 	if err != nil {
 		return nil, err
 	}
@@ -412,7 +390,7 @@ func (s *Session) Read(ctx context.Context, hub string, after engine.Position) (
 	if sub := s.lookup(hub); sub != nil {
 		bounds = sub.bounds
 	}
-	l, err := s.connected()
+	l, err := s.connectedFor(hub)
 	if err != nil {
 		return engine.Snapshot{}, fmt.Errorf("reading the hub: %w", err)
 	}
@@ -478,7 +456,7 @@ func (s *Session) readPage(ctx context.Context, l *link, hub string, r reading, 
 
 // Forget implements engine.Session. Other nodes learn of it by the next message or renewal.
 func (s *Session) Forget(ctx context.Context, hub string) error {
-	l, err := s.connected()
+	l, err := s.connectedFor(hub)
 	if err == nil {
 		err = notNil(l.run(ctx, scriptForget, s.hubKeys(hub), engine.NewEpoch()).Error())
 	}

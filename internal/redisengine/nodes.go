@@ -45,7 +45,7 @@ func (s *Session) Announce(ctx context.Context, hub string, users []engine.UserC
 }
 
 func (s *Session) announce(ctx context.Context, hub string, users []engine.UserCount) error {
-	l, err := s.connected()
+	l, err := s.connectedFor(hub)
 	if err != nil {
 		return err
 	}

@@ -46,19 +46,19 @@ func startProxy(t testing.TB, to string) *proxy {
 func (p *proxy) url() string { return "redis://" + p.listener.Addr().String() }
 
 // interrupt breaks all connections, and refuses others until restore.
-func (p *proxy) interrupt() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut = true
-	for c := range p.conns {
-		c.Close()
-	}
-}
+func (p *proxy) interrupt() { p.setInterrupted(true) }
 
-func (p *proxy) restore() {
+func (p *proxy) restore() { p.setInterrupted(false) }
+
+func (p *proxy) setInterrupted(is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cut = false
+	p.cut = is
+	if is {
+		for c := range p.conns {
+			c.Close()
+		}
+	}
 }
 
 func (p *proxy) accept() {

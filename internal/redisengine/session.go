@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
 )
@@ -22,6 +23,9 @@ const (
 	closeTimeout = 2 * time.Second
 
 	nodeIDLength = 16
+
+	longestName = 255 // of a hub, in bytes
+	mostInBatch = 64  // messages
 )
 
 // A Session is a connection to Redis that is made again whenever it breaks. It implements engine.Cluster.
@@ -55,8 +59,6 @@ type Session struct {
 	leaving map[string]chan struct{}
 	// changed has the hubs that were opened or left since the subscriber has last looked.
 	changed map[string]struct{}
-	// undecided has the numbers of batches that may have been published or not, by hub.
-	undecided map[string]uint64
 	// lives counts the connections for subscriptions. Whatever was published between two of them is lost.
 	lives uint64
 }
@@ -68,16 +70,15 @@ var _ engine.Cluster = (*Session)(nil)
 // prefix. The name is that of the node, as engine.Status has it.
 func Connect(o Options, prefix, name string, monitor engine.Monitor) *Session {
 	s := &Session{
-		network:   o.network,
-		keys:      newKeys(prefix, o.db),
-		node:      engine.NodeID(rand.Text()[:nodeIDLength]),
-		monitor:   monitor,
-		done:      make(chan struct{}),
-		retry:     make(chan struct{}, 1),
-		hubs:      map[string]*subscription{},
-		leaving:   map[string]chan struct{}{},
-		changed:   map[string]struct{}{},
-		undecided: map[string]uint64{},
+		network: o.network,
+		keys:    newKeys(prefix, o.db),
+		node:    engine.NodeID(rand.Text()[:nodeIDLength]),
+		monitor: monitor,
+		done:    make(chan struct{}),
+		retry:   make(chan struct{}, 1),
+		hubs:    map[string]*subscription{},
+		leaving: map[string]chan struct{}{},
+		changed: map[string]struct{}{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.options.Store(&o)
@@ -187,6 +188,14 @@ func (s *Session) connected() (*link, error) {
 		return nil, unavailable(*s.down.Load())
 	}
 	return l, nil
+}
+
+// connectedFor returns the link for a call about a hub.
+func (s *Session) connectedFor(hub string) (*link, error) {
+	if hub == "" || len(hub) > longestName || !utf8.ValidString(hub) {
+		return nil, unavailable(errHubName)
+	}
+	return s.connected()
 }
 
 // Close implements engine.Session. It removes the users of this node, so that the others need not wait for its lease to

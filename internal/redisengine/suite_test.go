@@ -13,12 +13,14 @@ func TestSession_KeepsThePromisesOfEngines(t *testing.T) {
 	enginetest.Run(t, func(t testing.TB) enginetest.Harness {
 		redis := startRedis(t)
 		var mu sync.Mutex
+		interrupted := false
 		proxies := map[engine.Session]*proxy{}
-		all := func(f func(*proxy)) {
+		interrupt := func(is bool) {
 			mu.Lock()
 			defer mu.Unlock()
+			interrupted = is
 			for _, p := range proxies {
-				f(p)
+				p.setInterrupted(is)
 			}
 		}
 		return enginetest.Harness{
@@ -29,9 +31,10 @@ func TestSession_KeepsThePromisesOfEngines(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				s := Connect(options, DefaultPrefix, "machine", m)
 				mu.Lock()
 				defer mu.Unlock()
+				p.setInterrupted(interrupted)
+				s := Connect(options, DefaultPrefix, "machine", m)
 				proxies[s] = p
 				return s, nil
 			},
@@ -43,8 +46,8 @@ func TestSession_KeepsThePromisesOfEngines(t *testing.T) {
 				s.Close()
 			},
 			Interrupt: func() (restore func()) {
-				all((*proxy).interrupt)
-				return func() { all((*proxy).restore) }
+				interrupt(true)
+				return func() { interrupt(false) }
 			},
 			Wipe: func() { redis.do("FLUSHALL") },
 		}

@@ -18,20 +18,28 @@ local ENTRY = '>ddd'
 --   oldest      no entry is older
 --   published   when the newest message was published
 --   held        until then some node has the hub open
---   version     of the users
+--   version     of the users, in this epoch
 --   expires     when the keys expire
 --   age         of entries and receipts
 --   lost        when the newest receipt was made that is lost
 --   new         which hash gets new receipts, 0 or 1
 --   count0, count1  how many receipts the hashes have
 --   since       when new was changed
+--   went_on     number with which the epoch before ended, if this one goes on from there
 --   generation, epoch
-local STATE = '>dddddddddddddddss'
+--   before      the epoch before, or ''
+local STATE = '>ddddddddddddddddsss'
 
 local SHORTEST_TTL, HOLD = 60000, 60000
 
 -- To save calls, bounds are enforced only when they are exceeded by this part.
 local SLACK = 1 / 4
+
+-- begin begins a new epoch, which goes on from the one before.
+local function begin(h, epoch)
+	h.before, h.went_on, h.epoch = h.epoch, h.seq, epoch
+	h.version, h.changed = 0, true
+end
 
 -- load returns the hub whose keys begin at k, from its state or false. The caller may know an epoch and a number of it;
 -- otherwise the epoch is ''. age may be '', which leaves it as it is. The hub gets the candidate as its new epoch
@@ -43,15 +51,15 @@ local function load(k, state, candidate, epoch, seq, age)
 	local h
 	if state then
 		local s, base, bytes, base_bytes, oldest, published, held, version, expires, its_age, lost, new, count0, count1, since,
-			generation, e = struct.unpack(STATE, state)
+			went_on, generation, e, before = struct.unpack(STATE, state)
 		h = { -- a constructor is much faster than one assignment after the other
 			k = k, meta = KEYS[k], log = KEYS[k + 1], changed = false, touched = false,
 			seq = s, base = base, bytes = bytes, base_bytes = base_bytes, oldest = oldest, published = published, held = held,
 			version = version, expires = expires, age = its_age, lost = lost, new = new, count0 = count0, count1 = count1,
-			since = since, generation = generation, epoch = e,
+			since = since, went_on = went_on, generation = generation, epoch = e, before = before,
 		}
 	else
-		h = { k = k, meta = KEYS[k], log = KEYS[k + 1], held = 0, expires = 0, age = 0, lost = 0 }
+		h = { k = k, meta = KEYS[k], log = KEYS[k + 1], epoch = '', held = 0, expires = 0, age = 0, lost = 0 }
 	end
 	if age ~= '' and tonumber(age) ~= h.age then
 		h.age = tonumber(age)
@@ -63,7 +71,7 @@ local function load(k, state, candidate, epoch, seq, age)
 		if forgotten then
 			redis.call('DEL', KEYS[k + 2], KEYS[k + 3])
 		end
-		h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.version, h.published = 0, 0, 0, 0, 0, 0, now
+		h.epoch, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published = '', 0, 0, 0, 0, 0, now
 		h.new, h.since = 0, 0
 		h.count0, h.count1 = redis.call('HLEN', KEYS[k + 2]), redis.call('HLEN', KEYS[k + 3])
 		h.lost = math.max(h.lost, LOST)
@@ -77,8 +85,7 @@ local function load(k, state, candidate, epoch, seq, age)
 	else
 		return h
 	end
-	h.epoch = candidate
-	h.changed = true
+	begin(h, candidate)
 	return h
 end
 
@@ -106,7 +113,7 @@ end
 -- store stores the state, and the given field and value.
 local function store(h, ...)
 	local state = struct.pack(STATE, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published, h.held, h.version, h.expires,
-		h.age, h.lost, h.new, h.count0, h.count1, h.since, GENERATION, h.epoch)
+		h.age, h.lost, h.new, h.count0, h.count1, h.since, h.went_on, GENERATION, h.epoch, h.before)
 	redis.call('HSET', h.meta, 'state', state, ...)
 	if h.touched then
 		for i = h.k, h.k + 4 do

@@ -1,7 +1,8 @@
 -- Reads a hub from the entry after a position, or from its oldest entry. Keys: server, hub.
 -- Arguments: candidate, epoch and number of the position, age or '', 1 to read the users, too, 1 if the node opens it.
--- Answer: epoch, number before the first entry, newest number, version, entries as in the list, users. If the entries are
--- many, these are only the first of them: the newest number is then beyond the last entry.
+-- Answer: epoch, number before the first entry, newest number, version, the epoch before and the number with which it ended,
+-- entries as in the list, users. If the entries are many, these are only the first of them: the newest number is then beyond
+-- the last entry.
 
 local MOST_ENTRIES, MOST_BYTES = 500, 1048576
 
@@ -28,4 +29,4 @@ end
 if ARGV[5] == '1' then
 	users = redis.call('HGETALL', KEYS[6])
 end
-return { h.epoch, after, h.seq, h.version, entries, users }
+return { h.epoch, after, h.seq, h.version, h.before, h.went_on, entries, users }
