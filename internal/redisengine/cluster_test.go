@@ -55,8 +55,11 @@ func TestLease_UsersOfAKilledNodeLeaveAllHubs(t *testing.T) {
 	others := []*node{connect(t, redis.url()), connect(t, redis.url())}
 	list, counts := manyUsers()
 	var receivers []*receiver
-	for hub := range 2*hubsTogether + 1 {
+	for hub := range hubsTogether + 3 {
 		name := fmt.Sprint("hub ", hub)
+		for _, n := range append(others, killed) {
+			n.renew() // this takes a while
+		}
 		killed.open(name)
 		users, want := []engine.UserCount{{User: "ann", Clients: 1}}, map[string]int{"ann": 1}
 		if hub == 0 {
@@ -185,9 +188,9 @@ func TestRenew_ComparesManyHubs(t *testing.T) {
 	one, two := connect(t, redis.url()), connect(t, redis.url())
 	var known []engine.Known
 	for hub := range 2*hubsPerCall*callsTogether + 10 {
-		name := fmt.Sprint("hub ", hub)
-		known = append(known, one.open(name).known(name))
+		known = append(known, engine.Known{Hub: fmt.Sprint("hub ", hub), Bounds: bounds})
 	}
+	known = one.renew(known...).Changed // all are new
 	if changed := one.renew(known...).Changed; len(changed) != 0 {
 		t.Fatalf("of unchanged hubs Renew returned %v", changed)
 	}
@@ -213,10 +216,10 @@ func TestRead_PagesThroughManyAndLargeEntries(t *testing.T) {
 	roomy := engine.Bounds{Messages: 10_000, Bytes: 64 << 20, Age: time.Hour}
 	for hub, size := range map[string]int{"many": 10, "large": 100_000} {
 		var want []string
-		for i := range 40 {
+		for i := range 20 {
 			var texts []string
-			for j := range 40 {
-				texts = append(texts, fmt.Sprintf("%d %s", 40*i+j, strings.Repeat("x", size)))
+			for j := range 60 {
+				texts = append(texts, fmt.Sprintf("%d %s", 60*i+j, strings.Repeat("x", size)))
 			}
 			if size > 1000 {
 				texts = texts[:2]

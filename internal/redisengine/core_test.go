@@ -374,11 +374,15 @@ func (c *cluster) settle(lossless bool) {
 func (c *cluster) settleHub(hub int, lossless bool) {
 	c.t.Helper()
 	name := c.cores[0][hub].hub
-	marker := &sender{core: c.cores[0][hub], name: fmt.Sprint("marker ", hub), number: uint64(time.Now().UnixNano())}
-	marker.send(patience)
+	last := c.senders[hub] // of the first node
+	before := len(last.published)
+	last.send(patience)
+	if len(last.published) == before {
+		c.t.Fatalf("nothing can be published in %s", name)
+	}
 	poll(c.t, func() error {
 		position, base, log := c.cores[0][hub].state()
-		if len(marker.published) == 0 || !slices.Contains(log, marker.published[0]) {
+		if !slices.Contains(log, last.published[before]) {
 			return fmt.Errorf("%s does not have the last message", name)
 		}
 		for _, cores := range c.cores[1:] {

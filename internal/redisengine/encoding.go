@@ -56,7 +56,7 @@ func parsePush(text string) (push, bool) {
 	default:
 		r.failed = true
 	}
-	return p, !r.failed
+	return p, !r.failed && p.epoch != ""
 }
 
 // A reader takes values from the beginning of a text, until it fails.

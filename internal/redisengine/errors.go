@@ -113,3 +113,11 @@ func explainConnection(err error) error {
 
 // expectsTLS is a hint for a server that breaks a connection without TLS off before it has said anything.
 const expectsTLS = " If it expects TLS, use rediss:// instead of redis://"
+
+// notNil returns err unless it only means that a script has answered nothing.
+func notNil(err error) error {
+	if rueidis.IsRedisNil(err) {
+		return nil
+	}
+	return err
+}

@@ -53,9 +53,10 @@ func TestFailover_ReplicaThatLacksMessagesBeginsANewEpoch(t *testing.T) {
 	lost := one.publish("hub", "c")[0].Position
 	r.await(lost)
 
-	ups := one.countUps()
+	ups, otherUps := one.countUps(), two.countUps()
 	p.redirect(replica.address())
 	one.awaitUps(ups)
+	two.awaitUps(otherUps)
 	after := one.publish("hub", "d")[0].Position
 	if after.Epoch == before.Epoch || after.Seq != before.Seq+1 {
 		t.Errorf("after the failover a message is at %v, want number %d of another epoch than %v", after, before.Seq+1, before)

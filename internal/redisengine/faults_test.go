@@ -59,12 +59,46 @@ func TestFault_RestartBeginsNewEpochs(t *testing.T) {
 			c := startCluster(t, repeatString(redis.url(), 2)...)
 			for range loops(2) {
 				c.during(redis.restart)
+				c.settle(false)
 			}
-			c.settle(false)
 			if got, want := c.ledger.epochs("hub 0"), loops(2)+1; got < want {
 				t.Errorf("after %d restarts a hub had %d epochs, want at least %d", loops(2), got, want)
 			}
 		})
+	}
+}
+
+// TestFault_RestartAfterRewriteLosesNothing lets the server rewrite its append-only file, which must change nothing.
+func TestFault_RestartAfterRewriteLosesNothing(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
+	c := startCluster(t, repeatString(redis.url(), 2)...)
+	c.during(func() {
+		redis.do("BGREWRITEAOF")
+		for _, n := range c.nodes {
+			n.link.Load().examineAgain(t.Context())
+		}
+		redis.restart()
+	})
+	c.settle(true)
+}
+
+// TestFault_RestartAfterWeakSettings lets the server be as safe as can be when it stops and when it comes back, but not
+// always before.
+func TestFault_RestartAfterWeakSettingsBeginsNewEpochs(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
+	n := connect(t, redis.url())
+	before := n.publish("hub", "a")[0].Position
+	for _, value := range []string{"everysec", "always"} {
+		redis.do("CONFIG", "SET", "appendfsync", value)
+		n.link.Load().examineAgain(t.Context())
+	}
+	ups := n.countUps()
+	redis.restart()
+	n.awaitUps(ups)
+	if after := n.publish("hub", "b")[0].Position; after.Epoch == before.Epoch {
+		t.Errorf("after a restart a message is at %v, want another epoch", after)
 	}
 }
 
@@ -227,7 +261,7 @@ func TestFault_KilledSubscriptionsAreReplaced(t *testing.T) {
 	t.Parallel()
 	redis := startRedis(t)
 	c := startCluster(t, repeatString(redis.url(), 2)...)
-	for range mostShortLives {
+	for range mostShortLived {
 		ups := c.nodes[0].countUps()
 		c.during(func() {
 			redis.do("CLIENT", "KILL", "TYPE", "pubsub")

@@ -49,10 +49,10 @@ const (
 	scriptRenew
 	scriptLease
 	scriptNodes
-	scriptExpired
-	scriptRemove
-	scriptRetire
-	scriptBury
+	scriptFindEnded
+	scriptRemoveUsers
+	scriptEndLease
+	scriptRemoveNode
 )
 
 // A scriptText says how the text of a script is put together.
@@ -63,17 +63,17 @@ type scriptText struct {
 
 // Only messages are refused when the server has no memory left: what else there is takes little, and helps to free some.
 var scriptTexts = [...]scriptText{
-	scriptPublish:  {"", []string{"hub", "receipts", "publish"}},
-	scriptRead:     {"allow-oom", []string{"hub", "read"}},
-	scriptForget:   {"allow-oom", []string{"hub", "forget"}},
-	scriptAnnounce: {"allow-oom", []string{"hub", "announce"}},
-	scriptRenew:    {"allow-oom", []string{"hub", "renew"}},
-	scriptLease:    {"allow-oom", []string{"lease"}},
-	scriptNodes:    {"no-writes", []string{"nodes"}},
-	scriptExpired:  {"allow-oom", []string{"expired"}},
-	scriptRemove:   {"allow-oom", []string{"hub", "remove"}},
-	scriptRetire:   {"allow-oom", []string{"retire"}},
-	scriptBury:     {"allow-oom", []string{"bury"}},
+	scriptPublish:     {"", []string{"hub", "receipts", "publish"}},
+	scriptRead:        {"allow-oom", []string{"hub", "read"}},
+	scriptForget:      {"allow-oom", []string{"hub", "forget"}},
+	scriptAnnounce:    {"allow-oom", []string{"hub", "announce"}},
+	scriptRenew:       {"allow-oom", []string{"hub", "renew"}},
+	scriptLease:       {"allow-oom", []string{"lease"}},
+	scriptNodes:       {"no-writes", []string{"nodes"}},
+	scriptFindEnded:   {"allow-oom", []string{"find_ended"}},
+	scriptRemoveUsers: {"allow-oom", []string{"hub", "remove_users"}},
+	scriptEndLease:    {"allow-oom", []string{"end_lease"}},
+	scriptRemoveNode:  {"allow-oom", []string{"remove_node"}},
 }
 
 // loadedScripts are the scripts that the server of a link has.
@@ -127,7 +127,7 @@ func (l *link) decideGeneration(ctx context.Context, loaded *loadedScripts) (str
 		known = *g
 	}
 	answer, err := l.do(ctx, l.evalsha(sha, []string{l.session.keys.server}, format, engine.NewEpoch(), known,
-		srv.promotion, bit(srv.keeps()))).ToArray()
+		srv.promotion, bit(srv.keeps()), bit(srv.rewriting))).ToArray()
 	if code(err) == "FORMAT" {
 		return "", fmt.Errorf("another version of the plugin has written the data (format %s instead of %s): "+
 			"update all nodes, or use another prefix", strings.TrimPrefix(err.Error(), "FORMAT "), format)

@@ -35,6 +35,10 @@ const (
 	pingInterval  = 2 * time.Second
 	answerTimeout = 5 * time.Second
 
+	// refreshInterval is the time between two looks at the Sentinels, in case that they have said unheard that the primary
+	// is another one.
+	refreshInterval = 5 * time.Second
+
 	// ringScale is the logarithm of how many commands may be in flight on a connection. See link.slots.
 	ringScale = 10
 
@@ -246,11 +250,12 @@ func (o Options) clientOption(
 	}
 	if o.master != "" {
 		option.Sentinel = rueidis.SentinelOption{
-			MasterSet: o.master,
-			Username:  o.sentinelUsername,
-			Password:  o.sentinelPassword,
-			Dialer:    dialer,
-			TLSConfig: option.TLSConfig,
+			MasterSet:               o.master,
+			Username:                o.sentinelUsername,
+			Password:                o.sentinelPassword,
+			Dialer:                  dialer,
+			TLSConfig:               option.TLSConfig,
+			TopologyRefreshInterval: refreshInterval,
 		}
 	}
 	return option

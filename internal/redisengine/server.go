@@ -22,7 +22,7 @@ type server struct {
 	eviction  string // maxmemory-policy
 
 	appendOnly bool
-	rewriting  bool // of the append-only file
+	rewriting  bool // the append-only file; it has none yet if that was switched on just now
 	// Only if it lets the user read its configuration:
 	configKnown     bool
 	appendFsync     string
@@ -95,11 +95,9 @@ func (s server) syncs() bool {
 	return s.appendOnly && s.configKnown && s.appendFsync == "always" && !s.noSyncOnRewrite
 }
 
-// keeps reports whether a restart of the server certainly loses nothing that it has answered. If it has replicas, one of
-// them may take its place, which may lack the newest messages.
-func (s server) keeps() bool {
-	return s.syncs() && !s.rewriting && !s.replicas && strings.Trim(s.promotion, "0") == ""
-}
+// keeps reports whether a restart of the server certainly loses nothing that it has answered, provided that it was so from
+// the beginning. If it has replicas, one of them may take its place, which may lack the newest messages.
+func (s server) keeps() bool { return s.syncs() && !s.replicas && strings.Trim(s.promotion, "0") == "" }
 
 // warnings returns what an operator should know about the settings of the server.
 func (s server) warnings() []string {

@@ -59,8 +59,8 @@ type Session struct {
 	leaving map[string]chan struct{}
 	// changed has the hubs that were opened or left since the subscriber has last looked.
 	changed map[string]struct{}
-	// lives counts the connections for subscriptions. Whatever was published between two of them is lost.
-	lives uint64
+	// connections counts how often the subscriber has got a connection or lost it.
+	connections uint64
 }
 
 // Interface guards
@@ -132,10 +132,11 @@ func (s *Session) run() {
 func (s *Session) use(l *link) error {
 	s.warn(l)
 	s.link.Store(l)
+	s.signal() // hubs may have been opened or left before the link could be seen
 	s.tellUp()
 	err := l.supervise(s.ctx)
 	if s.ctx.Err() != nil {
-		s.retire(l)
+		s.endLease(l)
 	}
 	err = s.describe(l.address, err)
 	s.down.Store(&err)

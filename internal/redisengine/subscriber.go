@@ -18,8 +18,8 @@ const (
 	probeInterval = 2 * time.Second
 	probeTimeout  = 5 * time.Second
 
-	// mostShortLives is how many connections in a row may live for less than shortestLife.
-	mostShortLives = 3
+	// mostShortLived is how many connections in a row may live for less than shortestLife.
+	mostShortLived = 3
 	shortestLife   = time.Second
 
 	// mostChannels is how many channels a SUBSCRIBE names.
@@ -34,36 +34,45 @@ type subscriber struct {
 	wake    chan struct{} // has a value when hubs were opened or left
 
 	// Owned by the goroutine that runs connect, then run, then close.
-	ears     *ears
-	began    time.Time       // of ears
-	short    int             // how many before had a short life
-	channels map[string]bool // those that ears subscribes to
+	conn       *listener
+	channels   map[string]bool // those that conn subscribes to
+	began      time.Time       // of conn
+	shortLived int             // how many connections before conn were
 }
 
-// ears are one connection for subscriptions.
-type ears struct {
+// A listener is one connection for subscriptions.
+type listener struct {
 	session *Session
 	client  rueidis.DedicatedClient
 	broken  <-chan error
 
-	sent    uint64        // the newest probe
-	sentAt  time.Time     // when it was sent
-	arrived atomic.Uint64 // the newest probe that has come back
+	probed   uint64        // the newest probe that was sent
+	probedAt time.Time     // when
+	heard    atomic.Uint64 // the newest probe that has come back
 
-	mu   sync.Mutex // held while a receiver is called
-	deaf bool       // no receiver is called any more
+	mu     sync.Mutex // held while a receiver is called
+	closed bool       // no receiver is called any more
 }
 
 func newSubscriber(l *link) *subscriber {
 	return &subscriber{link: l, session: l.session, wake: make(chan struct{}, 1)}
 }
 
+// signal makes the subscriber look which hubs were opened or left.
+func (s *subscriber) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
 // connect makes a connection to the process of the link, and subscribes to all hubs of the session.
 func (s *subscriber) connect(ctx context.Context) error {
-	client, _ := s.link.client.Dedicate() // ears.close gives it back
-	e := &ears{session: s.session, client: client}
-	s.ears, s.began, s.channels = e, time.Now(), map[string]bool{}
-	e.broken = client.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: e.hear})
+	client, _ := s.link.client.Dedicate() // listener.close gives it back
+	conn := &listener{session: s.session, client: client}
+	conn.broken = client.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: conn.receive})
+	s.conn, s.channels, s.began = conn, map[string]bool{}, time.Now()
+
 	text, err := client.Do(ctx, client.B().Info().Section("server").Build()).ToString()
 	if err != nil {
 		return err
@@ -71,10 +80,10 @@ func (s *subscriber) connect(ctx context.Context) error {
 	if parseInfo(text).runID != s.link.scripts.Load().server.runID {
 		return errTwoServers
 	}
-	if err := e.subscribe(ctx, []string{s.session.keys.nodeChannel(s.session.node)}); err != nil {
+	if err := conn.subscribe(ctx, []string{s.session.keys.nodeChannel(s.session.node)}); err != nil {
 		return err
 	}
-	s.session.beginLife()
+	s.session.subscriberConnected()
 	return s.follow(ctx)
 }
 
@@ -88,7 +97,7 @@ func (s *subscriber) run() {
 		select {
 		case <-ctx.Done():
 			return
-		case err := <-s.ears.broken:
+		case err := <-s.conn.broken:
 			if err == nil { // it was closed
 				err = net.ErrClosed
 			}
@@ -107,17 +116,17 @@ func (s *subscriber) run() {
 // replace makes another connection. The session has then missed what was published in between.
 func (s *subscriber) replace(ctx context.Context, lost error) {
 	if time.Since(s.began) > shortestLife {
-		s.short = 0
-	} else if s.short++; s.short > mostShortLives {
+		s.shortLived = 0
+	} else if s.shortLived++; s.shortLived > mostShortLived {
 		s.link.end(lost) // the session then waits before it tries again
 		return
 	}
-	s.session.endLife()
-	s.ears.close()
+	s.session.subscriberLost()
+	s.conn.close()
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := s.connect(ctx); err != nil {
-		s.link.end(errors.Join(lost, explain(err)))
+		s.link.end(fmt.Errorf("%w, and again: %w", lost, explain(err)))
 		return
 	}
 	s.session.monitor.State(nil)
@@ -125,9 +134,9 @@ func (s *subscriber) replace(ctx context.Context, lost error) {
 
 // close ends the subscriptions. No receiver is called after it has returned.
 func (s *subscriber) close() {
-	s.session.endLife()
-	if s.ears != nil {
-		s.ears.close()
+	s.session.subscriberLost()
+	if s.conn != nil {
+		s.conn.close()
 	}
 }
 
@@ -148,7 +157,7 @@ func (s *subscriber) follow(ctx context.Context) error {
 	for len(begin) > 0 {
 		some := begin[:min(len(begin), mostChannels)]
 		begin = begin[len(some):]
-		if err := s.ears.subscribe(ctx, some); err != nil {
+		if err := s.conn.subscribe(ctx, some); err != nil {
 			return err
 		}
 		for _, channel := range some {
@@ -159,7 +168,7 @@ func (s *subscriber) follow(ctx context.Context) error {
 	for len(end) > 0 {
 		some := end[:min(len(end), mostChannels)]
 		end = end[len(some):]
-		if err := s.ears.client.Do(ctx, s.ears.client.B().Unsubscribe().Channel(some...).Build()).Error(); err != nil {
+		if err := s.conn.unsubscribe(ctx, some); err != nil {
 			return err
 		}
 		for _, channel := range some {
@@ -169,45 +178,36 @@ func (s *subscriber) follow(ctx context.Context) error {
 	return nil
 }
 
-// signal makes the subscriber look which hubs were opened or left.
-func (s *subscriber) signal() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
 // probe looks whether the last probe has come back, and sends the next one.
 func (s *subscriber) probe(ctx context.Context) error {
-	e := s.ears
-	if e.sent > e.arrived.Load() {
-		if time.Since(e.sentAt) < probeTimeout {
+	c := s.conn
+	if c.probed > c.heard.Load() {
+		if time.Since(c.probedAt) < probeTimeout {
 			return nil
 		}
-		return errors.New("the subscription is dead")
+		return errors.New("nothing comes over the connection for subscriptions")
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	b := s.link.commands.B()
-	channel := s.session.keys.nodeChannel(s.session.node)
-	message := strconv.FormatUint(e.sent+1, 10)
-	e.sent++
-	receivers, err := s.link.do(ctx, b.Publish().Channel(channel).Message(message).Build()).AsInt64()
-	e.sentAt = time.Now()
+	publish := s.link.commands.B().Publish().Channel(s.session.keys.nodeChannel(s.session.node)).
+		Message(strconv.FormatUint(c.probed+1, 10)).Build()
+	c.probed++
+	receivers, err := s.link.do(ctx, publish).AsInt64()
+	c.probedAt = time.Now()
 	if err != nil {
-		e.sent-- // the connection for commands has a problem
+		c.probed-- // something is wrong with the connection for commands
 		return nil
 	}
 	if receivers == 0 {
-		return errors.New("the server has ended the subscription")
+		return errors.New("the server has ended the subscriptions")
 	}
 	return nil
 }
 
 // subscribe waits until the server has confirmed all channels: the answer to PING comes after that.
-func (e *ears) subscribe(ctx context.Context, channels []string) error {
-	b := e.client.B()
-	for _, result := range e.client.DoMulti(ctx, b.Subscribe().Channel(channels...).Build(), b.Ping().Build()) {
+func (c *listener) subscribe(ctx context.Context, channels []string) error {
+	b := c.client.B()
+	for _, result := range c.client.DoMulti(ctx, b.Subscribe().Channel(channels...).Build(), b.Ping().Build()) {
 		if err := result.Error(); err != nil {
 			return err
 		}
@@ -215,25 +215,29 @@ func (e *ears) subscribe(ctx context.Context, channels []string) error {
 	return nil
 }
 
-// hear takes a message. rueidis calls it for one at a time, from the goroutine that reads the connection.
-func (e *ears) hear(m rueidis.PubSubMessage) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.deaf {
+func (c *listener) unsubscribe(ctx context.Context, channels []string) error {
+	return c.client.Do(ctx, c.client.B().Unsubscribe().Channel(channels...).Build()).Error()
+}
+
+// receive takes a message. rueidis calls it for one at a time, from the goroutine that reads the connection.
+func (c *listener) receive(m rueidis.PubSubMessage) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
 		return
 	}
-	if hub, ok := e.session.keys.hubOf(m.Channel); ok {
-		e.session.deliver(hub, m.Message)
+	if hub, ok := c.session.keys.hubOf(m.Channel); ok {
+		c.session.deliver(hub, m.Message)
 	} else if n, err := strconv.ParseUint(m.Message, 10, 64); err == nil {
-		e.arrived.Store(n)
+		c.heard.Store(n)
 	}
 }
 
-// close closes the connection. hear calls no receiver after it has returned: it waits for one that is being called,
-// which returns at once.
-func (e *ears) close() {
-	e.mu.Lock()
-	e.deaf = true
-	e.mu.Unlock()
-	e.client.Close()
+// close closes the connection. No receiver is called after it has returned: it waits for a call that runs, which returns
+// at once.
+func (c *listener) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.client.Close()
 }
