@@ -5,6 +5,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 )
@@ -16,6 +17,8 @@ type redisServer struct {
 	dir  string
 	args []string
 	cmd  *exec.Cmd
+
+	before []string // arguments that must be the first
 }
 
 // startRedis starts a Redis that keeps nothing on the disk, unless the arguments say otherwise. The test is skipped if the program
@@ -32,7 +35,8 @@ func startRedis(t testing.TB, args ...string) *redisServer {
 // start starts it, also again after kill.
 func (r *redisServer) start() {
 	r.t.Helper()
-	args := append([]string{"--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--logfile", filepath.Join(r.dir, "log")}, r.args...)
+	args := append(slices.Clone(r.before), "--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--logfile", filepath.Join(r.dir, "log"))
+	args = append(args, r.args...)
 	r.cmd = exec.Command("redis-server", args...)
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
