@@ -139,6 +139,9 @@ func (l *clusterLoad) settle(within time.Duration) (took time.Duration, err erro
 	l.pause(time.Second)
 	l.pause(time.Second)
 	l.sending.Store(false)
+	if err := l.await(began.Add(3*time.Second), (*clusterClient).waits); err != nil {
+		l.t.Logf("DEBUG unanswered after 3 s: %v", err)
+	}
 	if err := l.await(began.Add(within), (*clusterClient).waits); err != nil {
 		return 0, fmt.Errorf("unanswered: %w", err)
 	}
@@ -391,7 +394,11 @@ func (c *clusterClient) handle(h, e *incoming) {
 		r.ended("lagged, skipped")
 	case "sent":
 		if s := c.take(*e.ID); s != nil {
-			r.answer(c.hub, s.payload, publishedAs{e.Seq, h.Epoch, s.late && s.epoch == h.Epoch})
+			epoch := h.Epoch
+			if e.Epoch != "" {
+				epoch = e.Epoch
+			}
+			r.answer(c.hub, s.payload, publishedAs{e.Seq, epoch, s.late && s.epoch == h.Epoch})
 		}
 	case "error":
 		c.handleError(e)
