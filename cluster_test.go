@@ -1,12 +1,15 @@
 package chatbroadcast
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -373,7 +376,7 @@ func testNodes(t *testing.T) {
 
 // ---- Redis ----
 
-// command sends a command, whose arguments have no spaces, and returns the answer as it is.
+// command sends a command, whose arguments have no spaces, and returns the answer: its parts, one a line.
 func (r *redisServer) command(t testing.TB, command string) string {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", r.address(), patience)
@@ -382,22 +385,44 @@ func (r *redisServer) command(t testing.TB, command string) string {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(patience))
-	if _, err := fmt.Fprintf(conn, "%s\r\nQUIT\r\n", command); err != nil {
+	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
 		t.Fatal(err)
 	}
 	var answer strings.Builder
-	buffer := make([]byte, 4<<10)
-	for {
-		n, err := conn.Read(buffer)
-		answer.Write(buffer[:n])
-		if err != nil {
-			break
-		}
-	}
-	if strings.HasPrefix(answer.String(), "-") && !strings.HasPrefix(command, "SENTINEL") {
-		t.Fatalf("%s: %s", command, answer.String())
+	if err := readAnswer(bufio.NewReader(conn), &answer); err != nil {
+		t.Fatalf("%s: %v", command, err)
 	}
 	return answer.String()
+}
+
+// readAnswer adds an answer of Redis to b. An error that Redis answers is an answer, too.
+func readAnswer(r *bufio.Reader, b *strings.Builder) error {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	kind, line := line[0], strings.TrimSpace(line[1:])
+	n, _ := strconv.Atoi(line) // used only where it is a number
+	switch kind {
+	case '$':
+		data := make([]byte, max(n, 0)+len("\r\n"))
+		if n < 0 {
+			return nil
+		}
+		if _, err := io.ReadFull(r, data); err != nil {
+			return err
+		}
+		fmt.Fprintf(b, "%s\n", data[:n])
+	case '*':
+		for range n {
+			if err := readAnswer(r, b); err != nil {
+				return err
+			}
+		}
+	default:
+		fmt.Fprintf(b, "%s\n", line)
+	}
+	return nil
 }
 
 // cutAppendOnlyFile takes the last bytes from the append-only file, as a crash of the machine may do.

@@ -139,9 +139,6 @@ func (l *clusterLoad) settle(within time.Duration) (took time.Duration, err erro
 	l.pause(time.Second)
 	l.pause(time.Second)
 	l.sending.Store(false)
-	if err := l.await(began.Add(3*time.Second), (*clusterClient).waits); err != nil {
-		l.t.Logf("DEBUG unanswered after 3 s: %v", err)
-	}
 	if err := l.await(began.Add(within), (*clusterClient).waits); err != nil {
 		return 0, fmt.Errorf("unanswered: %w", err)
 	}
@@ -284,8 +281,6 @@ func outcomeOf(err error) string {
 	case errors.Is(err, errGivenUp):
 		return "given up"
 	case errors.Is(err, errClosed):
-		code, reason, _ := strings.Cut(text, `\x`)
-		_, _ = code, reason
 		for _, known := range []string{"hub_reset", "unavailable", "shutting_down", "lagged", "hub_removed", "write_timeout", "busy", "internal"} {
 			if strings.Contains(text, known) {
 				return known
