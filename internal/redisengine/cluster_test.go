@@ -3,6 +3,7 @@ package redisengine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -343,5 +344,27 @@ func TestScripts_AreThoseOfOneProcess(t *testing.T) {
 	}
 	if commands := redis.do("INFO", "commandstats"); strings.Contains(commands, "cmdstat_eval:") {
 		t.Error("a script ran by EVAL")
+	}
+}
+
+// TestFence_NodesAgreeOnTheGeneration lets the server lose the fence, and one node examine it again.
+func TestFence_NodesAgreeOnTheGeneration(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t)
+	one, two := connect(t, redis.url()), connect(t, redis.url())
+	before := one.publish("hub", "a")[0].Position
+	redis.do("DEL", "chat_broadcast:server")
+	ups := one.countUps()
+	one.link.Load().end(errors.New("the test ends it"))
+	one.awaitUps(ups)
+	var epochs []string
+	for range 5 {
+		for _, n := range []*node{one, two} {
+			epochs = append(epochs, n.publish("hub", "b")[0].Epoch)
+		}
+	}
+	slices.Sort(epochs)
+	if epochs = slices.Compact(epochs); len(epochs) != 1 || epochs[0] == before.Epoch {
+		t.Errorf("after the loss of the fence the epochs are %q, want one other than %s", epochs, before.Epoch)
 	}
 }

@@ -68,6 +68,24 @@ func TestFault_RestartBeginsNewEpochs(t *testing.T) {
 	}
 }
 
+// TestFault_RestartWithoutTheFile lets a server that was safe come back with an older snapshot.
+func TestFault_RestartWithoutTheFileBeginsNewEpochs(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
+	n := connect(t, redis.url())
+	before := n.publish("hub", "a")[0].Position
+	redis.do("SAVE")
+	n.publish("hub", "b")
+	ups := n.countUps()
+	redis.args = nil
+	redis.restart()
+	n.awaitUps(ups)
+	after := n.publish("hub", "c")[0].Position
+	if after.Epoch == before.Epoch || after.Seq != 2 {
+		t.Errorf("with an old snapshot a message is at %v, want number 2 of another epoch than %s", after, before.Epoch)
+	}
+}
+
 // TestFault_RestartAfterRewriteLosesNothing lets the server rewrite its append-only file, which must change nothing.
 func TestFault_RestartAfterRewriteLosesNothing(t *testing.T) {
 	t.Parallel()
