@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -210,8 +211,11 @@ func (r *registry) enter(ctx context.Context, m *member, n *namedHub, limits lim
 	b, err := n.await(ctx)
 	if err == nil {
 		err = b.Join(&m.client, limits.maxClientsPerHub)
-		if errors.Is(err, hub.ErrFull) {
+		switch {
+		case errors.Is(err, hub.ErrFull):
 			err = errMaxClientsPerHub
+		case errors.Is(err, hub.ErrUnavailable):
+			err = &refusal{fmt.Errorf("the hub lacks messages that the client has: %w", err), refusedUnavailable}
 		}
 	}
 	closed := r.entered(m, n, err == nil)

@@ -276,13 +276,14 @@ func (b *Hub) releaseJoinsLocked() {
 }
 
 // awaitSince fetches what the hub lacks if a client has already had more, on another node. Otherwise the client would get
-// messages again. It tries twice, because the first attempt may have begun too early.
-func (b *Hub) awaitSince(r *Resumption) {
+// messages again. It tries twice, because the first attempt may have begun too early. It returns ErrUnavailable if the
+// engine fails.
+func (b *Hub) awaitSince(r *Resumption) error {
 	for range 2 {
 		b.mu.Lock()
-		if b.cluster == nil || b.closed || b.arrivals.reset || r == nil || r.Epoch != b.epoch || r.Seq <= b.raw.Head() {
+		if !b.lacksLocked(r) {
 			b.mu.Unlock()
-			return
+			return nil
 		}
 		if b.arrivals.fetched == nil {
 			b.arrivals.fetched = make(chan struct{})
@@ -292,6 +293,17 @@ func (b *Hub) awaitSince(r *Resumption) {
 		b.mu.Unlock()
 		<-fetched
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.arrivals.behind && b.lacksLocked(r) {
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// lacksLocked reports whether the engine may have a message that a client has and the hub has not.
+func (b *Hub) lacksLocked(r *Resumption) bool {
+	return b.cluster != nil && !b.closed && !b.arrivals.reset && r != nil && r.Epoch == b.epoch && r.Seq > b.raw.Head()
 }
 
 // catchUp applies what the hub lacks of a snapshot, as fast as clients that do read can take it. If the hub's epoch is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -102,14 +103,20 @@ func TestArrivals_ClientThatIsAheadOfItsNodeMissesNothing(t *testing.T) {
 		if e := ada.event(); e.Seq != 4 {
 			t.Errorf("got %s, want message 4", e.raw)
 		}
-		// A client that claims what cannot be waits for nothing.
+		// A client that claims what cannot be waits for nothing. Without the engine nobody knows whether it can be: with an answer,
+		// a client that is right would get messages again.
 		began := time.Now()
 		if _, _, e := speak(t, b.hub, unpinged(historyOfTen()), &Resumption{hello.Epoch, 99}); *e.Resumed || e.Missed != 0 || e.Replay != 4 {
 			t.Errorf("got %s, want the whole history", e.raw)
 		}
 		a.session.Down(errDown)
 		b.session.Down(errDown)
-		speak(t, b.hub, unpinged(historyOfTen()), &Resumption{hello.Epoch, 99})
+		c := newTestClient(b.hub.process, "", netip.Prefix{}, unpinged(historyOfTen()))
+		shake(t, c)
+		c.SpeakEvents(&Resumption{hello.Epoch, 99})
+		if err := b.hub.Join(c, 0); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got error %v without the engine, want ErrUnavailable", err)
+		}
 		if took := time.Since(began); took > time.Millisecond {
 			t.Errorf("took %v", took)
 		}

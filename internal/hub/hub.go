@@ -101,9 +101,12 @@ type welcome struct {
 
 // Join makes c a member. It returns ErrClosed if the hub is closed, and ErrFull if the hub already has most members;
 // most 0 is no limit. c receives the hub's history, or the part after its since, and then every message published from
-// now on. Nothing is written before Client.Start. If c has had messages that the hub lacks, Join fetches them first.
+// now on. Nothing is written before Client.Start. If c has had messages that the hub lacks, Join fetches them first; it
+// returns ErrUnavailable if it cannot.
 func (b *Hub) Join(c *Client, most int) error {
-	b.awaitSince(c.since)
+	if err := b.awaitSince(c.since); err != nil {
+		return err
+	}
 	err := b.join(c, most)
 	if errors.Is(err, errReset) {
 		b.process.Reset(b) // again, because the first time may have been before anybody knew the hub
