@@ -137,7 +137,6 @@ func (l *clusterLoad) settle(within time.Duration) (took time.Duration, err erro
 	began := time.Now()
 	l.healed.Store(true)
 	l.pause(time.Second)
-	l.pause(time.Second)
 	l.sending.Store(false)
 	if err := l.await(began.Add(within), (*clusterClient).waits); err != nil {
 		return 0, fmt.Errorf("unanswered: %w", err)
