@@ -85,6 +85,8 @@ type Client struct {
 	searched uint64  // the cursor, plus 1, at the last Trim; 0 for never
 	counted  uint64  // the generation of the roster that counts it
 
+	brokenOff bool // of the messages that it has sent the engine gets no more, because it will send them again
+
 	// Guarded by mu.
 	mu           sync.Mutex
 	pending      []byte        // pongs and pings, as frames

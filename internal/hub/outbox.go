@@ -122,26 +122,40 @@ func (b *Hub) drainOutbox() {
 }
 
 // takeOverdueLocked takes the messages out of the queue that have waited too long: lost are those that the engine may have
-// published, which is one batch, and expired those that it has never seen.
+// published, which is one batch, and expired those that it has never seen. What their senders have sent after them must
+// not be published if they will send them again.
 func (b *Hub) takeOverdueLocked(d *dispatch) (lost, expired []*submission) {
 	o, limit := &b.outbox, time.Now().Add(-engineTimeout)
 	overdue := func(s *submission) bool { return !s.since.After(limit) }
 	if slices.ContainsFunc(o.queue[:d.tried], overdue) {
 		lost = b.takeLocked(d.tried)
 		d.tried = 0
+		for _, s := range lost {
+			s.breakOffLocked()
+		}
 	}
 	kept := o.queue[:d.tried]
 	for _, s := range o.queue[d.tried:] {
-		if overdue(s) {
-			b.giveRoomLocked(s)
-			expired = append(expired, s)
-		} else {
+		if !overdue(s) && (s.from == nil || !s.from.brokenOff) {
 			kept = append(kept, s)
+			continue
+		}
+		b.giveRoomLocked(s)
+		expired = append(expired, s)
+		if s.again || s.from != nil && s.from.hasLeft() {
+			s.breakOffLocked()
 		}
 	}
 	clear(o.queue[len(kept):])
 	o.queue = kept
 	return lost, expired
+}
+
+// breakOffLocked notes that s has failed, and that the client that has sent it does not know that it is not published.
+func (s *submission) breakOffLocked() {
+	if s.from != nil {
+		s.from.brokenOff = true
+	}
 }
 
 // nextBatchLocked returns the next batch, or again the one that the engine may have published. It stays in the queue.

@@ -191,6 +191,45 @@ func TestOutbox_LastAttemptHasTime(t *testing.T) {
 	})
 }
 
+// TestOutbox_MessagesAreNotPublishedAfterOneThatTheirSenderRepeats loses a message whose sender has sent others after it.
+func TestOutbox_MessagesAreNotPublishedAfterOneThatTheirSenderRepeats(t *testing.T) {
+	const messages = 30
+	small := unpinged(historyOfTen())
+	small.BufferMessages = 4 // batches have one message
+	for name, leaves := range map[string]bool{"closed": false, "left": true} {
+		t.Run(name, func(t *testing.T) {
+			twoNodes(t, small, func(t *testing.T, server *enginetest.Server, a, b *node) {
+				c, ada, hello := speak(t, a.hub, small, nil)
+				_, bob := connect(t, b.hub, unpinged(defaults()))
+				if leaves {
+					a.session.Down(errDown)
+				} else {
+					server.LoseRequests(1000)
+				}
+				for i := range messages {
+					ada.text(sendEvent(fmt.Sprint(i), "", fmt.Sprint(i)))
+					time.Sleep(100 * time.Millisecond)
+				}
+				if leaves {
+					c.Cut(CloseGone)
+				}
+				time.Sleep(engineTimeout - messages/2*100*time.Millisecond) // until half of them are overdue
+				server.LoseRequests(0)
+				a.session.Up()
+				synctest.Wait()
+				time.Sleep(2 * lastRetry)
+				_, again, _ := speak(t, b.hub, small, nil)
+				for i := range messages {
+					again.text(sendEvent(fmt.Sprint(i), hello.Token, fmt.Sprint(i)))
+				}
+				for i := range messages {
+					bob.wantText(fmt.Sprint(i))
+				}
+			})
+		})
+	}
+}
+
 // A shortEngine answers with too few receipts.
 type shortEngine struct{ engine.Session }
 

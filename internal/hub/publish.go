@@ -55,7 +55,8 @@ const (
 // acceptsLocked reports whether the hub takes messages from a sender: the client from, or anybody else with nil.
 func (b *Hub) acceptsLocked(from *Client) bool {
 	if from != nil {
-		return from.State().isMember() && (!b.closed || b.session != nil) // an engine takes them even when this hub is over
+		// An engine takes them even when this hub is over.
+		return from.State().isMember() && !from.brokenOff && (!b.closed || b.session != nil)
 	}
 	gone := b.empty && b.history.messages == 0 && b.cluster == nil // nobody will get it
 	return !b.closed && !gone
