@@ -26,6 +26,7 @@ var (
 	errHandshake    = errors.New("the TLS handshake failed: if the server does not speak TLS, use redis:// instead of rediss://")
 	// errClosedByServer is all that is left of a connection.
 	errClosedByServer = errors.New("it has closed the connection")
+	errLoading        = errors.New("loading its data")
 	errReadOnly       = errors.New("it is a replica, which takes no messages: use the address of its primary, or Sentinels")
 )
 
@@ -71,7 +72,7 @@ func explain(err error) error {
 	case "NOPERM":
 		return fmt.Errorf("the user may not do what the engine needs, change its ACL: %w", err)
 	case "LOADING":
-		return errors.New("loading its data")
+		return errLoading
 	case "DENIED":
 		return errors.New("in protected mode, it refuses other machines: give it a password or bind it to an address")
 	case "MISCONF":

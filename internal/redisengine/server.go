@@ -20,6 +20,7 @@ type server struct {
 	promotion string // changes when the process becomes a primary again
 	replicas  bool
 	eviction  string // maxmemory-policy
+	loading   bool   // its data; until it has them it says that it has no append-only file
 
 	appendOnly bool
 	rewriting  bool // the append-only file; it has none yet if that was switched on just now
@@ -64,6 +65,7 @@ func parseInfo(text string) server {
 		promotion:  fields["master_replid2"],
 		replicas:   fields["connected_slaves"] != "0",
 		eviction:   fields["maxmemory_policy"],
+		loading:    fields["loading"] == "1",
 		appendOnly: fields["aof_enabled"] == "1",
 		rewriting: fields["aof_rewrite_in_progress"] != "0" || fields["aof_rewrite_scheduled"] != "0" ||
 			fields["aof_last_bgrewrite_status"] != "ok",
@@ -86,6 +88,8 @@ func (s server) check() error {
 			"use a single server, or one with Sentinels")
 	case s.role != "master":
 		return errReadOnly
+	case s.loading:
+		return errLoading
 	}
 	return nil
 }
