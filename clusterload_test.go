@@ -204,12 +204,18 @@ func (c *clusterClient) setMarked(marked bool) {
 	c.marked = marked
 }
 
+// mostBehind is how long a node may take to notice what it has missed, after everything works again.
+const mostBehind = 15 * time.Second
+
 // final reads the hubs that keep everything, as a new client of each node. All nodes must have the same.
 func (l *clusterLoad) final() (map[string]finalLog, error) {
 	logs := map[string]finalLog{}
 	for _, hub := range l.hubs {
 		for _, node := range l.nodes {
 			log, err := l.readAll(node, hub)
+			for end := time.Now().Add(mostBehind); err != nil && time.Now().Before(end); log, err = l.readAll(node, hub) {
+				l.pause(100 * time.Millisecond) // no client of ours is there, so the node may lag or have just come back
+			}
 			if err != nil {
 				return nil, fmt.Errorf("reading %s from %s: %w", hub, node.http, err)
 			}
