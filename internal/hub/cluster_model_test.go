@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -23,9 +24,18 @@ import (
 
 // Flags for long runs.
 var (
-	modelSeeds = flag.Int("model.seeds", 200, "how many seeds the model of a cluster runs")
+	modelSeeds = flag.Int("model.seeds", defaultSeeds(), "how many seeds the model of a cluster runs")
 	modelFirst = flag.Uint64("model.first", 0, "the first of them")
 )
+
+// defaultSeeds returns how many seeds take some seconds, also with the race detector.
+func defaultSeeds() int {
+	info, _ := debug.ReadBuildInfo()
+	if info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return 20
+	}
+	return 200
+}
 
 // A clusterModel has nodes, and peers that chat on them, while the engine fails at random. A witness, whose session never
 // fails, notes everything that was ever published. At the end the model compares what each peer has seen with that.
