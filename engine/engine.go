@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 )
@@ -124,6 +125,10 @@ const (
 // ErrUnavailable means that the engine has certainly not published a message.
 var ErrUnavailable = errors.New("the engine is unavailable")
 
+// ErrOldBatch means that a batch with a higher number was published before. Nobody will learn what has become of an earlier
+// attempt.
+var ErrOldBatch = fmt.Errorf("%w: a later batch was published", ErrUnavailable)
+
 // A Receiver gets what happens in one hub, in order: the session makes one call at a time for each Open. The calls
 // return at once. A receiver may keep what it gets, and must not change it. A receiver must expect entries that it already
 // has. A Cluster may lose calls when a server or a connection fails; any other Session never does.
@@ -164,8 +169,8 @@ type Batch struct {
 
 	// Number makes the batch safe to repeat: when the number is that of the last batch of this session in the hub,
 	// Publish returns the receipts of that batch. Numbers grow as long as the session lives, also when the hub is
-	// opened again. Publish refuses a lower one, which was given up, with ErrUnavailable. A batch with number 0 is safe to
-	// repeat only if its messages have keys.
+	// opened again. Publish refuses a lower one with ErrOldBatch. A batch with number 0 is safe to repeat only if its
+	// messages have keys.
 	Number uint64
 }
 

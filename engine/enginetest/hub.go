@@ -42,8 +42,7 @@ func (b numberedBatch) repeat(batch engine.Batch) ([]engine.Receipt, error) {
 	case batch.Number > b.number:
 		return nil, nil
 	case batch.Number < b.number:
-		return nil, fmt.Errorf("%w: batch %d was given up, because the session has published batch %d in this hub",
-			engine.ErrUnavailable, batch.Number, b.number)
+		return nil, fmt.Errorf("%w: batch %d comes after batch %d", engine.ErrOldBatch, batch.Number, b.number)
 	case !slices.EqualFunc(batch.Messages, b.messages, sameMessage):
 		return nil, fmt.Errorf("%w: batch %d is repeated with other messages: give each batch of a session its own number",
 			engine.ErrUnavailable, batch.Number)

@@ -207,6 +207,14 @@ func (b *Hub) attempt(d *dispatch, some []*submission, batch engine.Batch) {
 		b.settle(some, receipts)
 		*d = dispatch{pause: firstRetry}
 		return
+	case d.tried > 0 && errors.Is(err, engine.ErrOldBatch):
+		// This hub is over, and its successor has published: nobody will know.
+		b.mu.Lock()
+		b.takeLocked(len(some))
+		b.mu.Unlock()
+		fail(some, ErrUnknown)
+		*d = dispatch{pause: firstRetry}
+		return
 	case !errors.Is(err, ErrUnavailable):
 		d.tried, d.number = len(some), batch.Number
 	}

@@ -21,7 +21,6 @@ var (
 	errHubName      = errors.New("the name of a hub is 1 to 255 bytes of UTF-8")
 	errBatchSize    = errors.New("a batch has 1 to 64 messages")
 	errReplaced     = errors.New("the hub was opened again or left meanwhile")
-	errOldBatch     = errors.New("a later batch was published")
 	errMalformed    = errors.New("malformed answer: does another program write keys with the prefix of the engine?")
 	errHandshake    = errors.New("the TLS handshake failed: if the server does not speak TLS, use redis:// instead of rediss://")
 	// errClosedByServer is all that is left of a connection.
@@ -52,7 +51,7 @@ func outcome(err error) error {
 	case "READONLY", "NOSCRIPT", "STALE", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "NOAUTH", "NOPERM", "BUSY":
 		return unavailable(err)
 	case "OLD":
-		return unavailable(errOldBatch)
+		return engine.ErrOldBatch
 	}
 	return err
 }
