@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -59,20 +58,14 @@ func openFile(folder string) (*file, error) {
 		return nil, fmt.Errorf("creating the folder for messages: %w; create it, and let the user of this process write there", err)
 	}
 	f := &file{path: filepath.Join(folder, fileName), commit: (*bbolt.DB).Update}
-	created, err := f.check()
-	if err != nil {
+	if err := f.check(); err != nil {
 		return nil, f.explain(err)
 	}
 	if err := f.open(); err != nil {
 		return nil, f.explain(err)
 	}
-	if created {
-		err = syncFolders(folder)
-	}
-	if err != nil {
-		_ = f.close()
-		return nil, fmt.Errorf("saving the new file %s: %w", f.path, err)
-	}
+	syncFolder(folder)
+	syncFolder(filepath.Dir(folder))
 	return f, nil
 }
 
@@ -85,7 +78,7 @@ func (f *file) explain(err error) error {
 	case errors.As(err, &newer):
 		return fmt.Errorf("%s %w: install a newer version of the plugin, or configure another folder", f.path, newer)
 	case errors.Is(err, errDamaged), errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return fmt.Errorf("%s is damaged or not a file of messages: %w: restore it from a backup, or move it away to begin without messages", f.path, err)
+		return fmt.Errorf("%s is damaged or not a file of messages (%w): move it away to begin without messages", f.path, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: let the user of this process read and write that file and its folder", err)
 	default:
@@ -100,20 +93,20 @@ func (e *newerFormatError) Error() string {
 	return fmt.Sprintf("has format %d, and this version knows none above %d", e.format, formatVersion)
 }
 
-// check looks at the file without changing it, and returns whether there is nothing yet. It reads a few pages only.
-// bbolt itself would trust a file that has lost its end, and fault when it reads there.
-func (f *file) check() (created bool, err error) {
+// check looks at the file without changing it, if there is one. It reads a few pages only. bbolt itself would trust a file
+// that has lost its end, and fault when it reads there.
+func (f *file) check() error {
 	info, err := os.Stat(f.path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
-		return true, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	if info.Size() < 2*pageSize {
-		return false, fmt.Errorf("%w: it has only %d bytes", errDamaged, info.Size())
+		return fmt.Errorf("%w: it has only %d bytes", errDamaged, info.Size())
 	}
-	err = guard(func() error {
+	return guard(func() error {
 		db, err := bbolt.Open(f.path, 0, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})
 		if err != nil {
 			return err
@@ -126,7 +119,6 @@ func (f *file) check() (created bool, err error) {
 			return checkBuckets(tx)
 		})
 	})
-	return false, err
 }
 
 // checkBuckets checks that the file has the buckets of the format. A file without any bucket is a new one.
@@ -163,9 +155,10 @@ func (f *file) open() error {
 			Timeout:      lockTimeout,
 			PageSize:     pageSize,
 			NoStatistics: true,
-			OpenFile: func(name string, flag int, mode fs.FileMode) (*os.File, error) {
-				f.handle, err = os.OpenFile(filepath.Clean(name), flag, mode)
-				return f.handle, err
+			OpenFile: func(name string, flag int, mode fs.FileMode) (handle *os.File, err error) {
+				handle, err = os.OpenFile(filepath.Clean(name), flag, mode)
+				f.handle = handle
+				return handle, err
 			},
 		})
 		return err
@@ -200,24 +193,15 @@ func createBuckets(tx *bbolt.Tx) error {
 	return meta.Put([]byte(formatKey), binary.BigEndian.AppendUint32(nil, formatVersion))
 }
 
-// syncFolders makes sure that a file that was created is in its folder after a crash of the system, and the folder in the
-// one above.
-func syncFolders(folder string) error {
-	if runtime.GOOS == "windows" {
-		return nil // folders cannot be synced there
+// syncFolder makes sure that what was created in a folder is there after a crash of the system. Not all systems and file
+// systems can do that. Nothing has been published yet, and a disk that cannot write anything fails later, too.
+func syncFolder(name string) {
+	folder, err := os.Open(filepath.Clean(name))
+	if err != nil {
+		return
 	}
-	for _, name := range []string{folder, filepath.Dir(folder)} {
-		d, err := os.Open(filepath.Clean(name))
-		if err != nil {
-			return err
-		}
-		err = d.Sync()
-		_ = d.Close() // it has only been read
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	_ = folder.Sync()
+	_ = folder.Close()
 }
 
 // update runs fn in a transaction and commits it. Without an error the file has it for good. After an error the file

@@ -244,3 +244,11 @@ func mustBeUnavailable(t testing.TB, err error) {
 		t.Errorf("got error %v, want one that wraps %q", err, engine.ErrUnavailable)
 	}
 }
+
+// mustBeUnknown checks that an error leaves open whether anything was published.
+func mustBeUnknown(t testing.TB, err error) {
+	t.Helper()
+	if err == nil || errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("got error %v, want one that leaves open whether anything was published", err)
+	}
+}

@@ -1,5 +1,7 @@
 // Package fileengine is an engine for one process whose hubs survive a restart. It keeps messages in a bbolt database, and
 // a message is published when it is on the disk.
+//
+// Nobody must replace the file by an older copy: numbers that clients know would then name other messages.
 package fileengine
 
 import (
@@ -158,7 +160,7 @@ func (s *Session) Publish(ctx context.Context, name string, batch engine.Batch) 
 	return s.write(ctx, &write{name: name, batch: &batch})
 }
 
-// Forget implements engine.Session. The numbers go on in the new epoch.
+// Forget implements engine.Session. The numbers of the new epoch begin with 1.
 func (s *Session) Forget(ctx context.Context, name string) error {
 	_, err := s.write(ctx, &write{name: name})
 	return err

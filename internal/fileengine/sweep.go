@@ -35,7 +35,7 @@ func (s *Session) sweep() time.Duration {
 	err := s.file.update(func(tx *bbolt.Tx) error {
 		return step.run(tablesOf(tx, s.now()))
 	})
-	for _, name := range step.removed {
+	for _, name := range step.emptied {
 		if h := s.hubs[name]; h != nil {
 			h.receipts = nil
 		}
@@ -53,8 +53,10 @@ func (s *Session) sweep() time.Duration {
 
 // forgetIdle forgets hubs that are not open and that nobody has used lately.
 func (s *Session) forgetIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name, h := range s.hubs {
-		if h.damaged == nil && s.now().Sub(h.used) > idleTime && s.receiver(name) == nil {
+		if h.damaged == nil && s.now().Sub(h.used) > idleTime && s.receivers[name] == nil {
 			delete(s.hubs, name)
 		}
 	}
@@ -63,8 +65,8 @@ func (s *Session) forgetIdle() {
 // A sweepStep is one transaction of a sweep.
 type sweepStep struct {
 	open    func(name string) bool
-	items   int // that it may still remove
-	removed []string
+	items   int      // that it may still remove
+	emptied []string // hubs
 }
 
 // A dueHub is a hub that the sweep has to look at.
@@ -86,33 +88,36 @@ func (s *sweepStep) run(t *tables) error {
 		if s.items <= 0 {
 			return nil
 		}
-		err := s.visit(t, d)
-		if errors.Is(err, errDamaged) {
-			err = t.expiry.Delete(d.key) // or no sweep would get beyond this hub
-		}
-		if err != nil {
+		if err := s.visit(t, d); err != nil && !errors.Is(err, errDamaged) { // a damaged hub stays, and is due no more
 			return err
 		}
 	}
 	return nil
 }
 
-// visit removes a hub if it has outlived its age, and otherwise notes when to look again.
+// visit removes what a hub has if the hub has outlived its age, and the hub as well unless it is open. It notes when to
+// look again at a hub that stays.
 func (s *sweepStep) visit(t *tables, d dueHub) error {
-	r, err := t.record(d.name)
-	if err != nil {
+	if err := t.expiry.Delete(d.key); err != nil {
 		return err
 	}
-	if r == nil {
-		return t.expiry.Delete(d.key)
+	r, err := t.record(d.name)
+	if err != nil || r == nil {
+		return err
 	}
 	if !r.expired(t.now) {
 		return s.postpone(t, d.name, r, r.expires())
 	}
-	if s.open(d.name) {
+	if err := s.empty(t, d.name, r); err != nil {
+		return err
+	}
+	switch {
+	case r.entries.count()+r.receipts.count() > 0: // and the step has no room for these
+		return s.postpone(t, d.name, r, r.due)
+	case s.open(d.name):
 		return s.postpone(t, d.name, r, saturatingAdd(t.now, max(r.age, uint64(sweepInterval.Milliseconds()))))
 	}
-	return s.remove(t, d, r)
+	return t.hubs.Delete([]byte(d.name))
 }
 
 func (s *sweepStep) postpone(t *tables, name string, r *hubRecord, due uint64) error {
@@ -122,28 +127,20 @@ func (s *sweepStep) postpone(t *tables, name string, r *hubRecord, due uint64) e
 	return t.put(name, r)
 }
 
-// remove removes a hub, or the part of it that the step has room for.
-func (s *sweepStep) remove(t *tables, d dueHub, r *hubRecord) error {
-	before := r.entries.count() + r.receipts.count()
+// empty removes the entries and receipts of a hub, or as many of them as the step has room for.
+func (s *sweepStep) empty(t *tables, name string, r *hubRecord) error {
+	s.emptied = append(s.emptied, name)
+	before := r.entries.count()
 	if err := t.trimEntries(r, nothing(), s.items); err != nil {
 		return err
 	}
-	if r.entries.count() == 0 {
-		if err := t.trimReceipts(r, nothing(), s.items, func(uint64, storedReceipt) {}); err != nil {
-			return err
-		}
-	}
-	s.removed = append(s.removed, d.name)
-	left := r.entries.count() + r.receipts.count()
-	s.items -= int(before - left)
-	if left > 0 {
-		s.items = 0
-		return t.put(d.name, r)
-	}
-	if err := t.hubs.Delete([]byte(d.name)); err != nil {
+	s.items -= int(before - r.entries.count())
+	before = r.receipts.count()
+	if err := t.trimReceipts(r, nothing(), s.items, func(uint64, storedReceipt) {}); err != nil {
 		return err
 	}
-	return t.expiry.Delete(d.key)
+	s.items -= int(before - r.receipts.count())
+	return nil
 }
 
 // due returns hubs that the sweep has to look at, at most a number of them.

@@ -78,6 +78,10 @@ func TestSweep_KeepsOpenHubs(t *testing.T) {
 		now.advance(2 * time.Hour)
 		sweepAll(t, s)
 	}
+	if old := lookWith(t, s, "hub", engine.Bounds{Messages: 10, Bytes: 100, Age: 100 * time.Hour}); len(old.Entries) != 0 {
+		t.Errorf("the file still has %q, which have outlived their age", dataOf(old))
+	}
+	openHubWith(t, s, "hub", testBounds, to)
 	if got := publish(t, s, "hub", "b")[0].Position; got != (engine.Position{Epoch: before.Epoch, Seq: 2}) {
 		t.Errorf("got position %v, want number 2 in epoch %s", got, before.Epoch)
 	}

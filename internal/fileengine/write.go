@@ -20,10 +20,10 @@ type hub struct {
 	used     time.Time
 }
 
-// A keptReceipt is a receipt in the file and its index there.
+// A keptReceipt is a storedReceipt, without its key, and its index in the file.
 type keptReceipt struct {
-	storedReceipt
-	index uint64
+	index, seq, at uint64
+	epoch          string
 }
 
 // hub returns what the committer remembers of a hub.
@@ -77,25 +77,26 @@ func (w *write) answer(err error) {
 // admit returns whether the write needs no transaction, and its error.
 func (w *write) admit() (answered bool, err error) {
 	h := w.hub
+	if w.batch != nil && w.batch.Number != 0 {
+		newest := h.number
+		if h.staged != nil {
+			newest = h.staged.batch.Number
+		}
+		switch n := w.batch.Number; {
+		case n < newest:
+			return true, fmt.Errorf("%w: batch %d of hub %q comes after batch %d", engine.ErrOldBatch, n, h.name, newest)
+		case n == newest && h.staged != nil:
+			w.twin = h.staged
+			return false, nil
+		case n == newest:
+			w.receipts = slices.Clone(h.last)
+			return true, nil
+		}
+	}
 	if h.damaged != nil {
 		return true, h.damaged
 	}
-	if w.batch == nil || w.batch.Number == 0 {
-		return false, nil
-	}
-	newest := h.number
-	if h.staged != nil {
-		newest = h.staged.batch.Number
-	}
-	switch n := w.batch.Number; {
-	case n < newest:
-		return true, fmt.Errorf("batch %d of hub %q comes after batch %d", n, h.name, newest)
-	case n == newest && h.staged != nil:
-		w.twin = h.staged
-	case n == newest:
-		w.receipts = slices.Clone(h.last)
-		return true, nil
-	default:
+	if w.batch != nil && w.batch.Number != 0 {
 		h.staged = w
 	}
 	return false, nil
@@ -124,10 +125,10 @@ func (w *write) commit() {
 	h := w.hub
 	h.staged = nil
 	if w.twin != nil {
-		w.receipts = slices.Clone(w.twin.receipts)
+		w.receipts = slices.Clone(h.last) // the twin has just set it
 		return
 	}
-	if w.batch == nil || w.epoch == h.epoch {
+	if w.batch == nil || w.changed && w.epoch == h.epoch {
 		// When the file has forgotten the hub, the hub must begin another epoch.
 		h.epoch = engine.NewEpoch()
 	}
@@ -150,7 +151,7 @@ func (w *write) forget(t *tables, r *hubRecord) error {
 	if err := t.trimEntries(r, nothing(), int(r.entries.count())); err != nil {
 		return err
 	}
-	r.epoch = engine.NewEpoch()
+	r.epoch, r.entries, r.bytes = engine.NewEpoch(), span{}, 0
 	w.changed = true
 	return t.put(w.name, r)
 }
@@ -210,7 +211,7 @@ func (w *write) publishMessage(t *tables, r *hubRecord, m *engine.Message) (engi
 		if err := t.appendReceipt(r, &receipt); err != nil {
 			return engine.Receipt{}, err
 		}
-		w.hub.receipts[m.Key] = keptReceipt{receipt, r.receipts.head}
+		w.hub.keep(r.receipts.head, &receipt)
 	}
 	return engine.Receipt{Position: engine.Position{Epoch: r.epoch, Seq: r.entries.head}, At: timeOf(e.at)}, nil
 }
@@ -220,18 +221,18 @@ func (h *hub) readReceipts(t *tables, r *hubRecord) error {
 	if h.receipts != nil {
 		return nil
 	}
-	receipts := make(map[engine.Key]keptReceipt, r.receipts.count())
-	err := t.eachReceipt(r, func(index uint64, receipt storedReceipt) {
+	h.receipts = map[engine.Key]keptReceipt{}
+	return t.eachReceipt(r, func(index uint64, receipt storedReceipt) {
 		if receipt.epoch == r.epoch {
 			receipt.epoch = r.epoch // one string for all
 		}
-		receipts[receipt.key] = keptReceipt{receipt, index}
+		h.keep(index, &receipt)
 	})
-	if err != nil {
-		return err
-	}
-	h.receipts = receipts
-	return nil
+}
+
+// keep remembers a receipt that the file has.
+func (h *hub) keep(index uint64, receipt *storedReceipt) {
+	h.receipts[receipt.key] = keptReceipt{index: index, seq: receipt.seq, at: receipt.at, epoch: receipt.epoch}
 }
 
 // dropped forgets a receipt that the file no longer has. The key may have a newer one.
