@@ -25,6 +25,9 @@
 /** The close codes after which a client must not reconnect. */
 const FINAL = [1000, 1002, 1007, 1008, 1009];
 
+/** How many messages to recognize when they come again. */
+const MEMORY = 4096;
+
 /** Returns a copy of a message as WebSocket would send it, so that the caller may change the original. */
 function copy(data) {
   if (typeof data === 'string') return data.toWellFormed?.() ?? data;
@@ -40,8 +43,8 @@ function copy(data) {
  *   `replayed` (older than the connection)
  * - `sent`: `id`, `seq`, `time`: the server published the message
  * - `failed`: `id`, `data`, `code`, `message`: the message was not published. The code is the server's, `closed`, or
- *   `unknown`: then the message was on its way and may have arrived.
- * - `missed`: `count` messages are lost; if `restarted`, the hub is new and more may be lost
+ *   `unknown`: then the message was on its way and may have arrived. After `unavailable` it can be sent again later.
+ * - `missed`: `count` messages are lost; if `restarted`, the hub has begun anew and more may be lost
  * - `join`, `leave`, `presence`, `error`: frames of the server that answer nothing
  * - `open`: the fields of `hello`
  * - `close`: `code`, `reason`: a connection has ended
@@ -67,6 +70,8 @@ export class Chat extends EventTarget {
   #online = () => (this.#state === 'waiting' ? this.#retry() : this.who({ limit: 1 }));
   #hello = {};
   #seq = 0;
+  // What identifies the newest messages, in whatever epoch.
+  #had = new Set();
   // The client ids of this object's connections.
   #own = new Set();
   // Makes message ids that nobody else can guess.
@@ -183,7 +188,8 @@ export class Chat extends EventTarget {
     else if (type === 'message' && seq > this.#seq) {
       this.#seq = seq;
       if (data64 != null) frame.data = Uint8Array.from(atob(data64), (c) => c.charCodeAt(0));
-      this.#emit(type, { ...frame, own: this.#own.has(frame.client), replayed: seq <= this.#hello.head });
+      const own = this.#own.has(frame.client), replayed = seq <= this.#hello.head;
+      if (this.#isNew(frame)) this.#emit(type, { ...frame, own, replayed });
     } else if (type === 'lagged') {
       this.#seq = frame.next - 1;
       this.#emit('missed', { count: frame.missed, restarted: false });
@@ -195,6 +201,15 @@ export class Chat extends EventTarget {
       else this.#emit(type, frame);
     }
     this.#watch();
+  }
+
+  /** Notes a message. Returns whether it is new: a hub that begins anew may send what it sent before. */
+  #isNew({ seq, client, time }) {
+    const name = `${seq} ${client} ${+time}`;
+    if (this.#had.has(name)) return false;
+    this.#had.add(name);
+    if (this.#had.size > MEMORY) this.#had.delete(this.#had.values().next().value);
+    return true;
   }
 
   #opened(hello) {

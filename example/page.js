@@ -318,23 +318,24 @@ async function ask() {
   showPeople();
 }
 
-function join({ user }) {
-  change([user], []);
+function join({ user, clients }) {
+  change([user], [], clients);
 }
 
-function leave({ user }) {
-  change([], [user]);
+function leave({ user, clients }) {
+  change([], [user], clients);
 }
 
 function presence({ clients, joined = [], left = [] }) {
-  change(joined, left);
-  // Somebody opened or closed a further window. In a small room that is worth asking again.
-  if (joined.length + left.length === 0 && clients <= MAX_LISTED) ask();
+  change(joined, left, clients);
 }
 
-function change(joined, left) {
+function change(joined, left, clients) {
   for (const user of joined) people.set(user, people.get(user) ?? 1);
   for (const user of left) people.delete(user);
+  // Somebody opened or closed a further window. In a small room that is worth asking again.
+  const listed = [...people.values()].reduce((sum, windows) => sum + windows, 0);
+  if (clients <= MAX_LISTED && (clients !== listed || joined.length + left.length === 0)) ask();
   showPeople();
   const others = (users) => users.filter((user) => user && !names.has(user));
   const item = messages.lastElementChild?.changes ? messages.lastElementChild : null;
@@ -421,9 +422,10 @@ function post(said) {
 }
 
 /** Handles the answer of a server that published a message. */
-function sent({ id, seq, time }) {
+function sent({ id, seq, time, epoch: other = epoch }) {
   const item = pending.get(id);
-  if (item) confirm(item, start + seq, time);
+  // The hub may have published it before it began anew.
+  if (item) confirm(item, other === epoch ? start + seq : newest, time);
 }
 
 function confirm(item, order, time) {
@@ -438,6 +440,7 @@ function confirm(item, order, time) {
 
 const FAILURES = {
   rate_limited: 'Not sent: too much in too short a time.',
+  unavailable: 'Not sent: the server cannot take messages now.',
   unknown: 'This may not have arrived.',
 };
 
