@@ -94,9 +94,15 @@ func (p *process) startAgain(options, sites string) *process {
 }
 
 func (p *process) start(options, sites string) {
-	t, cmd := p.t, p.cmd
+	p.t.Helper()
+	p.cmd.Args = append(p.cmd.Args, "--config", p.write(options, sites))
+	p.launch()
+}
+
+// launch starts the command and waits until Caddy listens.
+func (p *process) launch() {
+	t := p.t
 	t.Helper()
-	cmd.Args = append(cmd.Args, "--config", p.write(options, sites))
 	p.cmd.Stderr = &p.stderr
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
