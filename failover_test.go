@@ -340,6 +340,7 @@ func TestFailover_RestartWithEngineFile(t *testing.T) {
 		{"killed", (*process).kill},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			options, site := withEngine("file "+t.TempDir()), exampleSite(t)
 			p := startProcess(t, options, site)
 			names := []string{"Ada", "Grace"}
@@ -350,7 +351,7 @@ func TestFailover_RestartWithEngineFile(t *testing.T) {
 			talk(tabs, names, 0, 10)
 			tc.end(p)
 			talk(tabs, names, 10, 14)
-			p = p.startAgain(options, site)
+			p.startAgain(options, site)
 			talk(tabs, names, 14, 20)
 			wantOneConversation(t, tabs, names, 20)
 			for _, p := range tabs {
