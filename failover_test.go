@@ -20,8 +20,8 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// A cluster is that of docs/cluster.md: two nodes that share a Redis, and a front that spreads clients over them.
-type cluster struct {
+// A frontedCluster is that of docs/cluster.md: two nodes that share a Redis, and a front that spreads clients over them.
+type frontedCluster struct {
 	t     *testing.T
 	dir   string            // has the files of the document
 	ports *strings.Replacer // replaces the ports of the document with free ones
@@ -30,12 +30,12 @@ type cluster struct {
 	front *process
 }
 
-// startCluster starts what the document starts.
-func startCluster(t *testing.T) *cluster {
+// startFrontedCluster starts what the document starts.
+func startFrontedCluster(t *testing.T) *frontedCluster {
 	t.Helper()
 	skipShort(t)
 	findProgram(t, "redis-server")
-	c := &cluster{t: t, dir: t.TempDir()}
+	c := &frontedCluster{t: t, dir: t.TempDir()}
 	free := func() string { return fmt.Sprint(freePort()) }
 	root, err := filepath.Abs("example")
 	if err != nil {
@@ -74,7 +74,7 @@ func testBinary(t *testing.T) string {
 }
 
 // command returns a command of the document.
-func (c *cluster) command(line string) *exec.Cmd {
+func (c *frontedCluster) command(line string) *exec.Cmd {
 	cmd := caddyCommand(c.t)
 	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", "exec env " + c.ports.Replace(line)}
 	cmd.Dir = c.dir
@@ -83,7 +83,7 @@ func (c *cluster) command(line string) *exec.Cmd {
 }
 
 // startCommand starts a server of the document, with its ports there.
-func (c *cluster) startCommand(line, admin, http string) *process {
+func (c *frontedCluster) startCommand(line, admin, http string) *process {
 	c.t.Helper()
 	p := &process{
 		place: place{t: c.t, admin: c.ports.Replace("localhost:" + admin), http: c.ports.Replace("localhost:" + http)},
@@ -180,7 +180,7 @@ func wantOneConversation(t *testing.T, tabs []*tab, names []string, count int) {
 // TestDocs_Cluster runs what docs/cluster.md says.
 func TestDocs_Cluster(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t)
+	c := startFrontedCluster(t)
 	peers := []*peer{c.nodes[0].join("/chat/lobby?name=Ada"), c.nodes[1].join("/chat/lobby?name=Grace"), c.front.join("/chat/lobby?name=Eve")}
 	for i, p := range peers {
 		p.text(fmt.Sprint(i))
@@ -283,7 +283,7 @@ func TestDocs_RedisUser(t *testing.T) {
 func TestFailover_NodeIsKilled(t *testing.T) {
 	t.Parallel()
 	browser := startBrowser(t)
-	c := startCluster(t)
+	c := startFrontedCluster(t)
 	nodes := c.nodes
 	names := []string{"Ada", "Grace"}
 	var tabs []*tab
