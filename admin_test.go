@@ -619,7 +619,7 @@ func crowd(t testing.TB, clients int) *hub.Hub {
 func serveAdmin(t testing.TB) *http.ServeMux {
 	t.Helper()
 	mux := http.NewServeMux()
-	for _, route := range new(adminAPI).Routes() {
+	for _, route := range (&adminAPI{registry: hubs}).Routes() {
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := route.Handler.ServeHTTP(w, r); err != nil {
 				t.Errorf("%s %s: %v", r.Method, r.URL, err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -26,7 +27,8 @@ func init() {
 		Short: "Watches and steers the chat_broadcast hubs of a running Caddy",
 		Long: `
 Shows the hubs and clients of a running Caddy, publishes messages, follows hubs
-and closes clients, by way of Caddy's admin endpoint.
+and closes clients, by way of Caddy's admin endpoint. With an engine that many
+nodes share, it covers all of them, whichever node has that endpoint.
 
 The command finds the endpoint by --address, or in the configuration that
 --config names. Without both it uses Caddy's default.
@@ -93,6 +95,12 @@ a reload of Caddy, and ends when Caddy does.`,
 			Args: hubArgs,
 			RunE: runTail,
 		},
+		&cobra.Command{
+			Use:   "nodes",
+			Short: "Lists the nodes that share the hubs, and says how the engine does",
+			Args:  cobra.NoArgs,
+			RunE:  runNodes,
+		},
 	)
 	escapeErrors(cmd)
 }
@@ -153,6 +161,7 @@ func runHubs(cmd *cobra.Command, _ []string) error {
 	}
 	t := newTable(cmd, "HUB", "CLIENTS", "MESSAGES", "RETAINED", "SINCE")
 	query := url.Values{"prefix": {prefix}, "limit": {strconv.Itoa(maxPage)}}
+	var silent []string
 	for {
 		var page hubsPage
 		if err := call(cmd, http.MethodGet, "/chat_broadcast/hubs?"+query.Encode(), "", nil, &page); err != nil {
@@ -161,7 +170,9 @@ func runHubs(cmd *cobra.Command, _ []string) error {
 		for _, b := range page.Hubs {
 			t.row(b, b.Name, b.Clients, b.Head, b.RetainedMessages, since(b.Since))
 		}
+		silent = append(silent, page.Silent...)
 		if page.Next == "" {
+			reportSilent(cmd, silent)
 			return t.out.Flush()
 		}
 		query.Set("after", page.Next)
@@ -174,21 +185,81 @@ func runClients(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	t := newTable(cmd, "CLIENT", "USER", "ADDRESS", "SINCE", "LAG", "MESSAGES IN", "OUT", "BYTES IN", "OUT")
+	several := false
+	if !isJSON(cmd) {
+		if several, err = hasSeveralNodes(cmd); err != nil {
+			return err
+		}
+	}
+	header := []string{"CLIENT", "USER", "ADDRESS", "SINCE", "LAG", "MESSAGES IN", "OUT", "BYTES IN", "OUT"}
+	if several {
+		header = append(header, "NODE")
+	}
+	t := newTable(cmd, header...)
 	query := url.Values{"limit": {strconv.Itoa(maxPage)}}
+	var silent []string
 	for {
 		var page clientsPage
 		if err := call(cmd, http.MethodGet, hubPath(hub)+"?"+query.Encode(), "", nil, &page); err != nil {
 			return err
 		}
 		for _, c := range page.Clients {
-			t.row(c, c.ID, c.User, c.ClientIP, since(c.Since), c.Lag, c.MessagesIn, c.MessagesOut, c.BytesIn, c.BytesOut)
+			row := []any{c.ID, c.User, c.ClientIP, since(c.Since), c.Lag, c.MessagesIn, c.MessagesOut, c.BytesIn, c.BytesOut}
+			if several {
+				row = append(row, c.Node)
+			}
+			t.row(c, row...)
 		}
+		silent = append(silent, page.Silent...)
 		if page.Next == "" {
+			reportSilent(cmd, silent)
 			return t.out.Flush()
 		}
 		query.Set("after", page.Next)
 	}
+}
+
+// hasSeveralNodes reports whether several nodes share the hubs.
+func hasSeveralNodes(cmd *cobra.Command) (bool, error) {
+	var all nodesAnswer
+	err := call(cmd, http.MethodGet, nodesPath, "", nil, &all)
+	return len(all.Nodes) > 1, err
+}
+
+// reportSilent says on the standard error which nodes did not answer. Their part is missing in the output.
+func reportSilent(cmd *cobra.Command, silent []string) {
+	if len(silent) == 0 {
+		return
+	}
+	slices.Sort(silent)
+	fmt.Fprintf(cmd.ErrOrStderr(), "these nodes did not answer: %s\n", printable(strings.Join(slices.Compact(silent), ", ")))
+}
+
+// runNodes is `caddy chat nodes`.
+func runNodes(cmd *cobra.Command, _ []string) error {
+	var all nodesAnswer
+	if err := call(cmd, http.MethodGet, nodesPath, "", nil, &all); err != nil {
+		return err
+	}
+	state := "is up"
+	if !all.Engine.Up {
+		state = "is down: " + all.Engine.Error
+	}
+	if err := report(cmd, all, "The engine %s %s\n\n", printable(all.Engine.Name), printable(state)); err != nil || isJSON(cmd) {
+		return err
+	}
+	t := newTable(cmd, "NODE", "NAME", "SINCE", "RENEWED", "HUBS", "CLIENTS", "BEHIND")
+	for _, n := range all.Nodes {
+		name, renewed := n.Name, "-"
+		if n.Self {
+			name += " (asked)"
+		}
+		if !n.Renewed.IsZero() {
+			renewed = since(n.Renewed)
+		}
+		t.row(n, n.Number, name, since(n.Since), renewed, n.Hubs, n.Clients, n.Behind)
+	}
+	return t.out.Flush()
 }
 
 // runSend is `caddy chat send`.
@@ -254,6 +325,7 @@ func runKick(cmd *cobra.Command, _ []string) error {
 	if err := call(cmd, http.MethodDelete, paths[0], "", nil, &done); err != nil {
 		return err
 	}
+	reportSilent(cmd, done.Silent)
 	return report(cmd, done, "kicked %d clients\n", done.Kicked)
 }
 
@@ -386,9 +458,15 @@ func call(cmd *cobra.Command, method, uri, contentType string, body io.Reader, a
 	return nil
 }
 
+// isJSON reports whether --json is set.
+func isJSON(cmd *cobra.Command) bool {
+	asJSON, _ := cmd.Flags().GetBool("json") // fails only for a flag that is not defined
+	return asJSON
+}
+
 // report prints v as JSON if --json is set, and otherwise the text.
 func report(cmd *cobra.Command, v any, format string, args ...any) error {
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+	if isJSON(cmd) {
 		return encodeJSON(cmd.OutOrStdout(), v)
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), format, args...)
@@ -406,7 +484,7 @@ type table struct {
 }
 
 func newTable(cmd *cobra.Command, header ...string) table {
-	if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+	if isJSON(cmd) {
 		return table{bufio.NewWriter(cmd.OutOrStdout()), true}
 	}
 	t := table{tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0), false}

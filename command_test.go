@@ -434,3 +434,75 @@ func TestCommand_TailReportsGaps(t *testing.T) {
 		}
 	}
 }
+
+func TestCommand_Nodes(t *testing.T) {
+	startCaddy(t, anyHub)
+	joinAs(t, "lobby", "ada")
+	out := chat(t, "", "nodes")
+	rows := columns(out)
+	if len(rows) != 4 || rows[2][0] != "NODE" || rows[3][0] != "1" || !strings.HasPrefix(out, "The engine memory is up\n\n") {
+		t.Errorf("got\n%s", out)
+	}
+	var all nodesAnswer
+	if err := json.Unmarshal([]byte(chat(t, "", "nodes", "--json")), &all); err != nil || len(all.Nodes) != 1 || all.Nodes[0].Clients != 1 {
+		t.Errorf("got %+v, %v", all, err)
+	}
+	if header := columns(chat(t, "", "clients", "lobby"))[0]; slices.Contains(header, "NODE") {
+		t.Errorf("got the columns %q, want none for the only node", header)
+	}
+}
+
+// TestCommand_CoversAllNodes has the Caddy under test and another node share hubs.
+func TestCommand_CoversAllNodes(t *testing.T) {
+	s := startCaddy(t, "")
+	s.loadWith(withEngine("test "+t.Name()), anyHub)
+	joinAs(t, "lobby", "ada")
+	other := newClusterNode(t, testServer(t.Name()))
+	bob := other.enter("lobby", "bob", defaults())
+	other.enter("attic", "eve", defaults())
+	eventually(t, "the other node to answer", func() bool {
+		var page hubsPage
+		s.ask("GET", "/hubs", "", "", &page)
+		return len(page.Hubs) == 2
+	})
+
+	first, second := fmt.Sprint(hubs.current.Load().cluster.Number()), fmt.Sprint(other.number())
+	rows := columns(chat(t, "", "nodes"))
+	if len(rows) != 5 || strings.Join(rows[0], " ") != "The engine test is up" || rows[3][2] != "(asked)" || rows[4][0] != second {
+		t.Errorf("got %q, want two nodes", rows)
+	}
+	rows = columns(chat(t, "", "clients", "lobby"))
+	if len(rows) != 3 || rows[0][len(rows[0])-1] != "NODE" || rows[1][len(rows[1])-1] != first || rows[2][1] != "bob" ||
+		rows[2][len(rows[2])-1] != second {
+		t.Errorf("got %q, want the clients of both nodes", rows)
+	}
+	if got := chat(t, "", "kick", "--user", "bob"); got != "kicked 1 clients\n" {
+		t.Errorf("got %q", got)
+	}
+	wantCause(t, bob, hub.CloseKicked)
+	if got := chat(t, "", "send", "attic", "hello"); !strings.HasSuffix(got, " for 1 clients\n") {
+		t.Errorf("got %q", got)
+	}
+
+	release := other.session.HoldPushes()
+	defer release()
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"hubs"}, "lobby"},
+		{[]string{"clients", "lobby"}, "ada"},
+		{[]string{"kick", "--user", "ada"}, "kicked 1 clients"},
+	} {
+		cmd := command(t, append([]string{"chat"}, tc.args...)...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil || !strings.Contains(string(out), tc.want) {
+			t.Errorf("%q: got %s, %v, want %s", tc.args, out, err, tc.want)
+		}
+		if want := fmt.Sprintf("these nodes did not answer: %s\n", other.name()); stderr.String() != want {
+			t.Errorf("%q: got %q on the standard error, want %q", tc.args, stderr.String(), want)
+		}
+	}
+}

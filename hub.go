@@ -22,6 +22,7 @@ var hubs = newRegistry()
 func newRegistry() *registry {
 	r := &registry{
 		process: hub.NewProcess(),
+		since:   time.Now(),
 		named:   map[string]*namedHub{},
 		scopes:  map[string]*scope{},
 		taps:    map[string][]*hub.Tap{},
@@ -45,6 +46,7 @@ func newRegistry() *registry {
 // A registry holds hubs by name, and scopes by hub value. A scope keeps hubs open to new clients; see scope.go.
 type registry struct {
 	process  *hub.Process
+	since    time.Time
 	metrics  *metrics
 	notifier notifier
 	refusals refusalLog
@@ -95,8 +97,11 @@ type namedHub struct {
 	link  *link         // of hub, or nil
 
 	// Guarded by registry.mu.
-	stale     bool                  // another link is current since it began to open
+	stale     bool                  // what it opens must be closed: another link is current now, or an operator has ended the hub
 	joining   int                   // requests that are about to join or to publish; the hub stays open for them
+	pins      int                   // among them, tails; see pin
+	gone      chan struct{}         // if it was pinned: closed when the hub is closed
+	bars      int                   // operators that let nobody in; see bar
 	home      *scope                // the scope of the newest client with history
 	owner     netip.Prefix          // the address that pays for the hub: the one that opened it, then an heir
 	keeper    *scope                // the scope that keeps the hub without clients for its history, or nil
@@ -174,7 +179,7 @@ func (r *registry) reserve(ctx context.Context, m *member, name string, limits l
 	s.perIP[address]++
 	s.joining++
 	r.live++
-	r.detachUnlinkedLocked(name, m.client.Settings())
+	r.detachUnfitLocked(name, m.client.Settings())
 	n, first := r.findLocked(name, address)
 	n.joining++
 	if n.keeper != nil {
@@ -277,7 +282,9 @@ func (r *registry) open(n *namedHub, s *hub.Settings) {
 	}
 	if err != nil {
 		n.err = err
-		delete(r.named, n.name)
+		if r.named[n.name] == n { // otherwise it is barred
+			delete(r.named, n.name)
+		}
 	} else {
 		n.hub = b
 		if l != nil {
@@ -290,17 +297,24 @@ func (r *registry) open(n *namedHub, s *hub.Settings) {
 	close(n.ready)
 }
 
-// detachUnlinkedLocked ends the named hub if it numbers its messages itself, and with the given settings an engine must do so.
-func (r *registry) detachUnlinkedLocked(name string, s *hub.Settings) {
+// detachUnfitLocked ends the named hub if a request with the given settings needs another one: because the hub numbers its
+// messages itself where an engine must do so, or because it was opened without history, and the engine may have one. The
+// latter hub goes on while it has clients.
+func (r *registry) detachUnfitLocked(name string, s *hub.Settings) {
 	n := r.named[name]
-	if n == nil || !n.isOpen() || n.link != nil || !r.current.Load().takes(s) {
+	if n == nil || !n.isOpen() {
+		return
+	}
+	unlinked := n.link == nil && r.current.Load().takes(s)
+	bare := n.link != nil && s.HistoryMessages > 0 && !n.hub.HasHistory() && n.joining == n.pins && n.hub.Size() == 0
+	if !unlinked && !bare {
 		return
 	}
 	r.detachLocked(n)
 	go r.closeDetached([]*hub.Hub{n.hub}) // ends within removalSpread; nobody waits for it
 }
 
-// settleLocked keeps or closes n if it has no clients and none are about to join. s is the scope of the last client.
+// settleLocked keeps or closes n if it has no clients and none are about to join. s is the scope of the last client, or nil.
 func (r *registry) settleLocked(n *namedHub, s *scope) {
 	if r.isDesertedLocked(n) && (n.hub.KeptFor() == 0 || !r.keepLocked(n, s)) {
 		r.closeLocked(n)
@@ -318,7 +332,7 @@ func (r *registry) keepLocked(n *namedHub, s *scope) bool {
 	if n.home != nil && len(n.home.leases) > 0 {
 		s = n.home
 	}
-	if len(s.leases) == 0 || r.scopes[s.key] != s || caddy.Exiting() {
+	if s == nil || len(s.leases) == 0 || r.scopes[s.key] != s || caddy.Exiting() {
 		return false
 	}
 	now := time.Now()
@@ -374,6 +388,9 @@ func (r *registry) closeLocked(n *namedHub) {
 	n.hub.Close()
 	if n.link != nil {
 		go r.letGo(n.hub, n.link) // ends when the clients of the hub are gone; awaitLinks waits for it
+	}
+	if n.gone != nil {
+		close(n.gone)
 	}
 	delete(r.named, n.name)
 	r.notifyLocked(hubClosed, n.name)
@@ -470,7 +487,7 @@ func (r *registry) openKept(
 		r.mu.Unlock()
 		return err
 	}
-	r.detachUnlinkedLocked(name, settings)
+	r.detachUnfitLocked(name, settings)
 	if n := r.named[name]; n != nil {
 		if n.isOpen() && n.hub.Size() == 0 { // its last client has just left: keep it for its history instead
 			n.hub.Grow(settings)

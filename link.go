@@ -21,6 +21,7 @@ type link struct {
 	key      string
 	session  engine.Session
 	cluster  engine.Cluster // session, if several nodes share the hubs; or nil
+	control  *controller    // if cluster is set
 	since    time.Time
 
 	// holders are the leases of the link and its hubs. Whoever holds it may add one. Only under registry.linking does it
@@ -65,6 +66,7 @@ func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
 	l.session = session
 	l.cluster, _ = session.(engine.Cluster)
 	if l.cluster != nil {
+		l.control = newController(l)
 		go l.renewAlways() // ends with the link, and close waits for it
 	} else {
 		close(l.done)
@@ -91,6 +93,9 @@ func (l *link) release() {
 	delete(r.links, l.key)
 	close(l.ended)
 	<-l.done
+	if l.control != nil {
+		l.control.close()
+	}
 	if err := l.session.Close(); err != nil {
 		processLogger().Error("closing the engine failed", zap.String("engine", l.name), zap.Error(err))
 	}
@@ -205,6 +210,7 @@ func (l *link) renew(ctx context.Context) {
 		return // the engine tells the monitor
 	}
 	l.registry.process.SetNode(l.cluster.Number())
+	l.control.ensureOpen(ctx)
 	behind := uint64(0)
 	for _, changed := range renewal.Changed {
 		b := byName[changed.Hub]

@@ -286,33 +286,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		maxClientsPerIP:  h.MaxClientsPerIP,
 		maxHubs:          orDefault(h.MaxHubs, defaultMaxHubs),
 	}
-	buffer := orDefault(h.Buffer, new(Buffer))
-	ping := orDefault(h.Ping, new(Ping))
-	h.settings = &hub.Settings{
-		ReadOnly:       h.ReadOnly,
-		Echo:           h.Echo == nil || *h.Echo,
-		MaxMessageSize: int(orDefault(h.MaxMessageSize, defaultMaxMessageSize)),
-		BufferMessages: orDefault(buffer.Messages, defaultBufferMessages),
-		BufferBytes:    int(orDefault(buffer.Size, defaultBufferSize)),
-		SkipLag:        h.OnLag == onLagSkip,
-		PingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
-		PingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
-		WriteTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
-		MaxAge:         time.Duration(h.MaxAge),
-	}
-	if h.Rate != nil {
-		h.settings.Rate = hub.Rate{Messages: h.Rate.Messages, Window: time.Duration(h.Rate.Window)}
-	}
-	if ping.Off {
-		h.settings.PingInterval = 0
-	}
-	if h.History != nil {
-		h.settings.HistoryMessages = h.History.Messages
-		h.settings.HistoryAge = time.Duration(orDefault(h.History.Age, defaultHistoryAge))
-	}
-	if h.Presence != nil {
-		h.settings.Presence, h.settings.JoinLeave = true, h.Presence.JoinLeave
-	}
+	h.settings = h.newSettings()
 	if err := hubs.metrics.register(ctx); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
@@ -339,6 +313,38 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		})
 	}
 	return nil
+}
+
+// newSettings returns the settings of clients that come in through the handler. Those of new(Handler) are the defaults.
+func (h *Handler) newSettings() *hub.Settings {
+	buffer := orDefault(h.Buffer, new(Buffer))
+	ping := orDefault(h.Ping, new(Ping))
+	s := &hub.Settings{
+		ReadOnly:       h.ReadOnly,
+		Echo:           h.Echo == nil || *h.Echo,
+		MaxMessageSize: int(orDefault(h.MaxMessageSize, defaultMaxMessageSize)),
+		BufferMessages: orDefault(buffer.Messages, defaultBufferMessages),
+		BufferBytes:    int(orDefault(buffer.Size, defaultBufferSize)),
+		SkipLag:        h.OnLag == onLagSkip,
+		PingInterval:   time.Duration(orDefault(ping.Interval, defaultPingInterval)),
+		PingTimeout:    time.Duration(orDefault(ping.Timeout, defaultPingTimeout)),
+		WriteTimeout:   time.Duration(orDefault(h.WriteTimeout, defaultWriteTimeout)),
+		MaxAge:         time.Duration(h.MaxAge),
+	}
+	if h.Rate != nil {
+		s.Rate = hub.Rate{Messages: h.Rate.Messages, Window: time.Duration(h.Rate.Window)}
+	}
+	if ping.Off {
+		s.PingInterval = 0
+	}
+	if h.History != nil {
+		s.HistoryMessages = h.History.Messages
+		s.HistoryAge = time.Duration(orDefault(h.History.Age, defaultHistoryAge))
+	}
+	if h.Presence != nil {
+		s.Presence, s.JoinLeave = true, h.Presence.JoinLeave
+	}
+	return s
 }
 
 // Validate implements caddy.Validator. The parser of Caddyfiles makes the same checks, in order to name the line.

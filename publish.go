@@ -106,6 +106,14 @@ type publication struct {
 	Seq     uint64 `json:"seq"`
 }
 
+// check returns an error for numbers that no hub has.
+func (p *publication) check() error {
+	if p.Clients < 0 {
+		return errNegative
+	}
+	return nil
+}
+
 func answerJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
