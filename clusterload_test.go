@@ -72,7 +72,6 @@ type clusterClient struct {
 	// Owned by the goroutine that runs the client.
 	epoch string
 	seq   int
-	raw   []string
 }
 
 // A sending is a message on its way.

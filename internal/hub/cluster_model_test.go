@@ -309,16 +309,15 @@ type modelMessage struct {
 
 // A connLog is what a peer has seen on one connection.
 type connLog struct {
-	peer    *modelPeer
-	client  feed.ClientID
-	epoch   string
-	since   *Resumption
-	up      bool // the node reached the engine all the time while the peer joined
-	hello   incoming
-	start   uint64 // the number of the message before the first that it gets
-	seen    []seenEvent
-	isOpen  bool
-	skipped bool // raw: it has lagged, and more may be lost
+	peer   *modelPeer
+	client feed.ClientID
+	epoch  string
+	since  *Resumption
+	up     bool // the node reached the engine all the time while the peer joined
+	hello  incoming
+	start  uint64 // the number of the message before the first that it gets
+	seen   []seenEvent
+	isOpen bool
 }
 
 // A seenEvent is a message, or with missed a gap.

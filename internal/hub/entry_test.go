@@ -34,8 +34,14 @@ func TestKey_HashTellsKeysApart(t *testing.T) {
 	}
 	hashes := map[engine.Key]Key{}
 	for _, k := range []Key{
-		{"a", "b", "c"}, {"ab", "", "c"}, {"", "ab", "c"}, {"a", "", "bc"}, {"", "", "abc"}, {"", "a", "bc"},
-		{"\x01a", "", "c"}, {"", "\x01a", "c"},
+		{"a", "b", "c"},
+		{"ab", "", "c"},
+		{"", "ab", "c"},
+		{"a", "", "bc"},
+		{"", "", "abc"},
+		{"", "a", "bc"},
+		{"\x01a", "", "c"},
+		{"", "\x01a", "c"},
 	} {
 		h := k.hash()
 		if other, ok := hashes[h]; ok || h == (engine.Key{}) {

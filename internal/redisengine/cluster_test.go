@@ -317,7 +317,7 @@ func TestHub_KeysExpire(t *testing.T) {
 			t.Errorf("%s lives for %d s, want an hour to a quarter longer", key, ttl)
 		}
 	}
-	for _, key := range strings.Fields(redis.do("KEYS", "*")) {
+	for key := range strings.FieldsSeq(redis.do("KEYS", "*")) {
 		if !strings.HasPrefix(key, DefaultPrefix) {
 			t.Errorf("the key %s does not begin with the prefix", key)
 		}

@@ -258,7 +258,7 @@ func TestConnect_WithLittleRights(t *testing.T) {
 	one.wantWarning("CONFIG GET")
 	useEverything(t, one, two)
 	_, refused, _ := strings.Cut("\n"+redis.do("ACL", "LOG"), "\nobject\n")
-	for _, refusal := range strings.Split(refused, "\nobject\n") {
+	for refusal := range strings.SplitSeq(refused, "\nobject\n") {
 		if object, _, _ := strings.Cut(refusal, "\n"); object != "config|get" {
 			t.Errorf("Redis has refused %s", object)
 		}

@@ -136,18 +136,6 @@ func (r *redisServer) info(field string) string {
 	return ""
 }
 
-// copyFile copies one of its files to another name in its folder.
-func (r *redisServer) copyFile(from, to string) {
-	r.t.Helper()
-	data, err := os.ReadFile(filepath.Join(r.dir, from))
-	if err == nil {
-		err = os.WriteFile(filepath.Join(r.dir, to), data, 0o600)
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-}
-
 // cpu returns how much time of a processor the process has used.
 func (r *redisServer) cpu() time.Duration {
 	r.t.Helper()
