@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -228,7 +229,7 @@ func TestTail_GoesOnAfterTheEngineWasDown(t *testing.T) {
 // TestTail_OfAnEngineOfOneNodeOpensNothing follows a hub where no other node can have it.
 func TestTail_OfAnEngineOfOneNodeOpensNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := newClusterNode(t, wrappedEngine{enginetest.NewServer(), func(s *enginetest.Session) engine.Session { return struct{ engine.Session }{s} }})
+		n := newClusterNode(t, wrappedEngine{enginetest.NewServer(), ofOneNode})
 		f := n.tail("x")
 		defer f.stop()
 		if n.registry.named["x"] != nil {
@@ -272,5 +273,28 @@ func TestRegistry_HubWithoutHistoryGivesWayToOneWithHistory(t *testing.T) {
 		if got := a.hub("y").Lags([]*hub.Client{&m.client})[0]; got != 1 {
 			t.Errorf("got %d messages for the client, want the one of the history", got)
 		}
+	})
+}
+
+// TestRegistry_HubThatSomebodyIsAboutToJoinStays has a client with history come between the two steps in which another one joins.
+func TestRegistry_HubThatSomebodyIsAboutToJoinStays(t *testing.T) {
+	inCluster(t, 1, func(t *testing.T, _ *enginetest.Server, nodes []*clusterNode) {
+		n := nodes[0]
+		n.enter("x", "", defaults()).abandon() // it is kept
+		n.members = nil
+		slow := &member{scope: n.lease.scope}
+		slow.client.Init(n.process, slow, "", netip.Prefix{}, defaults())
+		reserved, err := n.reserve(t.Context(), slow, "x", limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.enter("x", "", historyOfTen())
+		if err := n.registry.enter(t.Context(), slow, reserved, limits{}); err != nil {
+			t.Errorf("got %v, want the client to join", err)
+		}
+		if slow.client.Hub() != n.hub("x") {
+			t.Error("the client is in a hub that is over")
+		}
+		slow.abandon()
 	})
 }

@@ -33,6 +33,9 @@ func (e wrappedEngine) Connect(m engine.Monitor) (engine.Session, error) {
 	return e.wrap(s.(*enginetest.Session)), nil
 }
 
+// ofOneNode returns a session that no other node shares.
+func ofOneNode(s *enginetest.Session) engine.Session { return struct{ engine.Session }{s} }
+
 // A slowSession takes long to forget a hub: it waits for a gate before that.
 type slowSession struct {
 	*enginetest.Session
@@ -182,20 +185,22 @@ func TestKick_RacesWithJoins(t *testing.T) {
 
 // TestKick_MessageOnItsWayIsNotOfTheNewEpoch has a message wait for the engine when its hub is kicked.
 func TestKick_MessageOnItsWayIsNotOfTheNewEpoch(t *testing.T) {
-	inCluster(t, 2, func(t *testing.T, server *enginetest.Server, nodes []*clusterNode) {
-		a, b := nodes[0], nodes[1]
-		a.enter("x", "", historyOfTen())
+	synctest.Test(t, func(t *testing.T) {
+		server := enginetest.NewServer()
+		n := newClusterNode(t, wrappedEngine{server, ofOneNode})
+		n.enter("x", "", historyOfTen())
 		release := server.HoldPublish()
-		go func() { _, _, _ = a.publish(context.Background(), "x", textOf("spam")) }() // ends with the release
+		go func() { _, _, _ = n.publish(context.Background(), "x", textOf("spam")) }() // ends with the release
 		synctest.Wait()
-		await := a.kickInBackground("x")
+		await := n.kickInBackground("x")
 		time.Sleep(outboxPatience / 2)
 		release()
 		if got := await(); got.Kicked != 1 {
 			t.Errorf("got %+v, want one client kicked", got)
 		}
-		b.enter("x", "", historyOfTen())
-		if info, _ := b.hub("x").Info(); info.Head != 0 {
+		synctest.Wait()
+		n.enter("x", "", historyOfTen())
+		if info, _ := n.hub("x").Info(); info.Head != 0 {
 			t.Errorf("got %d messages in the new epoch, want none of the old", info.Head)
 		}
 	})
@@ -227,7 +232,7 @@ func TestKick_LostWordLetsClientsInLater(t *testing.T) {
 func TestKick_EngineOfOneNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := enginetest.NewServer()
-		n := newClusterNode(t, wrappedEngine{server, func(s *enginetest.Session) engine.Session { return struct{ engine.Session }{s} }})
+		n := newClusterNode(t, wrappedEngine{server, ofOneNode})
 		synctest.Wait()
 		m, without := n.enter("x", "", historyOfTen()), n.enter("without history", "", defaults())
 		if _, _, err := n.publish(t.Context(), "x", textOf("regretted")); err != nil {

@@ -17,9 +17,7 @@ func TestNodes_WithoutACluster(t *testing.T) {
 		want engineInfo
 	}{
 		{"memory", nil, engineInfo{Name: "memory", Up: true}},
-		{"an engine of one node", wrappedEngine{enginetest.NewServer(), func(s *enginetest.Session) engine.Session {
-			return struct{ engine.Session }{s}
-		}}, engineInfo{Name: "test", Up: true}},
+		{"an engine of one node", wrappedEngine{enginetest.NewServer(), ofOneNode}, engineInfo{Name: "test", Up: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
