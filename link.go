@@ -124,7 +124,7 @@ func (l *link) State(err error) {
 
 // Warn implements engine.Monitor.
 func (l *link) Warn(text string) {
-	processLogger().Warn("the engine's settings endanger messages", zap.String("engine", l.name), zap.String("warning", text))
+	processLogger().Warn("the engine warns", zap.String("engine", l.name), zap.String("warning", text))
 }
 
 // why returns why the engine is down, or nil. A cluster is down until it has said that it is up.

@@ -47,7 +47,8 @@ type Monitor interface {
 	// until its first State(nil).
 	State(err error)
 
-	// Warn has one sentence for the operator's log, about a setting of the server that endangers messages.
+	// Warn has one sentence for the operator's log, about a setting of the server that endangers messages, or about data
+	// that cannot be read.
 	Warn(text string)
 }
 
@@ -59,7 +60,7 @@ type Session interface {
 	// Open returns what the engine has of a hub, and from then on passes everything new to the receiver: all entries
 	// with a number above Snapshot.Seq and no gap. Entries may reach the receiver before Open returns. A hub that the
 	// engine does not have is new: it has an epoch and no entries. Opening an open hub again replaces the receiver: the
-	// one before gets nothing more. A cluster first takes back what this node has announced in the hub before.
+	// one before gets nothing more. A failed Open leaves the hub closed. A cluster first takes back what this node has announced in the hub before.
 	Open(ctx context.Context, hub string, bounds Bounds, to Receiver) (Snapshot, error)
 
 	// Leave ends what Open began, unless another receiver has replaced this one. It returns at once. A call of the
@@ -184,7 +185,7 @@ type Message struct {
 // A Key identifies a message by what its sender says about it. The zero key is none.
 type Key [16]byte
 
-// An Attempt says what an engine does with a message whose key it does not remember.
+// An Attempt says what an engine does with a message whose key it does not remember. Without a key it remembers none.
 type Attempt uint8
 
 const (
