@@ -60,7 +60,8 @@ type Session interface {
 	// Open returns what the engine has of a hub, and from then on passes everything new to the receiver: all entries
 	// with a number above Snapshot.Seq and no gap. Entries may reach the receiver before Open returns. A hub that the
 	// engine does not have is new: it has an epoch and no entries. Opening an open hub again replaces the receiver: the
-	// one before gets nothing more. A failed Open leaves the hub closed. A cluster first takes back what this node has announced in the hub before.
+	// one before gets nothing more. A failed Open leaves the hub closed. A cluster first takes back what this node has
+	// announced in the hub before.
 	Open(ctx context.Context, hub string, bounds Bounds, to Receiver) (Snapshot, error)
 
 	// Leave ends what Open began, unless another receiver has replaced this one. It returns at once. A call of the
