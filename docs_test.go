@@ -570,6 +570,10 @@ func TestDocs_AdminCommands(t *testing.T) {
 					p.wantText("from a pipe")
 				case strings.Contains(line, "DELETE"), strings.Contains(line, "kick"):
 					p.wantClose(websocket.ClosePolicyViolation, "kicked")
+				case strings.Contains(line, "nodes"):
+					if !strings.Contains(out.String(), "memory") {
+						t.Errorf("got %s", out.String())
+					}
 				case strings.Contains(line, "after="):
 					if !strings.Contains(out.String(), "http://localhost:9080/chat/other") || strings.Contains(out.String(), lobby) {
 						t.Errorf("got %s", out.String())
