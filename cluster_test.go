@@ -68,22 +68,21 @@ type fault struct {
 	name   string
 	epochs int
 	slow   bool // it takes some seconds, so it happens once in a short run
-	long   bool // it takes so long that it happens only in a long run
+	long   bool // it takes so long that it happens only in a long run, with -faults 4 and more
 	happen func(t *testing.T, c *cluster)
 }
 
 // run has a fault happen to a cluster, as often as the flag says, and checks what all clients have seen.
 func (c *cluster) run(t *testing.T, faults ...fault) {
 	for _, f := range faults {
+		rounds := *faultRounds
+		if rounds <= 3 && f.long {
+			continue
+		}
+		if rounds <= 3 && f.slow {
+			rounds = 1
+		}
 		t.Run(f.name, func(t *testing.T) {
-			rounds := *faultRounds
-			switch {
-			case rounds > 3:
-			case f.long:
-				t.Skip("happens only with -faults 4 and more")
-			case f.slow:
-				rounds = 1
-			}
 			var slowest time.Duration
 			var answered, refused int
 			outcomes := map[string]int{}
@@ -258,8 +257,10 @@ func testSentinel(t *testing.T) {
 				strings.Contains(replica.command(t, "INFO replication"), "master_link_status:up")
 		})
 		primary.kill()
+		// An old primary that comes back before the Sentinel has named the new one may become the primary again.
 		eventually(t, "the replica to be promoted", func() bool {
-			return strings.Contains(replica.command(t, "INFO replication"), "role:master")
+			return strings.Contains(replica.command(t, "INFO replication"), "role:master") &&
+				strings.Contains(sentinel.command(t, "SENTINEL get-master-addr-by-name main"), fmt.Sprint(replica.port))
 		})
 		primary.start()
 		primary, replica = replica, primary

@@ -2,7 +2,6 @@ package chatbroadcast
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -17,9 +16,6 @@ import (
 	"time"
 )
 
-// speed has TestCluster_Speed run, which measures. It wants the machine for itself.
-var speed = flag.Bool("speed", false, "measure the throughput, latency and cost of a cluster on this machine")
-
 // speedSites has a hub without history for each path.
 const speedSites = `http://localhost {
 	chat_broadcast /speed/* {
@@ -27,20 +23,17 @@ const speedSites = `http://localhost {
 	}
 }`
 
-// TestCluster_Speed prints what a cluster costs, against the engine memory.
-func TestCluster_Speed(t *testing.T) {
-	if !*speed {
-		t.Skip("measures only with -speed")
-	}
-	t.Run("throughput", measureThroughput)
+// BenchmarkCluster_Speed prints what a cluster costs, against the engine memory. It wants the machine for itself.
+func BenchmarkCluster_Speed(b *testing.B) {
+	b.Run("throughput", func(b *testing.B) { measureThroughput(b) })
 	for _, engine := range []string{"memory", "redis"} {
-		t.Run("latency/"+engine, func(t *testing.T) { measureLatency(t, startEngine(t, engine)) })
-		t.Run("deliveries/"+engine, func(t *testing.T) { measureDeliveries(t, startEngine(t, engine)) })
+		b.Run("latency/"+engine, func(b *testing.B) { measureLatency(b, startEngine(b, engine)) })
+		b.Run("deliveries/"+engine, func(b *testing.B) { measureDeliveries(b, startEngine(b, engine)) })
 	}
 }
 
 // startEngine starts a node with an engine.
-func startEngine(t *testing.T, engine string) *process {
+func startEngine(t testing.TB, engine string) *process {
 	if engine == "redis" {
 		engine = startRedis(t).engine()
 	}
@@ -48,7 +41,7 @@ func startEngine(t *testing.T, engine string) *process {
 }
 
 // measureThroughput sends messages into 100 hubs, each of which has a client on each of three nodes.
-func measureThroughput(t *testing.T) {
+func measureThroughput(t testing.TB) {
 	const (
 		hubCount = 100
 		perTick  = 12 // messages a hub and tick
@@ -118,7 +111,7 @@ func countFrames(p *peer, n *atomic.Int64) {
 }
 
 // measureLatency measures the time from a client's message to its arrival at the same client, at a low rate.
-func measureLatency(t *testing.T, node *process) {
+func measureLatency(t testing.TB, node *process) {
 	const rounds = 1000
 	p := node.join("/speed/latency")
 	defer p.conn.Close()
@@ -135,7 +128,7 @@ func measureLatency(t *testing.T, node *process) {
 }
 
 // measureDeliveries measures the CPU time of a node for each delivery in a hub with 1000 clients.
-func measureDeliveries(t *testing.T, node *process) {
+func measureDeliveries(t testing.TB, node *process) {
 	const (
 		clients  = 1000
 		messages = 500
@@ -168,7 +161,7 @@ func (a times) minus(b times) times {
 	return times{a.redis - b.redis, a.nodes - b.nodes, a.load - b.load}
 }
 
-func readTimes(t *testing.T, r *redisServer, nodes []*process) (u times) {
+func readTimes(t testing.TB, r *redisServer, nodes []*process) (u times) {
 	t.Helper()
 	u.redis = processTime(t, r.cmd.Process.Pid)
 	for _, node := range nodes {
@@ -179,7 +172,7 @@ func readTimes(t *testing.T, r *redisServer, nodes []*process) (u times) {
 }
 
 // processTime returns what a process has used of the processors, see proc_pid_stat(5).
-func processTime(t *testing.T, pid int) time.Duration {
+func processTime(t testing.TB, pid int) time.Duration {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc")

@@ -96,18 +96,6 @@ func TestOpenFile_WhenTheFolderCannotBeCreated(t *testing.T) {
 	}
 }
 
-func TestOpenFile_WhenTheFileCannotBeWritten(t *testing.T) {
-	if os.Getuid() <= 0 {
-		t.Skip("root can write everything, and Windows has other permissions")
-	}
-	folder := t.TempDir()
-	closeSession(t, open(t, folder))
-	if err := os.Chmod(dbPath(folder), 0o400); err != nil {
-		t.Fatal(err)
-	}
-	mustNotOpen(t, folder, "permission", "let the user")
-}
-
 func TestOpenFile_WhenItIsNoFile(t *testing.T) {
 	folder := t.TempDir()
 	if err := os.MkdirAll(dbPath(folder), 0o700); err != nil {
