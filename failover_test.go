@@ -57,10 +57,11 @@ func startFrontedCluster(t *testing.T) *frontedCluster {
 	}
 	c.redis = c.startCommand(lines[0], "", "6379")
 	c.nodes = []*process{c.startCommand(lines[1], "2019", "8081"), c.startCommand(lines[2], "2020", "8082")}
-	c.front = c.startCommand(lines[3], "2021", "8080")
+	// The front looks at the nodes when it starts, and again after two seconds.
 	for _, node := range c.nodes {
 		eventually(t, "the node to reach Redis", func() bool { return value(scrapeAt(t, node.admin)["engine_up"]) == 1 })
 	}
+	c.front = c.startCommand(lines[3], "2021", "8080")
 	return c
 }
 
