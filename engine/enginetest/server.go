@@ -32,7 +32,8 @@ type Server struct {
 // A node is what the server knows of a node.
 type node struct {
 	engine.Node
-	expires time.Time
+	expires   time.Time
+	forgotten bool // the node was taken for dead and has not called Renew since, but it has announced users
 }
 
 // NewServer returns a server without hubs.

@@ -235,8 +235,12 @@ func (s *Session) Announce(ctx context.Context, name string, users []engine.User
 	if s.open[name] == nil {
 		return fmt.Errorf("hub %q is not open: open it before announcing its users", name)
 	}
-	h := s.server.hubLocked(name, time.Now())
-	s.server.announceLocked(name, h, s.id, slices.Clone(users))
+	now := time.Now()
+	if s.server.nodes[s.id] == nil {
+		// Should the node end now, others must find it and remove these users.
+		s.server.nodes[s.id] = &node{Node: engine.Node{ID: s.id, Number: s.number}, expires: now, forgotten: true}
+	}
+	s.server.announceLocked(name, s.server.hubLocked(name, now), s.id, slices.Clone(users))
 	return nil
 }
 
@@ -248,7 +252,8 @@ func (s *Session) Renew(ctx context.Context, status engine.Status, known []engin
 		return engine.Renewal{}, err
 	}
 	now := time.Now()
-	renewal := engine.Renewal{Forgotten: s.server.nodes[s.id] == nil}
+	before := s.server.nodes[s.id]
+	renewal := engine.Renewal{Forgotten: before == nil || before.forgotten}
 	s.server.nodes[s.id] = &node{
 		Node:    engine.Node{ID: s.id, Number: s.number, Status: status, Renewed: now},
 		expires: now.Add(engine.Lease),
