@@ -34,9 +34,12 @@ type link struct {
 
 	heard chan struct{} // closed when the engine has said for the first time how it does
 
-	wake  chan struct{} // has an element when renew is to run at once
-	ended chan struct{} // closed when the link is given up
-	done  chan struct{} // closed when renewals have ended
+	wake chan struct{} // has an element when renew is to run at once
+	done chan struct{} // closed when renewals have ended
+
+	// ended is done when the link is given up; end makes it so.
+	ended context.Context
+	end   context.CancelFunc
 }
 
 // linkTo returns a link to an engine, which a link with the same key may already be, and holds it. The caller must
@@ -57,17 +60,18 @@ func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
 	}
 	l := &link{
 		registry: r, name: name, key: key, since: time.Now(),
-		heard: make(chan struct{}), wake: make(chan struct{}, 1), ended: make(chan struct{}), done: make(chan struct{}),
+		heard: make(chan struct{}), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	session, err := e.Connect(l)
 	if err != nil {
 		return nil, fmt.Errorf("engine %s: %w", name, err)
 	}
 	l.session = session
+	l.ended, l.end = context.WithCancel(context.Background())
 	l.cluster, _ = session.(engine.Cluster)
 	if l.cluster != nil {
 		l.control = newController(l)
-		go l.renewAlways() // ends with the link, and close waits for it
+		go l.renewAlways() // ends with the link, and release waits for it
 	} else {
 		close(l.done)
 	}
@@ -91,7 +95,7 @@ func (l *link) release() {
 		return
 	}
 	delete(r.links, l.key)
-	close(l.ended)
+	l.end()
 	<-l.done
 	if l.control != nil {
 		l.control.close()
@@ -175,28 +179,22 @@ func (l *link) renewSoon() {
 // renewAlways keeps this node alive in its cluster until the link is given up.
 func (l *link) renewAlways() {
 	defer close(l.done)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() { // ends with the link
-		<-l.ended
-		cancel()
-	}()
 	ticker := time.NewTicker(engine.RenewInterval)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-l.ended:
+		case <-l.ended.Done():
 			return
 		case <-l.wake:
 		case <-ticker.C:
 		}
-		l.renew(ctx)
+		l.renew()
 	}
 }
 
 // renew tells the engine what this node has, and the hubs what they lack.
-func (l *link) renew(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, engine.RenewInterval)
+func (l *link) renew() {
+	ctx, cancel := context.WithTimeout(l.ended, engine.RenewInterval)
 	defer cancel()
 	open := slices.DeleteFunc(l.registry.allHubs(), func(b *hub.Hub) bool { return !b.IsOf(l.session) })
 	byName := make(map[string]*hub.Hub, len(open))
@@ -260,8 +258,8 @@ func (l *link) open(name string, s *hub.Settings) (*hub.Hub, error) {
 	return b, nil
 }
 
-// checkUp returns a refusal if the engine of the running configuration cannot be reached. It may wait a moment. A hub that is open keeps its clients,
-// but a new client might miss messages.
+// checkUp returns a refusal if the engine of the running configuration cannot be reached. It may wait a moment. A hub that
+// is open keeps its clients, but a new client might miss messages.
 func (r *registry) checkUp(ctx context.Context) error {
 	l := r.current.Load()
 	if l == nil || l.cluster == nil {
@@ -288,12 +286,12 @@ func (r *registry) useLinkLocked(l *link) {
 	}
 	var detached []*hub.Hub
 	for _, n := range r.named {
-		switch {
-		case !n.isOpen():
-			n.stale = true
-		case n.link != nil && n.link != l, n.link == nil && l != nil && (l.cluster != nil || n.hub.HasHistory()):
-			detached = append(detached, n.hub)
-			r.detachLocked(n)
+		stays := n.isOpen() && (n.link == l || n.link == nil && l.cluster == nil && !n.hub.HasHistory())
+		if stays {
+			continue
+		}
+		if b := r.endLocked(n); b != nil {
+			detached = append(detached, b)
 		}
 	}
 	if len(detached) > 0 {
