@@ -155,7 +155,9 @@ func NewEpoch() string {
 	return strconv.FormatUint(binary.NativeEndian.Uint64(random[:]), 36)
 }
 
-// Bounds say what an engine keeps of a hub. It may keep a little more, up to twice as much.
+// Bounds say what an engine keeps of a hub. It may keep a little more, up to twice as much. Nodes may have different bounds
+// for a hub that they share. Then the largest of each hold, so that no node takes from the others what they keep. A Cluster
+// may hold to the bounds of a node for some minutes after the node has left the hub.
 type Bounds struct {
 	Messages int           // the newest entries
 	Bytes    int           // of their data, together; the newest entry is kept even if it alone has more

@@ -21,6 +21,7 @@ func clusterChecks() []check {
 		{"Cluster_AllNodesGetEverything", checkAllNodes},
 		{"Cluster_KeysAreOfTheHub", checkKeysOfAllNodes},
 		{"Cluster_NumbersOfBatchesAreOfTheSession", checkNumbersOfSessions},
+		{"Cluster_LargerBoundsHold", checkLargerBounds},
 		{"Cluster_ForgetReachesAllNodes", checkForgetOnAllNodes},
 		{"Read_ReturnsWhatIsAfterAPosition", checkRead},
 		{"Read_BeginsWithTheOldestEntryOtherwise", checkReadOldest},
@@ -112,6 +113,29 @@ func checkNumbersOfSessions(s *suite) {
 	callers[1].publishBatch("hub", engine.Batch{Bounds: roomy, Messages: s.messages(1), Number: 3})
 	if got := callers[0].publishBatch("hub", batch); !slices.EqualFunc(got, first, sameReceipt) {
 		s.Errorf("a batch, repeated after that of another session, has receipts %+v, want %+v", got, first)
+	}
+}
+
+// checkLargerBounds has a node that keeps nothing of a hub that another one keeps.
+func checkLargerBounds(s *suite) {
+	one, two := s.connect(), s.connect()
+	all := one.open("hub", roomy).snapshot.Position
+	nothing := engine.Bounds{Bytes: 1, Age: time.Millisecond}
+	f := two.open("hub", nothing)
+	keyed := s.keyed(40)
+	var last engine.Position
+	for _, m := range keyed {
+		last = two.publishBatch("hub", engine.Batch{Bounds: nothing, Messages: []engine.Message{m}})[0].Position
+		s.await(f, last)
+	}
+	two.renew(engine.Status{}, engine.Known{Hub: "hub", Position: last, Bounds: nothing})
+	two.open("hub", nothing)
+	if got := one.read("hub", all); got.Base != all.Seq || len(got.Entries) != len(keyed) {
+		s.Errorf("Read returned %d entries after number %d, want all %d after %d: a node that has the hub open keeps them",
+			len(got.Entries), got.Base, len(keyed), all.Seq)
+	}
+	if r := two.publishBatch("hub", engine.Batch{Bounds: nothing, Messages: keyed[:1]})[0]; !r.Repeated {
+		s.Errorf("a repeated message got %+v, want that it is repeated: a node that has the hub open keeps its receipt", r)
 	}
 }
 

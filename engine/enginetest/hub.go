@@ -16,7 +16,7 @@ type hub struct {
 	seq      uint64          // of the newest message in this epoch, or 0
 	entries  []engine.Entry  // the newest ones, up to seq
 	before   engine.Position // where this epoch goes on from the one before
-	bounds   engine.Bounds   // of the newest call that had some
+	bounds   engine.Bounds   // the widest at the newest call that named some
 	modified time.Time       // when the newest message was published, in any epoch
 
 	receipts map[engine.Key]engine.Receipt

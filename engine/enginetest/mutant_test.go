@@ -611,6 +611,15 @@ var mutants = []struct {
 	}, []string{"Context_CallsReturnWhenItIsDone", "Interrupt_CallsReturnWhenTheirContextIsDone"}},
 
 	// What engines must keep, and forget.
+	{"has the bounds of the node that publishes", func(m *mutant) {
+		eachBatch(func(b *engine.Batch) {
+			m.server.mu.Lock()
+			defer m.server.mu.Unlock()
+			for _, session := range m.server.sessions {
+				session.nameLocked("hub", b.Bounds)
+			}
+		})(m)
+	}, []string{"Cluster_LargerBoundsHold"}},
 	{"keeps too few messages", eachBatch(func(b *engine.Batch) { b.Bounds.Messages-- }), []string{"Bounds_Messages"}},
 	{"keeps too many messages", func(m *mutant) {
 		eachBatch(func(b *engine.Batch) { b.Bounds.Messages = 3 * b.Bounds.Messages })(m)

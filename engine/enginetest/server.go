@@ -83,6 +83,21 @@ func (s *Server) isOpenLocked(hub string) bool {
 	return slices.ContainsFunc(s.sessions, func(session *Session) bool { return session.open[hub] != nil })
 }
 
+// widestLocked returns the bounds that a node names for a hub, widened by those of the nodes that have it open.
+func (s *Server) widestLocked(hub string, bounds engine.Bounds) engine.Bounds {
+	for _, session := range s.sessions {
+		o := session.open[hub]
+		if o == nil {
+			continue
+		}
+		bounds.Messages = max(bounds.Messages, o.bounds.Messages)
+		bounds.Bytes = max(bounds.Bytes, o.bounds.Bytes)
+		bounds.Age = max(bounds.Age, o.bounds.Age)
+		bounds.Receipts = max(bounds.Receipts, o.bounds.Receipts)
+	}
+	return bounds
+}
+
 // pushLocked has all nodes that have the hub open call their receivers.
 func (s *Server) pushLocked(hub string, call func(engine.Receiver)) {
 	for _, session := range s.sessions {

@@ -38,7 +38,17 @@ type Session struct {
 }
 
 // An opening is what Open begins, and Leave or the next Open ends.
-type opening struct{ to engine.Receiver }
+type opening struct {
+	to     engine.Receiver
+	bounds engine.Bounds // that the node has named last
+}
+
+// nameLocked notes the bounds that the node names for a hub, which may not be open.
+func (s *Session) nameLocked(hub string, bounds engine.Bounds) {
+	if o := s.open[hub]; o != nil {
+		o.bounds = bounds
+	}
+}
 
 // A call is one that the session has to make. It makes calls in order, one at a time.
 type call struct {
@@ -68,12 +78,12 @@ func (s *Session) Open(ctx context.Context, name string, bounds engine.Bounds, t
 	}
 	now := time.Now()
 	h := s.server.hubLocked(name, now)
-	h.bounds = bounds
-	h.trim(now)
 	delete(s.open, name) // the receiver before gets nothing more
+	h.bounds = s.server.widestLocked(name, bounds)
+	h.trim(now)
 	s.server.takeBackLocked(name, s.id)
 	// The lock makes the snapshot and the beginning of what follows it one step.
-	s.open[name] = &opening{to}
+	s.open[name] = &opening{to, bounds}
 	return h.snapshot(engine.Position{}), nil
 }
 
@@ -122,7 +132,8 @@ func (s *Session) Publish(ctx context.Context, name string, batch engine.Batch) 
 func (s *Session) publishLocked(name string, batch engine.Batch) ([]engine.Receipt, error) {
 	now := time.Now()
 	h := s.server.hubLocked(name, now)
-	h.bounds = batch.Bounds
+	s.nameLocked(name, batch.Bounds)
+	h.bounds = s.server.widestLocked(name, batch.Bounds)
 	h.trim(now)
 	if batch.Number != 0 {
 		if receipts, err := h.batches[s.id].repeat(batch); receipts != nil || err != nil {
@@ -262,7 +273,8 @@ func (s *Session) Renew(ctx context.Context, status engine.Status, known []engin
 
 	for _, k := range known {
 		h := s.server.hubLocked(k.Hub, now)
-		h.bounds = k.Bounds
+		s.nameLocked(k.Hub, k.Bounds)
+		h.bounds = s.server.widestLocked(k.Hub, k.Bounds)
 		h.trim(now)
 		if h.position() != k.Position || h.version != k.Version {
 			k.Position, k.Version = h.position(), h.version

@@ -23,6 +23,22 @@ import (
 //
 // An entry in the list of a hub is its time (ms), its number, a number that only the scripts use, and its data.
 
+// Arguments are text, except for bounds: four doubles, see hub.lua.
+
+// boundsAsBefore is an argument that leaves the bounds of a hub as they are.
+const boundsAsBefore = ""
+
+// encodeBounds returns bounds as an argument.
+func encodeBounds(b engine.Bounds) string {
+	var data [32]byte
+	for i, n := range []float64{float64(b.Messages), float64(b.Bytes), float64(b.Age.Milliseconds()), float64(b.Receipts)} {
+		binary.BigEndian.PutUint64(data[8*i:], math.Float64bits(n))
+	}
+	return string(data[:])
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
 // A push is what a script has published.
 type push struct {
 	epoch string

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/engine"
 )
@@ -29,17 +28,14 @@ func (s *Session) publish(ctx context.Context, hub string, batch engine.Batch) (
 		return nil, err
 	}
 	hasKeys := slices.ContainsFunc(batch.Messages, func(m engine.Message) bool { return m.Key != engine.Key{} })
-	args := make([]string, 0, 11+2*len(batch.Messages))
+	args := make([]string, 0, 8+2*len(batch.Messages))
 	args = append(args,
 		string(s.node),
 		fmt.Sprintf("%020d", batch.Number),
 		engine.NewEpoch(),
 		batch.Known.Epoch,
 		strconv.FormatUint(batch.Known.Seq, 10),
-		strconv.Itoa(batch.Bounds.Messages),
-		strconv.Itoa(batch.Bounds.Bytes),
-		milliseconds(batch.Bounds.Age),
-		strconv.Itoa(batch.Bounds.Receipts),
+		encodeBounds(batch.Bounds),
 		s.keys.hubChannel(hub),
 		bit(hasKeys),
 	)
@@ -66,9 +62,9 @@ func keyOf(m engine.Message) string {
 
 // Read implements engine.Cluster.
 func (s *Session) Read(ctx context.Context, hub string, after engine.Position) (engine.Snapshot, error) {
-	bounds := engine.Bounds{Age: asBefore}
+	bounds := boundsAsBefore
 	if sub := s.lookup(hub); sub != nil {
-		bounds = sub.bounds
+		bounds = encodeBounds(sub.bounds)
 	}
 	l, err := s.connectedFor(hub)
 	if err != nil {
@@ -87,8 +83,8 @@ var errRestless = errors.New("the hub forgets its entries faster than they can b
 // A reading says what to read of a hub.
 type reading struct {
 	after  engine.Position
-	bounds engine.Bounds
-	open   bool // the node opens the hub
+	bounds string // encoded
+	open   bool   // the node opens the hub
 }
 
 // read reads a hub page by page. It begins again when entries are forgotten meanwhile.
@@ -121,7 +117,7 @@ func (s *Session) read(ctx context.Context, l *link, hub string, r reading) (eng
 
 func (s *Session) readPage(ctx context.Context, l *link, hub string, r reading, users bool) (page, error) {
 	answer, err := l.run(ctx, scriptRead, s.hubKeys(hub), engine.NewEpoch(), r.after.Epoch,
-		strconv.FormatUint(r.after.Seq, 10), milliseconds(r.bounds.Age), bit(users), bit(r.open)).ToArray()
+		strconv.FormatUint(r.after.Seq, 10), r.bounds, bit(users), bit(r.open)).ToArray()
 	if err != nil {
 		return page{}, err
 	}
@@ -143,16 +139,6 @@ func (s *Session) Forget(ctx context.Context, hub string) error {
 // hubKeys returns the keys of scripts that work with one hub.
 func (s *Session) hubKeys(hub string) []string {
 	return s.keys.hub(append(make([]string, 0, 4+keysPerHub), s.keys.server), hub)
-}
-
-// asBefore is an age that leaves the age of a hub as it is.
-const asBefore time.Duration = -1
-
-func milliseconds(d time.Duration) string {
-	if d < 0 {
-		return ""
-	}
-	return strconv.FormatInt(d.Milliseconds(), 10)
 }
 
 func bit(b bool) string {

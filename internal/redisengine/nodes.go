@@ -53,7 +53,7 @@ func (s *Session) announce(ctx context.Context, hub string, users []engine.UserC
 
 	args := make([]string, 0, 7+2*len(users))
 	args = append(args, string(s.node), engine.NewEpoch(), known.Epoch, strconv.FormatUint(known.Seq, 10),
-		milliseconds(sub.bounds.Age), hub, s.keys.hubChannel(hub))
+		encodeBounds(sub.bounds), hub, s.keys.hubChannel(hub))
 	for _, u := range users {
 		args = append(args, u.User, strconv.Itoa(u.Clients))
 	}
@@ -103,7 +103,7 @@ func (s *Session) renewHubs(ctx context.Context, l *link, known []engine.Known) 
 		for _, k := range some {
 			keys = s.keys.hub(keys, k.Hub)
 			args = append(args, engine.NewEpoch(), k.Epoch, strconv.FormatUint(k.Seq, 10),
-				strconv.FormatUint(k.Version, 10), milliseconds(k.Bounds.Age))
+				strconv.FormatUint(k.Version, 10), encodeBounds(k.Bounds))
 		}
 		calls = append(calls, call{keys: keys, args: args})
 	}

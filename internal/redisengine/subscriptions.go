@@ -62,7 +62,7 @@ func (s *Session) openHub(
 		if !ok {
 			continue
 		}
-		snapshot, err := s.read(ctx, l, hub, reading{bounds: bounds, open: true})
+		snapshot, err := s.read(ctx, l, hub, reading{bounds: encodeBounds(bounds), open: true})
 		if err != nil {
 			return engine.Snapshot{}, err
 		}

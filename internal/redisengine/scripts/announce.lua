@@ -1,5 +1,5 @@
 -- Sets how many clients users have in a hub on a node. Keys: server, hub, nodes, hubs of the node.
--- Arguments: node, candidate, known epoch and number, age, hub, channel; then pairs of user and clients.
+-- Arguments: node, candidate, known epoch and number, bounds, hub, channel; then pairs of user and clients.
 
 local MOST_ARGUMENTS = 2000 -- unpack takes about 8000
 

@@ -20,7 +20,9 @@ local ENTRY = '>ddd'
 --   held        until then some node has the hub open
 --   version     of the users, in this epoch
 --   expires     when the keys expire
---   age         of entries and receipts
+--   messages, size, age, receipts  the bounds: the largest that a node has named lately, of entries (size in bytes), of
+--                                  the age of entries and receipts, and of receipts
+--   messages_til, size_til, age_til, receipts_til  until then no smaller ones count
 --   lost        when the newest receipt was made that is lost
 --   new         which hash gets new receipts, 0 or 1
 --   count0, count1  how many receipts the hashes have
@@ -28,7 +30,10 @@ local ENTRY = '>ddd'
 --   went_on     number with which the epoch before ended, if this one goes on from there
 --   generation, epoch
 --   before      the epoch before, or ''
-local STATE = '>ddddddddddddddddsss'
+local STATE = '>dddddddddddddddddddddddsss'
+
+-- The bounds that a node names, in the order of the state.
+local BOUNDS = '>dddd'
 
 local SHORTEST_TTL, HOLD = 60000, 60000
 
@@ -41,29 +46,48 @@ local function begin(h, epoch)
 	h.version, h.changed = 0, true
 end
 
+-- widen notes a bound that a node names. A smaller one counts only when no node has named the larger one for a while. So a
+-- node that keeps less of a hub takes nothing from the others.
+local function widen(h, name, til, bound)
+	if h[name] ~= bound and (h[name] < bound or h[til] < now) then
+		h[name], h.changed = bound, true
+	end
+	if h[name] == bound and h[til] < now + HOLD * (1 - SLACK) then
+		h[til], h.changed = now + HOLD, true
+	end
+end
+
 -- load returns the hub whose keys begin at k, from its state or false. The caller may know an epoch and a number of it;
--- otherwise the epoch is ''. age may be '', which leaves it as it is. The hub gets the candidate as its new epoch
+-- otherwise the epoch is ''. The bounds may be '', which leaves them as they are. The hub gets the candidate as its new epoch
 --
 --   - if it does not exist, or is forgotten: it has nothing younger than its age, and no node has it open,
 --   - if its data may be those of another run of the server, see fence.go; entries that it still has stay,
 --   - if the caller knows a newer number than it has, because its numbers have then run back.
-local function load(k, state, candidate, epoch, seq, age)
+local function load(k, state, candidate, epoch, seq, bounds)
 	local h
 	if state then
-		local s, base, bytes, base_bytes, oldest, published, held, version, expires, its_age, lost, new, count0, count1, since,
-			went_on, generation, e, before = struct.unpack(STATE, state)
+		local s, base, bytes, base_bytes, oldest, published, held, version, expires, messages, size, age, receipts, messages_til,
+			size_til, age_til, receipts_til, lost, new, count0, count1, since, went_on, generation, e, before =
+			struct.unpack(STATE, state)
 		h = { -- a constructor is much faster than one assignment after the other
 			k = k, meta = KEYS[k], log = KEYS[k + 1], changed = false, touched = false,
 			seq = s, base = base, bytes = bytes, base_bytes = base_bytes, oldest = oldest, published = published, held = held,
-			version = version, expires = expires, age = its_age, lost = lost, new = new, count0 = count0, count1 = count1,
+			version = version, expires = expires, messages = messages, size = size, age = age, receipts = receipts,
+			messages_til = messages_til, size_til = size_til, age_til = age_til, receipts_til = receipts_til, lost = lost, new = new, count0 = count0, count1 = count1,
 			since = since, went_on = went_on, generation = generation, epoch = e, before = before,
 		}
 	else
-		h = { k = k, meta = KEYS[k], log = KEYS[k + 1], epoch = '', held = 0, expires = 0, age = 0, lost = 0 }
+		h = {
+			k = k, meta = KEYS[k], log = KEYS[k + 1], epoch = '', held = 0, expires = 0, lost = 0, messages = 0, size = 0, age = 0,
+			receipts = 0, messages_til = 0, size_til = 0, age_til = 0, receipts_til = 0,
+		}
 	end
-	if age ~= '' and tonumber(age) ~= h.age then
-		h.age = tonumber(age)
-		h.changed = true
+	if bounds ~= '' then
+		local messages, size, age, receipts = struct.unpack(BOUNDS, bounds)
+		widen(h, 'messages', 'messages_til', messages)
+		widen(h, 'size', 'size_til', size)
+		widen(h, 'age', 'age_til', age)
+		widen(h, 'receipts', 'receipts_til', receipts)
 	end
 	local forgotten = state and now >= h.held and now >= h.published + h.age and h.epoch ~= epoch
 	if forgotten or not state then
@@ -90,8 +114,8 @@ local function load(k, state, candidate, epoch, seq, age)
 end
 
 -- load_alone loads the hub of a script that has no other one.
-local function load_alone(candidate, epoch, seq, age)
-	return load(2, redis.call('HGET', KEYS[2], 'state'), candidate, epoch, seq, age)
+local function load_alone(candidate, epoch, seq, bounds)
+	return load(2, redis.call('HGET', KEYS[2], 'state'), candidate, epoch, seq, bounds)
 end
 
 -- hold keeps the hub from being forgotten for a minute, because a node has it open.
@@ -113,7 +137,7 @@ end
 -- store stores the state, and the given field and value.
 local function store(h, ...)
 	local state = struct.pack(STATE, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published, h.held, h.version, h.expires,
-		h.age, h.lost, h.new, h.count0, h.count1, h.since, h.went_on, GENERATION, h.epoch, h.before)
+		h.messages, h.size, h.age, h.receipts, h.messages_til, h.size_til, h.age_til, h.receipts_til, h.lost, h.new, h.count0, h.count1, h.since, h.went_on, GENERATION, h.epoch, h.before)
 	redis.call('HSET', h.meta, 'state', state, ...)
 	if h.touched then
 		for i = h.k, h.k + 4 do
@@ -192,12 +216,12 @@ local function expire(h, slack)
 end
 
 -- trim forgets the oldest entries if there are too many messages or bytes.
-local function trim(h, messages, bytes)
-	if h.seq - h.base > messages * (1 + SLACK) then
+local function trim(h)
+	if h.seq - h.base > h.messages * (1 + SLACK) then
 		repair(h)
-		drop(h, h.seq - messages)
+		drop(h, h.seq - h.messages)
 	end
-	if h.bytes - h.base_bytes <= bytes * (1 + SLACK) or h.seq - h.base < 2 then
+	if h.bytes - h.base_bytes <= h.size * (1 + SLACK) or h.seq - h.base < 2 then
 		return
 	end
 	repair(h)
@@ -205,7 +229,7 @@ local function trim(h, messages, bytes)
 	while low < high do
 		local middle = math.floor((low + high) / 2)
 		local _, before = entry(h, middle)
-		if h.bytes - before > bytes then
+		if h.bytes - before > h.size then
 			low = middle + 1
 		else
 			high = middle

@@ -1,12 +1,11 @@
 -- Publishes a batch of messages. Keys: server, hub.
--- Arguments: node, number of the batch in 20 digits, candidate, known epoch and number, bounds (messages, bytes, age,
--- receipts), channel, 1 if messages have keys; then for each message its data, and with keys before that its attempt (0
--- first, 1 again, 2 lookup) with its key, or ''.
+-- Arguments: node, number of the batch in 20 digits, candidate, known epoch and number, bounds, channel, 1 if messages have
+-- keys; then for each message its data, and with keys before that its attempt (0 first, 1 again, 2 lookup) with its key, or ''.
 -- Answer: time, number of the first message, length of the epoch in one byte, epoch, and unless all messages were published,
 -- a word for each of them: + published, ? unknown, or the epoch:number:time of when it was published before.
 -- OLD: the caller has given the batch up.
 
-local node, number, messages, bytes = '#' .. ARGV[1], ARGV[2], tonumber(ARGV[6]), tonumber(ARGV[7])
+local node, number = '#' .. ARGV[1], ARGV[2]
 local f = redis.call('HMGET', KEYS[2], 'state', node)
 local answered = f[2]
 if answered then
@@ -19,7 +18,7 @@ if answered then
 	end
 end
 
-local h = load(2, f[1], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[8])
+local h = load(2, f[1], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6])
 touch(h)
 
 local first, before = h.seq + 1, h.bytes
@@ -36,12 +35,12 @@ local function publish(data)
 end
 
 local words = ''
-if ARGV[11] == '0' then
-	for i = 12, #ARGV do
+if ARGV[8] == '0' then
+	for i = 9, #ARGV do
 		publish(ARGV[i])
 	end
 else
-	words = publish_keyed(h, tonumber(ARGV[9]), publish)
+	words = publish_keyed(h, publish)
 end
 
 if n > 1 then
@@ -56,8 +55,8 @@ if n > 1 then
 	end
 	h.published = now
 	expire(h, SLACK)
-	trim(h, messages, bytes)
-	redis.call('PUBLISH', ARGV[10], table.concat(entries))
+	trim(h)
+	redis.call('PUBLISH', ARGV[7], table.concat(entries))
 end
 
 local answer = struct.pack('>dd', now, first) .. string.char(#h.epoch) .. h.epoch .. words

@@ -1,5 +1,5 @@
 -- Reads a hub from the entry after a position, or from its oldest entry. Keys: server, hub.
--- Arguments: candidate, epoch and number of the position, age or '', 1 to read the users, too, 1 if the node opens it.
+-- Arguments: candidate, epoch and number of the position, bounds or '', 1 to read the users, too, 1 if the node opens it.
 -- Answer: epoch, number before the first entry, newest number, version, the epoch before and the number with which it ended,
 -- entries as in the list, users. If the entries are many, these are only the first of them: the newest number is then beyond
 -- the last entry.

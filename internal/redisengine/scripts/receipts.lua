@@ -5,9 +5,9 @@
 
 local NO_NUMBER = '00000000000000000000'
 
--- publish_keyed passes the data of the messages that are to be published to the function publish. limit is how many
--- receipts to keep. It returns the words of the answer.
-local function publish_keyed(h, limit, publish)
+-- publish_keyed passes the data of the messages that are to be published to the function publish. It returns the words of the
+-- answer.
+local function publish_keyed(h, publish)
 	local COUNT = { [0] = 'count0', [1] = 'count1' }
 
 	-- is_complete reports whether there are receipts of all messages that were published within the age.
@@ -32,7 +32,7 @@ local function publish_keyed(h, limit, publish)
 	end
 
 	local function remember(key)
-		if h[COUNT[h.new]] >= limit or now - h.since > h.age then
+		if h[COUNT[h.new]] >= h.receipts or now - h.since > h.age then
 			local other = 1 - h.new
 			if h[COUNT[other]] > 0 then
 				h.lost = math.max(h.lost, h.since) -- the newest one in there is not younger
@@ -41,7 +41,7 @@ local function publish_keyed(h, limit, publish)
 			h.new, h.since = other, now
 			h[COUNT[other]] = 0
 		end
-		if limit == 0 then
+		if h.receipts == 0 then
 			h.lost = now
 			return
 		end
@@ -54,7 +54,7 @@ local function publish_keyed(h, limit, publish)
 	end
 
 	local words, plain = {}, true
-	for i = 12, #ARGV, 2 do
+	for i = 9, #ARGV, 2 do
 		local id, data = ARGV[i], ARGV[i + 1]
 		local key, word = string.sub(id, 2), '+'
 		if id ~= '' then

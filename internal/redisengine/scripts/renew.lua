@@ -1,5 +1,5 @@
 -- Keeps hubs alive and compares them with what a node knows. Keys: server, then those of each hub.
--- Arguments for each hub: candidate, known epoch, number and version, age.
+-- Arguments for each hub: candidate, known epoch, number and version, bounds.
 -- Answer for each hub that differs: which one (from 0), epoch, number, version.
 
 local answer = {}
