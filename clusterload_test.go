@@ -82,8 +82,10 @@ type sending struct {
 	at                 time.Time // when it was sent, the last time
 }
 
-// marker is the payload of the last message in each hub.
+// marker begins the payload of the last message in each hub.
 const marker = "the end"
+
+func isMarker(payload string) bool { return strings.HasPrefix(payload, marker) }
 
 // startLoad starts clients in new hubs, whose names contain the given one.
 func startLoad(t testing.TB, nodes []place, name string) *clusterLoad {
@@ -141,28 +143,67 @@ func (l *clusterLoad) settle(within time.Duration) (took time.Duration, err erro
 		return 0, fmt.Errorf("unanswered: %w", err)
 	}
 	l.calm.Store(true)
-	for _, hub := range l.hubs {
-		if err := l.mark(hub, began.Add(within)); err != nil {
-			return 0, err
+	end := began.Add(within)
+	marked := map[string]string{} // the epoch in which each hub has got its marker
+	for round := 1; ; round++ {
+		for _, hub := range l.hubs {
+			if marked[hub], err = l.markAgain(hub, marked[hub], round, end); err != nil {
+				return 0, fmt.Errorf("publishing the last message in %s: %w", hub, err)
+			}
 		}
-	}
-	if err := l.await(began.Add(within), (*clusterClient).lacksMarker); err != nil {
-		return 0, fmt.Errorf("without the last message: %w", err)
-	}
-	return time.Since(began), nil
-}
-
-// mark publishes the marker in a hub.
-func (l *clusterLoad) mark(hub string, end time.Time) error {
-	for {
-		status, _, err := l.post(hub, "marker", marker)
-		if status == http.StatusAccepted {
-			return nil
+		err = l.await(time.Now().Add(markPatience), (*clusterClient).lacksMarker)
+		if err == nil {
+			return time.Since(began), nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("publishing the last message in %s: status %d, %w", hub, status, err)
+			return 0, fmt.Errorf("without the last message: %w", err)
+		}
+	}
+}
+
+// markPatience is how long the clients may take to get the last message before it may be another one.
+const markPatience = 5 * time.Second
+
+// markAgain publishes a marker in a hub, unless the hub is still in the epoch of the marker before. Only a new epoch may lose a
+// marker. It returns the epoch of the marker.
+func (l *clusterLoad) markAgain(hub, epoch string, round int, end time.Time) (string, error) {
+	for attempt := 1; ; attempt++ {
+		now, err := l.mark(hub, epoch, fmt.Sprint(marker, " ", round, ".", attempt))
+		if err == nil || time.Now().After(end) {
+			return now, err
 		}
 		l.pause(100 * time.Millisecond)
+	}
+}
+
+// mark publishes a marker as a client of any node, unless the hub is in the given epoch. It returns the epoch of the hub.
+func (l *clusterLoad) mark(hub, unless, payload string) (string, error) {
+	node := l.node()
+	conn, err := dial(node.http)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	p, err := handshakeEvents(l.t, conn, node.http, hub)
+	if err != nil || p.hello.Epoch == unless {
+		return unless, err
+	}
+	frame := jsonOf(map[string]string{"type": "send", "id": payload, "data": payload})
+	if _, err := conn.Write(clientFrame(finBit|opText, []byte(frame))); err != nil {
+		return "", err
+	}
+	for {
+		e, err := p.read()
+		if err != nil {
+			return "", err
+		}
+		switch {
+		case e.ID == nil || *e.ID != payload:
+		case e.Type == "sent":
+			return p.hello.Epoch, nil
+		default:
+			return "", fmt.Errorf("got %.100s", e.raw)
+		}
 	}
 }
 
@@ -252,7 +293,7 @@ func (l *clusterLoad) readAll(node place, hub string) (finalLog, error) {
 	}
 	// A message whose sender was answered "unknown" may still have been on its way, and come after the marker.
 	for _, payload := range log.payloads {
-		if payload == marker {
+		if isMarker(payload) {
 			return log, nil
 		}
 	}
@@ -385,7 +426,7 @@ func (c *clusterClient) handle(h, e *incoming) {
 		}
 		c.seq = e.Seq
 		r.saw(c.name, c.hub, c.epoch, e.Seq, e.text())
-		if e.text() == marker {
+		if isMarker(e.text()) {
 			c.setMarked(true)
 		}
 	case "lagged":
@@ -561,7 +602,7 @@ func (c *clusterClient) readRaw(p *peer, got *[]string) error {
 		switch f.opcode {
 		case websocket.TextMessage:
 			*got = append(*got, f.payload)
-			if f.payload == marker {
+			if isMarker(f.payload) {
 				c.setMarked(true)
 			}
 		case websocket.CloseMessage:
