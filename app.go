@@ -49,7 +49,7 @@ type App struct {
 	engineName string
 }
 
-// Provision implements caddy.Provisioner. It does not connect to the engine: the first handler does.
+// Provision implements caddy.Provisioner. It does not connect to the engine: Start does.
 func (a *App) Provision(ctx caddy.Context) error {
 	if a.EngineRaw == nil {
 		return nil
@@ -82,8 +82,13 @@ func (a *App) Validate() error {
 	)
 }
 
-// Start implements caddy.App. It does nothing: handlers apply the settings, see newProcessSettings.
-func (*App) Start() error { return nil }
+// Start implements caddy.App. It connects to the engine. Handlers apply the other settings, see newProcessSettings.
+func (a *App) Start() error {
+	if a.engine == nil {
+		return nil
+	}
+	return hubs.startLink(a.engineName, a.engine)
+}
 
 // Stop implements caddy.App. It does nothing.
 func (*App) Stop() error { return nil }
@@ -110,8 +115,7 @@ func newProcessSettings(ctx caddy.Context, maxMessageSize int) (processSettings,
 		return processSettings{}, fmt.Errorf("max_message_size: must be at most %d bytes with the engine %s, got %d",
 			l.MaxMessageSize(), a.engineName, maxMessageSize)
 	}
-	l, err := hubs.linkTo(a.engineName, a.engine)
-	return processSettings{a.MaxHistory, a.MaxBuffers, l}, err
+	return processSettings{a.MaxHistory, a.MaxBuffers, hubs.linkTo(a.engineName, a.engine)}, nil
 }
 
 // parseGlobalOption parses the global option of a Caddyfile. Syntax:

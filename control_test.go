@@ -41,15 +41,22 @@ type clusterNode struct {
 // newClusterNode returns a node of the cluster of an engine; nil is the engine memory. A bubble has all its goroutines.
 func newClusterNode(t testing.TB, e engine.Engine) *clusterNode {
 	t.Helper()
-	r := newRegistry()
-	l, err := r.linkTo("test", e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &clusterNode{registry: r, t: t, api: &adminAPI{registry: r}}
-	if l != nil {
+	n := newUnstartedNode(t, e)
+	if l := n.lease.process.link; l != nil {
+		if err := n.startLink("test", e); err != nil {
+			t.Fatal(err)
+		}
 		n.session, _ = l.session.(*enginetest.Session)
 	}
+	return n
+}
+
+// newUnstartedNode returns a node whose engine is not started yet.
+func newUnstartedNode(t testing.TB, e engine.Engine) *clusterNode {
+	t.Helper()
+	r := newRegistry()
+	l := r.linkTo("test", e)
+	n := &clusterNode{registry: r, t: t, api: &adminAPI{registry: r}}
 	n.lease = r.lease("value", zap.NewNop(), emitter{}, processSettings{link: l}, time.Second)
 	t.Cleanup(func() {
 		for _, m := range n.members {

@@ -2,11 +2,15 @@ package chatbroadcast
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -171,4 +175,35 @@ func wantReplay(t *testing.T, p *process, l *ledger, epoch string, head int) (st
 		}
 	}
 	return all.hello.Epoch, all.hello.Head
+}
+
+// TestFile_OnlyARunningCaddyHasTheFile validates a configuration while Caddy runs with it, and starts a second Caddy.
+func TestFile_OnlyARunningCaddyHasTheFile(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "messages")
+	options := "chat_broadcast {\n\t\tengine file " + folder + "\n\t}"
+	site := "http://localhost {\n\tchat_broadcast /chat/* {\n\t\thistory 10\n\t}\n}"
+	empty := "http://localhost {\n\trespond nothing\n}"
+	validate := func(p *process) {
+		t.Helper()
+		if out, err := caddyCommand(t, "validate", "--config", p.write(options, site)).CombinedOutput(); err != nil {
+			t.Errorf("caddy validate: %v\n%s", err, out)
+		}
+	}
+	p := startProcess(t, "", empty)
+	validate(p)
+	if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after caddy validate the folder gets %v, want that it does not exist", err)
+	}
+	if err := p.reload(options, site); err != nil {
+		t.Fatal(err)
+	}
+	validate(p)
+	second := startProcess(t, "", empty)
+	if err := second.reload(options, site); err == nil || !strings.Contains(err.Error(), "is in use by another process") {
+		t.Errorf("the second Caddy got %v, want that the file is in use", err)
+	}
+	p.terminate()
+	if err := second.reload(options, site); err != nil {
+		t.Errorf("once the file is free: %v", err)
+	}
 }

@@ -22,7 +22,7 @@ type nodeAnswer[T any] struct {
 // no cluster, or because another node has passed r on.
 func (a *adminAPI) others(r adminRequest) *link {
 	l := a.registry.current.Load()
-	if l == nil || l.cluster == nil || servedIn(r.Context()) != nil {
+	if !l.isCluster() || servedIn(r.Context()) != nil {
 		return nil
 	}
 	return l
@@ -36,7 +36,7 @@ func (r adminRequest) forOthers() controlEntry {
 // gather passes a request on to the other nodes of l. It returns the answers of those that have what the request is about, and
 // names those of which it cannot say. Without a cluster it returns nothing.
 func gather[T any](ctx context.Context, l *link, request controlEntry, check func(*T) error) (answers []nodeAnswer[T], silent []string) {
-	if l == nil || l.cluster == nil {
+	if !l.isCluster() {
 		return nil, nil
 	}
 	nodes, replies, err := l.ask(ctx, request)

@@ -462,6 +462,9 @@ func (r *registry) holds(n *namedHub) bool {
 func (r *registry) publishOpening(
 	ctx context.Context, name string, m hub.Message, key string, s *hub.Settings, limits limits,
 ) (hub.Receipt, bool, error) {
+	if err := r.current.Load().awaitStarted(ctx); err != nil {
+		return hub.Receipt{}, false, err
+	}
 	for {
 		published, found, err := r.publish(ctx, name, m)
 		opens := s.HistoryMessages > 0 || r.isClustered() // other nodes may have clients in it

@@ -60,7 +60,7 @@ func (a *adminAPI) kickHub(w http.ResponseWriter, r adminRequest) error {
 	if err := checkHubOf(r); err != nil {
 		return err
 	}
-	l := a.registry.current.Load()
+	l := a.registry.startedLink()
 	if l == nil {
 		return a.kickUnlinkedHub(w, r)
 	}

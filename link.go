@@ -13,16 +13,19 @@ import (
 	"go.uber.org/zap"
 )
 
-// A link is a session of an engine. Leases hold it, so it outlives configurations as hubs do. It implements
-// engine.Monitor.
+// A link is a session of an engine. Leases hold it, so it outlives configurations as hubs do. It begins when Caddy starts the
+// configuration: one that Caddy only validates touches no server and no file. It implements engine.Monitor.
 type link struct {
 	registry *registry
 	name     string // of the engine
 	key      string
-	session  engine.Session
-	cluster  engine.Cluster // session, if several nodes share the hubs; or nil
-	control  *controller    // if cluster is set
 	since    time.Time
+
+	started chan struct{} // closed by start, under registry.linking
+	// What follows is there once started is closed.
+	session engine.Session
+	cluster engine.Cluster // session, if several nodes share the hubs; or nil
+	control *controller    // if cluster is set
 
 	// holders are the leases of the link and its hubs. Whoever holds it may add one. Only under registry.linking does it
 	// become 0.
@@ -44,28 +47,52 @@ type link struct {
 
 // linkTo returns a link to an engine, which a link with the same key may already be, and holds it. The caller must
 // release it. It returns nil for no engine: hubs then number their messages themselves.
-func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
+func (r *registry) linkTo(name string, e engine.Engine) *link {
 	if e == nil {
-		return nil, nil
+		return nil
 	}
 	r.linking.Lock()
 	defer r.linking.Unlock()
-	key := name + " " + e.Key()
-	if l := r.links[key]; l != nil {
-		l.hold()
+	key := linkKey(name, e)
+	l := r.links[key]
+	if l == nil {
+		l = &link{
+			registry: r, name: name, key: key, since: time.Now(),
+			started: make(chan struct{}), heard: make(chan struct{}), wake: make(chan struct{}, 1), done: make(chan struct{}),
+		}
+		r.links[key] = l
+	}
+	l.hold()
+	return l
+}
+
+func linkKey(name string, e engine.Engine) string { return name + " " + e.Key() }
+
+// startLink begins the session of the link to an engine, if anybody holds that link. A session that runs already gets what is new
+// in the engine's configuration.
+func (r *registry) startLink(name string, e engine.Engine) error {
+	r.linking.Lock()
+	defer r.linking.Unlock()
+	l := r.links[linkKey(name, e)]
+	if l == nil {
+		return nil
+	}
+	if l.isStarted() {
 		if e, ok := e.(engine.Reconfigurer); ok {
 			e.Reconfigure(l.session)
 		}
-		return l, nil
-	}
-	l := &link{
-		registry: r, name: name, key: key, since: time.Now(),
-		heard: make(chan struct{}), wake: make(chan struct{}, 1), done: make(chan struct{}),
+		return nil
 	}
 	session, err := e.Connect(l)
 	if err != nil {
-		return nil, fmt.Errorf("engine %s: %w", name, err)
+		return fmt.Errorf("engine %s: %w", name, err)
 	}
+	l.start(session)
+	return nil
+}
+
+// start begins what the link does with its session.
+func (l *link) start(session engine.Session) {
 	l.session = session
 	l.ended, l.end = context.WithCancel(context.Background())
 	l.cluster, _ = session.(engine.Cluster)
@@ -75,9 +102,20 @@ func (r *registry) linkTo(name string, e engine.Engine) (*link, error) {
 	} else {
 		close(l.done)
 	}
-	l.hold()
-	r.links[key] = l
-	return l, nil
+	close(l.started)
+}
+
+// isCluster reports whether the link has a session that several nodes share.
+func (l *link) isCluster() bool { return l != nil && l.isStarted() && l.cluster != nil }
+
+// isStarted reports whether the link has a session.
+func (l *link) isStarted() bool {
+	select {
+	case <-l.started:
+		return true
+	default:
+		return false
+	}
 }
 
 // hold adds a holder to a link, which has one.
@@ -95,6 +133,9 @@ func (l *link) release() {
 		return
 	}
 	delete(r.links, l.key)
+	if !l.isStarted() {
+		return
+	}
 	l.end()
 	<-l.done
 	if l.control != nil {
@@ -155,18 +196,33 @@ func (l *link) isHeard() bool {
 // come before the engine is connected.
 const connectPatience = 2 * time.Second
 
+// awaitStarted waits until the link has a session, for connectPatience at most. It returns an error if it has none then.
+func (l *link) awaitStarted(ctx context.Context) error {
+	if l == nil || await(ctx, l.started) {
+		return nil
+	}
+	return &refusal{fmt.Errorf("the engine is unavailable: %w", errConnecting), refusedUnavailable}
+}
+
 // awaitConnected waits until the engine has said how it does, for connectPatience at most.
-func (l *link) awaitConnected(ctx context.Context) {
-	if l.isHeard() {
-		return
+func (l *link) awaitConnected(ctx context.Context) { await(ctx, l.heard) }
+
+// await waits until done is closed, for connectPatience at most, and reports whether it is.
+func await(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
 	}
 	timer := time.NewTimer(connectPatience)
 	defer timer.Stop()
 	select {
-	case <-l.heard:
+	case <-done:
+		return true
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+	return false
 }
 
 func (l *link) renewSoon() {
@@ -262,6 +318,9 @@ func (l *link) open(name string, s *hub.Settings) (*hub.Hub, error) {
 // is open keeps its clients, but a new client might miss messages.
 func (r *registry) checkUp(ctx context.Context) error {
 	l := r.current.Load()
+	if err := l.awaitStarted(ctx); err != nil {
+		return err
+	}
 	if l == nil || l.cluster == nil {
 		return nil
 	}
@@ -272,10 +331,18 @@ func (r *registry) checkUp(ctx context.Context) error {
 	return nil
 }
 
+// startedLink returns the link of the running configuration. It returns nil if there is none, or if it has no session yet.
+func (r *registry) startedLink() *link {
+	l := r.current.Load()
+	if l == nil || !l.isStarted() {
+		return nil
+	}
+	return l
+}
+
 // isClustered reports whether other nodes share the hubs.
 func (r *registry) isClustered() bool {
-	l := r.current.Load()
-	return l != nil && l.cluster != nil
+	return r.current.Load().isCluster()
 }
 
 // useLinkLocked makes l the link of hubs that open from now on, or nil for none. It detaches the hubs that would have another
@@ -286,7 +353,7 @@ func (r *registry) useLinkLocked(l *link) {
 	}
 	var detached []*hub.Hub
 	for _, n := range r.named {
-		stays := n.isOpen() && (n.link == l || n.link == nil && l.cluster == nil && !n.hub.HasHistory())
+		stays := n.isOpen() && (n.link == l || n.link == nil && !l.isCluster() && !n.hub.HasHistory())
 		if stays {
 			continue
 		}
@@ -360,7 +427,7 @@ func (r *registry) reset(b *hub.Hub) {
 
 // engineUp returns 1 if the engine can be reached, and 0 if not.
 func (r *registry) engineUp() float64 {
-	if l := r.current.Load(); l != nil && l.why() != nil {
+	if l := r.current.Load(); l != nil && (!l.isStarted() || l.why() != nil) {
 		return 0
 	}
 	return 1
@@ -376,7 +443,7 @@ func (r *registry) engineQueue() (n float64) {
 
 // engineBehind returns how many messages this node lacked at the last renewal.
 func (r *registry) engineBehind() float64 {
-	l := r.current.Load()
+	l := r.startedLink()
 	if l == nil {
 		return 0
 	}

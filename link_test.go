@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -78,6 +79,37 @@ func TestLink_ReloadKeepsTheSessionAndTheClients(t *testing.T) {
 	}
 	if hubs.current.Load() != before || links() != 1 {
 		t.Errorf("got another of %d sessions, want the one from before", links())
+	}
+}
+
+// TestLink_RequestWaitsForTheStart has a client come before Caddy has started the engine.
+func TestLink_RequestWaitsForTheStart(t *testing.T) {
+	for _, starts := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			e := enginetest.NewServer()
+			n := newUnstartedNode(t, e)
+			if starts {
+				time.AfterFunc(connectPatience/2, func() {
+					if err := n.startLink("test", e); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			m, err := n.tryJoin(t.Context(), "x", "ada", defaults())
+			if !starts {
+				if why, ok := errors.AsType[*refusal](err); !ok || why.reason != refusedUnavailable {
+					t.Errorf("joining returned %v, want that the engine is unavailable", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("joining returned %v, want a client of the engine that has started meanwhile", err)
+			}
+			n.members = append(n.members, m)
+			if n.named["x"].link == nil {
+				t.Error("got a hub without the engine")
+			}
+		})
 	}
 }
 

@@ -37,7 +37,7 @@ type nodeInfo struct {
 
 // listNodes answers with the engine and the nodes that share its hubs.
 func (a *adminAPI) listNodes(w http.ResponseWriter, r adminRequest) error {
-	l := a.registry.current.Load()
+	l := a.registry.startedLink()
 	self := a.registry.self(l)
 	done := nodesAnswer{Engine: engineInfo{Name: "memory", Up: true}, Nodes: []nodeInfo{self}}
 	if l == nil {

@@ -25,7 +25,7 @@ type Engine interface {
 	Key() string
 
 	// Connect starts a session, and returns without waiting for a server. A server that does not answer is no error:
-	// the session reports it to the monitor and connects when it can. An error makes the configuration invalid.
+	// the session reports it to the monitor and connects when it can. With an error the configuration does not start.
 	Connect(Monitor) (Session, error)
 }
 
