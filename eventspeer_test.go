@@ -115,6 +115,8 @@ type incoming struct {
 	Code    string   `json:"code"`
 	Message string   `json:"message"`
 
+	MaxMessageSize int `json:"max_message_size"`
+
 	raw string
 }
 

@@ -237,6 +237,47 @@ func TestHostile_PingFloodWithoutReading(t *testing.T) {
 	c.exchange(10, "afterwards")
 }
 
+// TestHostile_FloodOfPings sends 100,000 pings of the events protocol and reads no pong. The server stops reading from such
+// a client when 16 KiB of answers wait for it, and reads no more than 64 KiB of pings and answers in 32 ms from one that
+// reads.
+func TestHostile_FloodOfPings(t *testing.T) {
+	for name, reads := range map[string]bool{"that reads": true, "that reads nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
+			c := newConversation(t, "/chat/a")
+			before := heap()
+			hostile := joinEvents(t, "/chat/a")
+			const pings = 100_000
+			var flood sync.WaitGroup
+			flood.Go(func() {
+				many := bytes.Repeat(clientFrame(finBit|websocket.TextMessage, []byte(`{"type":"ping"}`)), 1000)
+				for range pings / 1000 {
+					_ = hostile.conn.SetWriteDeadline(time.Now().Add(patience))
+					if _, err := hostile.conn.Write(many); err != nil {
+						return
+					}
+				}
+			})
+			began := time.Now()
+			c.exchange(100, "meanwhile")
+			if reads {
+				for range pings / 20 {
+					hostile.skipTo("pong")
+				}
+				if took, least := time.Since(began), pings/20/250*overheadPause; took < least {
+					t.Errorf("got %d pongs in %v, want at least %v", pings/20, took, least)
+				}
+			}
+			if grown := int64(heap()) - int64(before); grown > 4<<20 {
+				t.Errorf("memory grew by %d bytes, want at most 4 MiB", grown)
+			}
+			hostile.conn.Close()
+			flood.Wait()
+			c.exchange(10, "afterwards")
+		})
+	}
+}
+
 func TestHostile_FloodOfEmptyFragments(t *testing.T) {
 	startCaddy(t, plainChat)
 	c := newConversation(t, "/chat/a")

@@ -245,6 +245,10 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	bob = joinExample(server, "/chat/other?name=bob")
 	bob.text(again)
 	s.want("unknown", bob.skipTo("error"))
+	say(bob, "ping")
+	s.want("pong", bob.skipTo("pong"))
+	say(bob, "ping-with-id")
+	s.want("pong-with-id", bob.skipTo("pong"))
 	s.want("paced", joinExample(server, "/rate/lobby").hello)
 
 	s.want("lagged", lagging(t, server))
@@ -307,7 +311,7 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"a misspelt field of an entry", strict, `{"type":"presence","clients":1,"users":[{"user":"ada","clients":1,"x":1}]}`, false},
 		{"a field of another type", strict, `{"type":"join","user":"ada","clients":1,"users":[]}`, false},
 		{"a misspelt field of a rate", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0,` +
-			`"rate":{"messages":1,"window":1,"x":1}}`, false},
+			`"max_message_size":1,"rate":{"messages":1,"window":1,"x":1}}`, false},
 		{"no clients", strict, `{"type":"join","user":"ada"}`, false},
 		{"a time without milliseconds", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-11-23T12:00:00Z"}`, false},
 		{"a time that is none", strict, `{"type":"sent","id":"m","seq":1,"time":"2026-13-23T12:00:00.000Z"}`, false},
@@ -325,6 +329,11 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"a token", client, `{"type":"send","id":"m1","token":"a-B_9","data":""}`, true},
 		{"a token without an id", client, `{"type":"send","token":"a","data":""}`, false},
 		{"a token that is none", client, `{"type":"send","id":"m1","token":"a b","data":""}`, false},
+		{"a ping", client, `{"type":"ping"}`, true},
+		{"a ping with an empty id", client, `{"type":"ping","id":""}`, false},
+		{"a pong with a misspelt field", strict, `{"type":"pong","ID":"p1"}`, false},
+		{"a hello of an earlier server", server, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, true},
+		{"a hello without max_message_size", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, false},
 		{"a limit of 0", client, `{"type":"who","limit":0}`, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -747,7 +756,13 @@ func TestEvents_UnknownFieldsAreIgnored(t *testing.T) {
 func TestEvents_TooBigAFrameClosesWith1009(t *testing.T) {
 	startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nmax_message_size 100\n}\n}")
 	p := joinEvents(t, "/chat/a")
-	p.say(map[string]string{"type": "send", "data": strings.Repeat("x", 100)})
+	if p.hello.MaxMessageSize != 100 {
+		t.Fatalf("got %s, want max_message_size 100", p.hello.raw)
+	}
+	const envelope = len(`{"type":"send","data":""}`)
+	p.text(`{"type":"send","data":"` + strings.Repeat("x", 100-envelope) + `"}`)
+	p.wantMessages(1, strings.Repeat("x", 100-envelope))
+	p.text(`{"type":"send","data":"` + strings.Repeat("x", 101-envelope) + `"}`)
 	p.wantClose(websocket.CloseMessageTooBig, "too_big")
 }
 

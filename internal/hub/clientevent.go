@@ -18,7 +18,7 @@ import (
 // A clientEvent is a decoded frame of a client that speaks events. It has the fields that belong to its type; absent
 // fields are nil. All bytes in it are valid until the frame's buffer is used again.
 type clientEvent struct {
-	kind                           string // kindSend, kindWho, or "" for an unknown type
+	kind                           string // kindSend, kindWho, kindPing, or "" for an unknown type
 	id, token, data, data64, after []byte
 	limit                          int
 }
@@ -27,6 +27,7 @@ type clientEvent struct {
 const (
 	kindSend = "send"
 	kindWho  = "who"
+	kindPing = "ping"
 )
 
 // byteOrderMark is U+FEFF in UTF-8, which some editors and libraries put before a text.
@@ -68,6 +69,9 @@ func (e *clientEvent) decode(frame []byte) error {
 	case string(kind) == kindWho:
 		e.kind = kindWho
 		return firstOf(text(&e.after, "after", f.after), e.readLimit(f.limit))
+	case string(kind) == kindPing:
+		e.kind = kindPing
+		return text(&e.id, "id", f.id)
 	}
 	return nil
 }
@@ -122,9 +126,10 @@ func (e *clientEvent) readLimit(value []byte) error {
 // message returns the opcode and the payload of the message in a send. It returns an error if a field of the send is
 // wrong or missing.
 func (e *clientEvent) message() (opcode int, payload []byte, err error) {
+	if err := e.checkID(); err != nil {
+		return 0, nil, err
+	}
 	switch {
-	case e.id != nil && (len(e.id) == 0 || len(e.id) > maxSendID):
-		return 0, nil, fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
 	case e.token != nil && !validToken(string(e.token)):
 		return 0, nil, fmt.Errorf("token: must be 1 to %d letters, digits, - and _", maxToken)
 	case e.token != nil && e.id == nil:
@@ -141,6 +146,14 @@ func (e *clientEvent) message() (opcode int, payload []byte, err error) {
 		return 0, nil, fmt.Errorf("data64: must be Base64 (RFC 4648 §4): %w", err)
 	}
 	return ws.BinaryMessage, payload, nil
+}
+
+// checkID returns an error for an id that is too short or too long.
+func (e *clientEvent) checkID() error {
+	if e.id != nil && (len(e.id) == 0 || len(e.id) > maxSendID) {
+		return fmt.Errorf("id: must be 1 to %d bytes", maxSendID)
+	}
+	return nil
 }
 
 // payloadText returns how many bytes the payload of a send has in the frame, without escapes.

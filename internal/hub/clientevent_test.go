@@ -61,7 +61,7 @@ func BenchmarkClientEvent(b *testing.B) {
 func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 	const most, size, rounds = 50, 8 << 10, 400
 	pieces := []string{
-		`{"type":"send"`, `{"type":"who"`, `{"type":"x"`, `{`, `}`, `[`, `]`, `,`, `:`, `"`, `\`, `\"`, `\u0000`, `\ud83d`, `\ude00`,
+		`{"type":"send"`, `{"type":"who"`, `{"type":"x"`, `{"type":"ping"`, `{`, `}`, `[`, `]`, `,`, `:`, `"`, `\`, `\"`, `\u0000`, `\ud83d`, `\ude00`,
 		`,"data":"`, `,"data64":"AAAA"`, `,"id":"m"`, `,"after":"`, `,"limit":1e9`, `,"0":0`, `,"\u0064ata":""`, `0`, `1e1`, `-`, `0.0`, `true`,
 		`null`, ` `, "\n", `é`, `🙂`, `x`, strings.Repeat("[", 50), strings.Repeat(`{"":`, 30), strings.Repeat("]", 50), strings.Repeat("x", 50),
 	}
@@ -91,7 +91,7 @@ func TestClientEvent_SearchFindsNoDearFrame(t *testing.T) {
 		h, b := head, body
 		switch random.IntN(3) {
 		case 0:
-			h = pieces[random.IntN(4)]
+			h = pieces[random.IntN(5)]
 		case 1:
 			b = some()
 		default:

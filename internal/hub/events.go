@@ -31,19 +31,21 @@ func (eventsProtocol) mayBegin(*Client) bool { return true }
 // ---- from the server ----
 
 type helloEvent struct {
-	Type    string     `json:"type"`
-	Client  string     `json:"client"`
-	User    string     `json:"user"`
-	Hub     string     `json:"hub"`
-	Epoch   string     `json:"epoch"`
-	Head    uint64     `json:"head"`
-	Clients int        `json:"clients"`
-	Replay  uint64     `json:"replay"`
-	Resumed *bool      `json:"resumed,omitempty"`
-	Missed  *uint64    `json:"missed,omitempty"`
-	Token   string     `json:"token,omitempty"`
-	Age     int64      `json:"age,omitempty"`
-	Rate    *allowance `json:"rate,omitempty"`
+	Type    string  `json:"type"`
+	Client  string  `json:"client"`
+	User    string  `json:"user"`
+	Hub     string  `json:"hub"`
+	Epoch   string  `json:"epoch"`
+	Head    uint64  `json:"head"`
+	Clients int     `json:"clients"`
+	Replay  uint64  `json:"replay"`
+	Resumed *bool   `json:"resumed,omitempty"`
+	Missed  *uint64 `json:"missed,omitempty"`
+	Token   string  `json:"token,omitempty"`
+	Age     int64   `json:"age,omitempty"`
+
+	MaxMessageSize int        `json:"max_message_size"`
+	Rate           *allowance `json:"rate,omitempty"`
 }
 
 // An allowance is a rate in a hello: the bucket holds Messages, and refills in Window milliseconds.
@@ -86,6 +88,11 @@ type rosterEntry struct {
 	Clients int    `json:"clients"`
 }
 
+type pongEvent struct {
+	Type string `json:"type"`
+	ID   string `json:"id,omitempty"`
+}
+
 type laggedEvent struct {
 	Type   string `json:"type"`
 	Missed uint64 `json:"missed"`
@@ -120,7 +127,9 @@ func (eventsProtocol) joined(c *Client, w welcome) {
 		Head:    w.head,
 		Clients: w.clients,
 		Replay:  w.replay,
-		Rate:    c.settings.Rate.allowance(),
+
+		MaxMessageSize: c.settings.MaxMessageSize,
+		Rate:           c.settings.Rate.allowance(),
 	}
 	if w.remembers > 0 {
 		e.Token, e.Age = c.token, max(w.remembers.Milliseconds(), 1)
@@ -214,6 +223,8 @@ func (eventsProtocol) received(c *Client, opcode int, frame []byte) bool {
 		return c.handleSend(frame, &e)
 	case e.kind == kindWho:
 		return c.handleWho(frame, &e)
+	case e.kind == kindPing:
+		return c.handlePing(frame, &e)
 	}
 	c.addOverhead(len(frame))
 	return true
@@ -297,6 +308,17 @@ func (c *Client) handleWho(frame []byte, e *clientEvent) bool {
 	c.addOverhead(len(frame) + pageOverhead*c.hub.sendRoster(c, after, e.limit) + requestOverhead)
 	c.awaitAnswers()
 	return !c.hasLeft()
+}
+
+// handlePing answers a ping. It does not wait for the outcome of earlier messages (awaitSent): an engine may take 10 s to
+// fail, and meanwhile the client would take its connection for dead.
+func (c *Client) handlePing(frame []byte, e *clientEvent) bool {
+	if err := e.checkID(); err != nil {
+		return c.refuse(frame, errorMalformed, err, e)
+	}
+	c.addOverhead(len(frame))
+	c.spared = false // the answer stands for the server's next ping, see onSilence
+	return c.answer(pongEvent{"pong", string(e.id)})
 }
 
 // refuse answers with an error event. frame is the received frame if it counts as no message, and otherwise nil.

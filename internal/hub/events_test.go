@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -22,7 +23,7 @@ func TestEvents_HelloTellsEverything(t *testing.T) {
 		c, p := joiner{user: "ada", events: true}.join(t, b, settings)
 		e := p.wantEvent("hello")
 		if *e.Client != c.ID().String() || *e.User != "ada" || e.Hub != b.Name() || e.Epoch != b.epoch || e.Clients != 1 ||
-			e.Head != 0 || e.Replay != 0 || e.Resumed != nil || e.Age != 60_000 {
+			e.Head != 0 || e.Replay != 0 || e.Resumed != nil || e.Age != 60_000 || e.MaxMessageSize != settings.MaxMessageSize {
 			t.Errorf("got %s", e.raw)
 		}
 		if e.Rate == nil || e.Rate.Messages != 5 || e.Rate.Window != 2 {
@@ -67,6 +68,11 @@ func TestEvents_RequestsAreAnswered(t *testing.T) {
 		{"a bad limit", `{"type":"who","limit":1001}`, false, []string{`"malformed"`, "limit: must be a whole number from 1 to 1000"}},
 		{"a limit that is no number", `{"type":"who","limit":"7"}`, false, []string{`"malformed"`, "limit: must be"}},
 		{"who without presence", `{"type":"who","limit":10}`, false, []string{`"presence_off"`}},
+		{"a ping", `{"type":"ping"}`, false, []string{`{"type":"pong"}`}},
+		{"a ping with an id", `{"type":"ping","id":"p\u0031"}`, false, []string{`{"type":"pong","id":"p1"}`}},
+		{"a ping with an empty id", `{"type":"ping","id":""}`, false, []string{`"malformed"`, "id: must be 1 to 64 bytes"}},
+		{"a ping with a long id", `{"type":"ping","id":"` + long + `"}`, false, []string{`"malformed"`, "id: must be 1 to 64 bytes"}},
+		{"a ping with an id that is no string", `{"type":"ping","id":1}`, false, []string{`"malformed"`, "id: must be a string"}},
 		{"a message sent again", `{"type":"send","id":"m1","token":"x","data":""}`, false, []string{`"unknown"`, `"id":"m1"`}},
 		{"escapes", `{"type":"send","data":"\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00"}`, false, []string{`"message"`, `"data":"\"\\/\u0008\u000c\n\u000d\u0009é😀"`}},
 		{"a message with an id", `{"type":"send","id":"m1","data":"x"}`, false, []string{`"message"`}},
@@ -167,6 +173,8 @@ func TestEvents_ListenersMayAskAndNotSend(t *testing.T) {
 			if e := p.wantEvent("presence"); e.Clients != 1 || len(e.Users) != 1 || e.Users[0].User != "ada" {
 				t.Errorf("got %s, want ada alone", e.raw)
 			}
+			p.text(`{"type":"ping"}`)
+			p.wantEvent("pong")
 			p.text(frame)
 			p.wantClose(CloseReadOnly)
 			p.conn.Close()
@@ -174,6 +182,77 @@ func TestEvents_ListenersMayAskAndNotSend(t *testing.T) {
 			wantEnd(t, c, CloseReadOnly)
 		})
 	}
+}
+
+// TestEvents_PingIsNeitherMessageNorRated pings beside another client, which must notice nothing, with a rate of one message.
+func TestEvents_PingIsNeitherMessageNorRated(t *testing.T) {
+	bubble(t, func(t *testing.T, b *Hub) {
+		settings := defaults()
+		settings.Rate = Rate{1, time.Hour}
+		c, p := joiner{events: true}.join(t, b, settings)
+		p.wantEvent("hello")
+		_, other := joiner{events: true}.join(t, b, defaults())
+		other.wantEvent("hello")
+		for i := range 20 {
+			p.text(fmt.Sprintf(`{"type":"ping","id":"p%d"}`, i))
+			if e, want := p.wantEvent("pong"), fmt.Sprint("p", i); *e.ID != want {
+				t.Errorf("got %s, want the id %s", e.raw, want)
+			}
+		}
+		p.text(`{"type":"send","data":"within the rate"}`)
+		p.wantEvent("message")
+		if e := other.wantEvent("message"); e.Seq != 1 {
+			t.Errorf("got %s, want message 1", e.raw)
+		}
+		if got := c.Traffic().MessagesIn; got != 1 {
+			t.Errorf("got %d messages counted, want 1", got)
+		}
+		b.Close()
+	})
+}
+
+// TestEvents_ClientThatPingsIsNotPinged has a client that sends a ping in each interval, and then no more.
+func TestEvents_ClientThatPingsIsNotPinged(t *testing.T) {
+	bubble(t, func(t *testing.T, b *Hub) {
+		c, p := joiner{events: true}.join(t, b, defaults())
+		p.wantEvent("hello")
+		_ = p.conn.SetReadDeadline(time.Time{})
+		every := c.settings.PingInterval * 2 / 5 // the first ping of the server may come after half an interval
+		for range 50 {
+			time.Sleep(every)
+			p.text(`{"type":"ping"}`)
+			if got, want := p.mustRead(), (frame{ws.TextMessage, `{"type":"pong"}`}); got != want {
+				t.Fatalf("got %v, want %v", got, want)
+			}
+		}
+		asked := time.Now()
+		if f := p.mustRead(); f.opcode != ws.PingMessage {
+			t.Fatalf("got %v, want a ping", f)
+		}
+		if got, most := time.Since(asked), 2*c.settings.PingInterval; got < c.settings.PingInterval || got > most {
+			t.Errorf("got a ping %v after the client's last, want from %v to %v", got, c.settings.PingInterval, most)
+		}
+		b.Close()
+	})
+}
+
+// TestEvents_PingsArePaced sends pings as fast as the server reads them: 224 of the smallest make one pause.
+func TestEvents_PingsArePaced(t *testing.T) {
+	bubble(t, func(t *testing.T, b *Hub) {
+		c, p := joiner{events: true, abilities: triesWrites | waits, room: 16 << 20}.join(t, b, defaults())
+		p.wantEvent("hello")
+		go p.drain()
+		const pings = 5000
+		ping := clientFrame(finBit|opText, []byte(`{"type":"ping"}`))
+		began := time.Now()
+		p.write(bytes.Repeat(ping, pings))
+		synctest.Wait()
+		eventually(t, "all pings to be read", func() bool { return c.Traffic().BytesIn == uint64(pings*len(ping)) })
+		each := len(ping) + len(`{"type":"pong"}`) + requestOverhead
+		if took, least := time.Since(began), time.Duration(pings*each/maxOverhead*9/10)*overheadPause; took < least {
+			t.Errorf("got %d pings answered in %v, want at least %v", pings, took, least)
+		}
+	})
 }
 
 // TestEvents_RosterComesInPages has more users than a page holds, by their number and by their bytes.
@@ -335,6 +414,8 @@ func FuzzClientEvent(f *testing.F) {
 		`{"type":"send","data64":"AP8="}`,
 		`{"type":"who","after":"ada","limit":10}`,
 		`{"type":"who","limit":1001}`,
+		`{"type":"ping"}`,
+		`{"type":"ping","id":"p1"}`,
 		`{"type":"send","id":"","data":"\ud800"}`,
 		`{"type":"send","id":"m\u0031","token":"a-b","data":"\ud83d\ude00\n"}`,
 		`{"type":"who","limit":0.1e+2,"x":[{"y":"]\\\""},null]}`,
@@ -371,6 +452,9 @@ func FuzzClientEvent(f *testing.F) {
 		if err == nil && e.kind == kindSend {
 			opcode, payload, err = e.message()
 		}
+		if err == nil && e.kind == kindPing {
+			err = e.checkID()
+		}
 		if err == nil && e.kind == "" {
 			return
 		}
@@ -389,6 +473,7 @@ func FuzzClientEvent(f *testing.F) {
 		switch {
 		case e.kind != text("type"), e.kind == kindSend && (string(e.id) != text("id") || string(e.token) != text("token")),
 			e.kind == kindWho && string(e.after) != text("after"),
+			e.kind == kindPing && string(e.id) != text("id"),
 			opcode == ws.TextMessage && string(payload) != text("data"),
 			opcode == ws.BinaryMessage && base64.StdEncoding.EncodeToString(payload) != text("data64"):
 			t.Errorf("%q: got %+v with opcode %d and payload %q", frame, e, opcode, payload)

@@ -449,6 +449,8 @@ type incoming struct {
 		Messages int `json:"messages"`
 		Window   int `json:"window"`
 	} `json:"rate"`
+	MaxMessageSize int `json:"max_message_size"`
+
 	RawNext json.RawMessage `json:"next"`
 	After   *string         `json:"-"` // next of presence: what to ask for next
 	Next    int             `json:"-"` // next of lagged

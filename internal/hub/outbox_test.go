@@ -100,6 +100,25 @@ func TestOutbox_AnswersComeInTheOrderOfFrames(t *testing.T) {
 	}
 }
 
+// TestOutbox_PingWaitsForNoEngine pings behind a message whose outcome is open for longer than a client waits for a pong.
+func TestOutbox_PingWaitsForNoEngine(t *testing.T) {
+	twoNodes(t, unpinged(defaults()), func(t *testing.T, server *enginetest.Server, a, _ *node) {
+		_, ada, _ := speak(t, a.hub, unpinged(defaults()), nil)
+		release := server.HoldPublish()
+		ada.text(sendEvent("1", "", "a"))
+		began := time.Now()
+		ada.text(`{"type":"ping"}`)
+		ada.wantEvent("pong")
+		if took := time.Since(began); took > 0 {
+			t.Errorf("got the pong after %v, want it at once", took)
+		}
+		release()
+		if e := ada.answer(); e.Type != "sent" {
+			t.Errorf("got %s, want sent", e.raw)
+		}
+	})
+}
+
 // TestOutbox_RepetitionIsNeverCalledUnpublished has a client send a message on one node, whose engine is slow, and again
 // on another one, whose engine is down. The first one publishes it.
 func TestOutbox_RepetitionIsNeverCalledUnpublished(t *testing.T) {

@@ -361,7 +361,7 @@ func (c *Client) onSilence() error {
 	if due := c.heard.Add(c.settings.PingInterval); due.After(now) {
 		c.armRead(due)
 		// A client that keeps sending may rely on pings, too. It gets one at every other of these deadlines, which are
-		// at most an interval apart. It need not answer these.
+		// at most an interval apart. It need not answer these. An answer to its own ping stands for one.
 		if c.spared && !c.due.Load() {
 			c.push(ws.PingMessage, nil)
 		}
