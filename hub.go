@@ -34,7 +34,7 @@ func newRegistry() *registry {
 		}
 		return l.open(name, s)
 	}
-	r.refusals.pauses = map[string]*refusalBatch{}
+	r.refusals.pauses = map[refusalKind]*refusalBatch{}
 	r.metrics = newMetrics(r)
 	r.process.Delivered = r.metrics.delivered
 	r.process.Published = r.limitMemory
@@ -160,17 +160,20 @@ func (r *registry) reserve(ctx context.Context, m *member, name string, limits l
 	if err := r.checkUp(ctx); err != nil {
 		return nil, err
 	}
+	address := m.client.Address()
 	r.lock()
 	s, err := r.openScopeLocked(m.scope.key)
 	if err == nil {
-		err = r.checkLimitsLocked(m, s, name, limits)
+		err = r.checkLimitsLocked(s, name, address, limits)
+	}
+	if err == nil && s.perHub[name] == nil {
+		err = r.makeRoomLocked(s, r.named[name], address, limits.maxHubs)
 	}
 	if err != nil {
 		r.mu.Unlock()
 		return nil, err
 	}
 	m.scope = s
-	address := m.client.Address()
 	if s.perHub[name] == nil {
 		s.perHub[name] = &occupancy{opener: address}
 		s.opened[address]++
@@ -193,19 +196,33 @@ func (r *registry) reserve(ctx context.Context, m *member, name string, limits l
 	return n, nil
 }
 
-// checkLimitsLocked returns a refusal if m must not join the named hub through s. If s has no room for another hub, it
-// makes some.
-func (r *registry) checkLimitsLocked(m *member, s *scope, name string, limits limits) error {
+// checkJoin returns the refusal with which join would answer a client from the given address now, or nil. It changes
+// nothing: it reserves no place, and opens and closes no hub.
+func (r *registry) checkJoin(ctx context.Context, key, name string, address netip.Prefix, limits limits) error {
+	if err := r.checkUp(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.openScopeLocked(key)
+	if err != nil {
+		return err
+	}
+	return r.checkLimitsLocked(s, name, address, limits)
+}
+
+// checkLimitsLocked returns a refusal if a client from the given address must not join the named hub through s.
+func (r *registry) checkLimitsLocked(s *scope, name string, address netip.Prefix, limits limits) error {
 	n := r.named[name]
 	switch {
 	case reached(len(s.members)+s.joining, limits.maxClients):
 		return errMaxClients
 	case n != nil && n.isOpen() && reached(n.hub.Size(), limits.maxClientsPerHub):
 		return errMaxClientsPerHub
-	case reached(s.perIP[m.client.Address()], limits.maxClientsPerIP):
+	case reached(s.perIP[address], limits.maxClientsPerIP):
 		return errMaxClientsPerIP
 	case s.perHub[name] == nil:
-		return r.makeRoomLocked(s, n, m.client.Address(), limits.maxHubs)
+		return s.checkRoomLocked(address, limits.maxHubs)
 	}
 	return nil
 }
@@ -396,22 +413,30 @@ func (r *registry) closeLocked(n *namedHub) {
 	r.notifyLocked(hubClosed, n.name)
 }
 
-// makeRoomLocked makes room in s for a hub, or returns a refusal. n is the hub if it exists, or nil.
+// checkRoomLocked returns a refusal if an address must not open another hub through s.
 //
 // An address may have opened at most as many hubs as are left for others. So an address that is alone gets half of
-// maxHubs, and a new address always finds room for a first hub, however many addresses there are. Hubs that are only
-// kept make room: the address with most of them loses the one that has been empty for longest.
-func (r *registry) makeRoomLocked(s *scope, n *namedHub, address netip.Prefix, maxHubs int) error {
-	if maxHubs == 0 {
-		return nil
-	}
+// maxHubs, and a new address always finds room for a first hub, however many addresses there are.
+func (s *scope) checkRoomLocked(address netip.Prefix, maxHubs int) error {
 	left := maxHubs - len(s.perHub)
 	switch {
+	case maxHubs == 0:
+		return nil
 	case left <= 0:
 		return errMaxHubs
 	case s.opened[address] >= left:
 		return errMaxHubsPerIP
-	case n != nil && n.place != nil && n.keeper == s:
+	}
+	return nil
+}
+
+// makeRoomLocked makes room in s for a hub, or returns a refusal. n is the hub if it exists, or nil. Hubs that are only
+// kept make room: the address with most of them loses the one that has been empty for longest.
+func (r *registry) makeRoomLocked(s *scope, n *namedHub, address netip.Prefix, maxHubs int) error {
+	if err := s.checkRoomLocked(address, maxHubs); err != nil || maxHubs == 0 {
+		return err
+	}
+	if n != nil && n.place != nil && n.keeper == s {
 		return nil // n already counts
 	}
 	for len(s.perHub)+s.kept.Len() >= maxHubs { // several after a reload that lowers maxHubs

@@ -58,7 +58,8 @@ const (
 
 // Handler joins clients that ask for WebSocket to a named broadcast hub. The hub sends each message of a client to all
 // its clients. All other requests go to the next handler, so the same URL can serve a page. With `http_publish` a POST
-// publishes.
+// publishes. A GET with `chat_broadcast_check` in its query, or with the header `Chat-Broadcast-Check`, asks whether the
+// hub would accept a client now, and why not: browsers tell a page nothing about a handshake that was refused.
 //
 // The zero value of every field is the safe default. A reload never drops a client whose `hub` value is still
 // configured. The client keeps the settings it joined with, unless a field says otherwise.
@@ -472,6 +473,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	switch {
 	case isUpgrade(r):
 		return h.upgrade(w, r)
+	case isCheck(r):
+		return h.check(w, r)
 	case h.HTTPPublish && r.Method == http.MethodPost:
 		return h.publish(w, r)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -65,9 +64,16 @@ func refusalReason(err error, otherwise string) string {
 }
 
 // refused reports that r is refused with err to the client, the log, the metrics and the rest of the handler chain.
-// otherwise is the reason if err has none. The answer is one line of text. If the site has error routes, or the server
-// is at fault, refused returns err instead, and Caddy answers.
+// otherwise is the reason if err has none.
 func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, otherwise string) error {
+	line := h.newRefusalLine(r, err, otherwise)
+	hubs.metrics.refusals.WithLabelValues(line.reason).Inc()
+	hubs.refusals.add(line)
+	return h.answerRefusal(w, r, err, line)
+}
+
+// newRefusalLine returns the log line about r, which is refused with err, and tells the rest of the handler chain.
+func (h *Handler) newRefusalLine(r *http.Request, err error, otherwise string) refusalLine {
 	status := http.StatusInternalServerError
 	why := err
 	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
@@ -76,25 +82,30 @@ func (h *Handler) refused(w http.ResponseWriter, r *http.Request, err error, oth
 	reason := refusalReason(err, otherwise)
 	repl := replacer(r)
 	repl.Set(placeholderRefused, reason)
-	hubs.metrics.refusals.WithLabelValues(reason).Inc()
 	line := refusalLine{
+		refusalKind: refusalKind{reason: reason},
+
 		scope:  h.lease.scope,
-		reason: reason,
 		status: status,
 		error:  fmt.Sprintf("%.*s", maxRefusalText, why),
 	}
 	line.hub, _ = repl.GetString(placeholderHub)
 	line.user, _ = h.userOf(repl) // "" if the user is the reason
-	var address netip.Prefix
-	line.clientIP, address = clientIP(r)
-	hubs.refusals.add(line)
+	line.clientIP, _ = clientIP(r)
+	return line
+}
+
+// answerRefusal answers r, which is refused with err, with one line of text. If the site has error routes, or the server is
+// at fault, it returns err instead, and Caddy answers.
+func (h *Handler) answerRefusal(w http.ResponseWriter, r *http.Request, err error, line refusalLine) error {
+	_, address := clientIP(r)
 	hubs.process.Processors.PayRequest(r.Context(), address, fair.RequestWork)
-	if status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
+	if line.status == http.StatusInternalServerError || h.placement().site(r).errorRoutes {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff") // the text may quote the request
-	w.WriteHeader(status)
+	w.WriteHeader(line.status)
 	_, _ = fmt.Fprintln(w, line.error) // fails only when the connection is gone
 	return nil
 }
@@ -105,15 +116,21 @@ const maxRefusalText = 300
 // refusalPause is the shortest time between two log lines about refusals with the same reason.
 const refusalPause = time.Second
 
-// A refusalLog logs refusals: for each reason one line in refusalPause at most. A line says how many refusals were
-// omitted since the line before. The last refusals of a flood get a line, too.
+// A refusalLog logs refusals: for each kind one line in refusalPause at most. A line says how many refusals were omitted
+// since the line before. The last refusals of a flood get a line, too.
 type refusalLog struct {
 	mu sync.Mutex
-	// The pauses by reason. A pause begins with a line and ends when nothing was refused in refusalPause.
-	pauses map[string]*refusalBatch
+	// The pauses by kind. A pause begins with a line and ends when nothing was refused in refusalPause.
+	pauses map[refusalKind]*refusalBatch
 }
 
-// A refusalBatch has the refusals of one reason since its last line: the newest, and how many there were.
+// A refusalKind is the reason of a refusal, and whether a check was refused rather than a handshake or a POST.
+type refusalKind struct {
+	reason string
+	check  bool
+}
+
+// A refusalBatch has the refusals of one kind since its last line: the newest, and how many there were.
 type refusalBatch struct {
 	newest refusalLine
 	count  int
@@ -122,31 +139,31 @@ type refusalBatch struct {
 // add logs a refusal at once, or in a pause leaves it for the line after the pause.
 func (l *refusalLog) add(line refusalLine) {
 	l.mu.Lock()
-	p := l.pauses[line.reason]
+	p := l.pauses[line.refusalKind]
 	if p != nil {
 		p.newest, p.count = line, p.count+1
 		l.mu.Unlock()
 		return
 	}
-	l.pauseLocked(line.reason)
+	l.pauseLocked(line.refusalKind)
 	l.mu.Unlock()
 	line.log(0)
 }
 
 // pauseLocked begins the pause after a line. Nobody waits for the timer.
-func (l *refusalLog) pauseLocked(reason string) {
+func (l *refusalLog) pauseLocked(kind refusalKind) {
 	p := new(refusalBatch)
-	l.pauses[reason] = p
-	time.AfterFunc(refusalPause, func() { l.resume(reason, p) })
+	l.pauses[kind] = p
+	time.AfterFunc(refusalPause, func() { l.resume(kind, p) })
 }
 
 // resume ends the pause p. If something was refused in it, resume logs a line and begins another pause.
-func (l *refusalLog) resume(reason string, p *refusalBatch) {
+func (l *refusalLog) resume(kind refusalKind, p *refusalBatch) {
 	l.mu.Lock()
-	if l.pauses[reason] == p {
-		delete(l.pauses, reason)
+	if l.pauses[kind] == p {
+		delete(l.pauses, kind)
 		if p.count > 0 {
-			l.pauseLocked(reason)
+			l.pauseLocked(kind)
 		}
 	}
 	l.mu.Unlock()
@@ -175,19 +192,24 @@ func (p refusalBatch) log() {
 
 // A refusalLine has the fields of a log line about one refusal.
 type refusalLine struct {
-	scope                       *scope
-	reason, hub, user, clientIP string
-	status                      int
-	error                       string
+	refusalKind
+
+	scope               *scope
+	hub, user, clientIP string
+	status              int
+	error               string
 }
 
-// log writes the line. omitted is how many other refusals with the same reason it stands for.
+// log writes the line. omitted is how many other refusals of the same kind it stands for.
 func (l refusalLine) log(omitted int) {
-	level := zapcore.InfoLevel
-	if l.status == http.StatusInternalServerError || slices.Contains(limitReasons, l.reason) {
+	message, level := "request refused", zapcore.InfoLevel
+	switch {
+	case l.check: // the handshake before it has its own line
+		message = "check refused"
+	case l.status == http.StatusInternalServerError || slices.Contains(limitReasons, l.reason):
 		level = zapcore.WarnLevel
 	}
-	l.scope.logger().Log(level, "request refused",
+	l.scope.logger().Log(level, message,
 		zap.String("reason", l.reason),
 		zap.Int("status", l.status),
 		logName("hub", l.hub),

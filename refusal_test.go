@@ -182,10 +182,10 @@ func TestRefusalLog_CountsEveryRefusal(t *testing.T) {
 		core, seen := observer.New(zapcore.InfoLevel)
 		s := new(scope)
 		s.current.Store(&lease{logger: zap.New(core)})
-		l := refusalLog{pauses: map[string]*refusalBatch{}}
+		l := refusalLog{pauses: map[refusalKind]*refusalBatch{}}
 		add := func(reason string, n int) {
 			for range n {
-				l.add(refusalLine{scope: s, reason: reason, error: errors.New("no").Error()})
+				l.add(refusalLine{refusalKind: refusalKind{reason: reason}, scope: s, error: errors.New("no").Error()})
 			}
 		}
 		want := func(omitted ...int64) {

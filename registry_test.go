@@ -326,6 +326,9 @@ func TestRegistry_JoinThroughAReplacedConfiguration(t *testing.T) {
 		if err := tested.join(t.Context(), stale(), "name", limits{}); !errors.Is(err, errHubRemoved) {
 			t.Errorf("value gone: got %v, want %v", err, errHubRemoved)
 		}
+		if err := tested.checkJoin(t.Context(), "hub", "name", netip.Prefix{}, limits{}); !errors.Is(err, errHubRemoved) {
+			t.Errorf("checked, value gone: got %v, want %v", err, errHubRemoved)
+		}
 		current := leaseOf(t, "hub", processSettings{})
 		m := stale()
 		if err := tested.join(t.Context(), m, "name", limits{maxClients: 1}); err != nil {

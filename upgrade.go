@@ -156,8 +156,8 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// sinceParameter is the only parameter of the query that the server reads. The others belong to the application, so it
-// has a name that no application uses.
+// sinceParameter and checkParameter are the only parameters of the query that the server reads. The others belong to the
+// application, so these have a prefix that no application uses.
 const sinceParameter = "chat_broadcast_since"
 
 // sinceOf returns where a client of the events protocol wants to go on, or nil if the query does not say.
