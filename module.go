@@ -17,11 +17,18 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 )
 
-const moduleID = "http.handlers.chat_broadcast"
+const (
+	moduleID      = "http.handlers.chat_broadcast"
+	clientFilesID = "http.handlers.chat_broadcast_client"
+)
 
 func init() {
 	caddy.RegisterModule(new(Handler))
+	caddy.RegisterModule(new(ClientFiles))
 	httpcaddyfile.RegisterDirective("chat_broadcast", parseCaddyfile)
+	httpcaddyfile.RegisterDirective("chat_broadcast_client", parseClientFiles)
+	// The one that comes first here runs first.
+	httpcaddyfile.RegisterDirectiveOrder("chat_broadcast_client", httpcaddyfile.Before, "respond")
 	httpcaddyfile.RegisterDirectiveOrder("chat_broadcast", httpcaddyfile.Before, "respond")
 }
 
@@ -235,7 +242,8 @@ type Buffer struct {
 type Ping struct {
 	// How long a client may be silent before the server pings it: more than 0, at most a year. Default: 25s. The first
 	// ping comes after a random time of half to all of it, so that the server does not ping clients that joined
-	// together at the same moment. A client that keeps sending gets a ping at least every other interval.
+	// together at the same moment. A client that keeps sending gets a ping at least every other interval,
+	// unless it sends pings of the events protocol, which the server answers.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
 	// How long the server waits for any bytes after the ping before it cuts the connection: more than 0, at most a
