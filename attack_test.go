@@ -234,7 +234,7 @@ func TestAttack_HistoriesOfOthersStay(t *testing.T) {
 func expensiveRequests() []string {
 	return []string{
 		"fields", "nesting", "who", "malformed", "no object", "padding", "escapes", "sends", "flood", "large flood",
-		"pings", "pongs", "fragments", "come and go", "refused handshakes", "refused posts",
+		"pings", "pongs", "fragments", "pings of events", "come and go", "refused handshakes", "refused posts", "checks", "refused checks",
 	}
 }
 
@@ -286,7 +286,7 @@ func BenchmarkAttack_CostPerByte(b *testing.B) {
 			}
 			took, cpu := time.Since(began), p.cpu()-cpu
 			bytes = received() - bytes
-			if sent := attackers.stop()[kind].Sent; strings.HasPrefix(kind, "refused") {
+			if sent := attackers.stop()[kind].Sent; strings.HasPrefix(kind, "refused") || kind == "checks" {
 				bytes = float64(sent) // what no client has sent is not counted
 			}
 			b.ReportMetric(float64(cpu)/bytes, "ns/byte")

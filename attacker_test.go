@@ -138,6 +138,15 @@ func behaviorOf(kind, host string) (behavior, error) {
 		return event([]byte(`{"type":"send","id":"m1","data":"x"}`)), nil
 	case "escapes":
 		return event(fmt.Appendf(nil, `{"type":"send","data":"%s"}`, strings.Repeat(`\u0001`, size/6))), nil
+	case "pings of events":
+		return event([]byte(`{"type":"ping"}`)), nil
+	case "checks", "refused checks":
+		origin := ""
+		if kind == "refused checks" {
+			origin = "Origin: https://elsewhere.example\r\n"
+		}
+		request := fmt.Sprintf("GET /chat/one?%s HTTP/1.1\r\nHost: %s\r\n%s\r\n", checkParameter, host, origin)
+		return behavior{plain: true, flood: many([]byte(request)), reads: true}, nil
 	case "refused handshakes":
 		request := handshakeRequest(host, "/chat/one", "Origin: https://elsewhere.example\r\n")
 		return behavior{plain: true, flood: many([]byte(request)), reads: true}, nil
