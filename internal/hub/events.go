@@ -88,9 +88,10 @@ type rosterEntry struct {
 	Clients int    `json:"clients"`
 }
 
+// A pongEvent answers a ping with an id; barePong answers others.
 type pongEvent struct {
 	Type string `json:"type"`
-	ID   string `json:"id,omitempty"`
+	ID   string `json:"id"`
 }
 
 type laggedEvent struct {
@@ -316,10 +317,19 @@ func (c *Client) handlePing(frame []byte, e *clientEvent) bool {
 	if err := e.checkID(); err != nil {
 		return c.refuse(frame, errorMalformed, err, e)
 	}
-	c.addOverhead(len(frame))
 	c.spared = false // the answer stands for the server's next ping, see onSilence
-	return c.answer(pongEvent{"pong", string(e.id)})
+	encoded := []byte(barePong)
+	if e.id != nil {
+		encoded = feed.AppendEvent(nil, pongEvent{"pong", string(e.id)})
+	}
+	c.tell(ws.TextMessage, encoded)
+	c.addOverhead(len(frame) + len(encoded) + requestOverhead)
+	c.awaitAnswers()
+	return !c.hasLeft()
 }
+
+// barePong is the pong to a ping without an id. Quiet clients send hardly anything else, so it is not encoded each time.
+const barePong = `{"type":"pong"}`
 
 // refuse answers with an error event. frame is the received frame if it counts as no message, and otherwise nil.
 func (c *Client) refuse(frame []byte, code string, err error, e *clientEvent) bool {
