@@ -150,7 +150,7 @@ func (c *ClientFiles) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyh
 	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 	file, ok := c.files[name]
 	if !ok {
-		c.notFound(w, name)
+		c.notFound(w)
 		return nil
 	}
 	header.Set("Content-Type", file.contentType)
@@ -167,12 +167,12 @@ func (c *ClientFiles) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyh
 const clientPolicy = "default-src 'self'; base-uri 'none'; form-action 'none'"
 
 // notFound answers a request for a file that there is not.
-func (c *ClientFiles) notFound(w http.ResponseWriter, name string) {
+func (c *ClientFiles) notFound(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(http.StatusNotFound)
 	names := slices.Sorted(maps.Keys(c.files))
 	// It fails only when the connection is gone.
-	_, _ = fmt.Fprintf(w, "chat_broadcast_client has no file %.100q. It has: %s\n", name, strings.Join(names, ", "))
+	_, _ = fmt.Fprintf(w, "chat_broadcast_client has no such file. It has: %s\n", strings.Join(names, ", "))
 }
 
 // Interface guards
