@@ -347,6 +347,63 @@ func TestCheck_EngineIsUnavailable(t *testing.T) {
 	}
 }
 
+// TestCheck_InABrowser has a page of another origin ask hubs that let it in and hubs that do not, and a page of the same
+// origin.
+func TestCheck_InABrowser(t *testing.T) {
+	browser := startBrowser(t)
+	startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /open/* {
+		origins http://localhost:9081
+		max_clients_per_hub 1
+	}
+	chat_broadcast /closed/* {
+		max_clients_per_hub 1
+	}
+	respond "a page"
+}
+http://localhost:9081 {
+	header Content-Type text/html
+	respond "<!doctype html><title>a page of another origin</title><body></body>"
+}`)
+	join(t, "/open/full")
+	join(t, "/closed/full")
+	const full = "503 5 the directive's max_clients_per_hub is reached\n"
+	ask := `(path) => fetch("http://localhost:9080" + path + "?chat_broadcast_check", { credentials: "include" })
+		.then(async (r) => [r.status, r.headers.get("Retry-After") ?? "-", await r.text()].join(" "), (e) => e.name)`
+	for _, page := range []struct {
+		url  string
+		want map[string]string
+	}{
+		{"http://localhost:9081/", map[string]string{
+			"/open/a": "204 - ", "/open/full": full, "/closed/a": "TypeError", "/closed/full": "TypeError",
+		}},
+		{"http://localhost:9080/", map[string]string{
+			"/open/a": "204 - ", "/open/full": full, "/closed/a": "204 - ", "/closed/full": full,
+		}},
+	} {
+		p := openTab(t, browser, ported(page.url))
+		for path, want := range page.want {
+			if got := evaluate[string](p, ported("("+ask+")("+jsString(path)+")")); got != want {
+				t.Errorf("a page at %s asks %s: got %q, want %q", page.url, path, got, want)
+			}
+		}
+	}
+	p := openTab(t, browser, ported("http://localhost:9081/"))
+	for _, path := range []string{"/open/a", "/open/full", "/closed/a", "/closed/full"} {
+		for _, kind := range []string{"script", "img"} {
+			got := evaluate[string](p, ported(`new Promise((resolve) => {
+				const element = document.createElement(`+jsString(kind)+`);
+				element.onload = element.onerror = (e) => resolve(e.type);
+				element.src = "http://localhost:9080`+path+`?chat_broadcast_check";
+				document.body.append(element);
+			})`))
+			if got != "error" {
+				t.Errorf("a page of another origin loads %s as <%s>: got the event %q, want error", path, kind, got)
+			}
+		}
+	}
+}
+
 // TestCheck_FloodDisturbsNobody checks as fast as it goes, beside a conversation.
 func TestCheck_FloodDisturbsNobody(t *testing.T) {
 	startCaddy(t, plainChat)
