@@ -496,11 +496,10 @@ func TestChat_ShowsThatThereIsNoNetwork(t *testing.T) {
 	s := startProcess(t, "", moduleSite(t))
 	p := openModule(t, startBrowser(t), s.url)
 	p.connect("/hub/history/x", "{}")
-	p.do(setOffline(false))
 	p.do(setOffline(true))
 	p.waitFor(`chat.all("state").at(-1).offline`)
 	p.do(setOffline(false))
-	p.waitFor(`!chat.all("state").at(-1).offline && chat.state === "open"`)
+	p.waitFor(`chat.all("state").at(-1).offline === (navigator.onLine ? undefined : true) && chat.state === "open"`)
 }
 
 // setOffline has the browser say to a page that there is no network, or that there is one again.
@@ -513,12 +512,15 @@ func setOffline(offline bool) chromedp.Action[chromedp.Void] {
 	})
 }
 
+// adaHash lets ada in with the password lovelace.
+const adaHash = "ada $2a$04$9aBQmv5R.QsqmruI6ZyCC.mngoaloyKD8UYmQ5Z0z/bsN1Vx0RRkG"
+
 // refusingSite refuses handshakes in all ways that Caddy has itself.
 func refusingSite(t *testing.T) string {
 	t.Helper()
 	return strings.Replace(moduleSite(t), "{\n", `{
 	basic_auth /refused/401 {
-		ada $2a$04$9aBQmv5R.QsqmruI6ZyCC.mngoaloyKD8UYmQ5Z0z/bsN1Vx0RRkG
+		`+adaHash+`
 	}
 	chat_broadcast /refused/401 {
 		origins *
@@ -557,6 +559,18 @@ func TestChat_TellsARefusal(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("where the page needs a password, too", func(t *testing.T) {
+		s := startProcess(t, "", "http://localhost {\n\tbasic_auth {\n\t\t"+adaHash+"\n\t}\n\trespond /refused 429\n"+
+			strings.TrimPrefix(moduleSite(t), "http://localhost {"))
+		p := openModule(t, p.ctx, strings.Replace(s.url, "//", "//ada:lovelace@", 1))
+		p.connect("/hub/history/x", "{}")
+		evaluate[bool](p, `(window.chat?.close(), open("/refused"), true)`)
+		p.waitFor(`chat.all("refused").length > 0`)
+		if got := evaluate[int](p, `chat.all("refused")[0].status`); got != 429 {
+			t.Errorf("got status %d, want 429", got)
+		}
+	})
 
 	t.Run("comes again when the server lets it", func(t *testing.T) {
 		p := &tab{t, p.ctx}
@@ -1032,7 +1046,7 @@ func TestChat_Module(t *testing.T) {
 				let asked = 0;
 				window.fetch = async (url, { redirect }) => {
 					asked++;
-					if (redirect !== "manual" || url !== location.origin + "/chat/y?chat_broadcast_check") throw new Error(url);
+					if (redirect !== "manual" || String(url) !== location.origin + "/chat/y?chat_broadcast_check") throw new Error(url);
 					const answer = status ? new Response(status === 204 ? null : body, { status, headers }) : Response.error();
 					return answer;
 				};
@@ -1048,11 +1062,11 @@ func TestChat_Module(t *testing.T) {
 				refused.close();
 			}
 			return answers;`,
-			`[[204,1,null,"waiting",null,1006,false],[401,1,[401,"sign in",true],"closed",401,1006,false],[403,1,[403,"no",true],"closed",403,1006,false],` +
-				`[400,1,[400,"",true],"closed",400,1006,false],[404,1,[404,"",true],"closed",404,1006,false],[426,1,[426,"",true],"closed",426,1006,false],` +
-				`[405,1,[405,"",true],"closed",405,1006,false],[200,1,[404,"",true],"closed",404,1006,false],[0,1,[401,"",true],"closed",401,1006,false],` +
-				`[408,1,[408,"",false],"waiting",408,1006,false],[425,1,[425,"",false],"waiting",425,1006,false],[429,1,[429,"",false],"waiting",429,1006,5000],` +
-				`[503,1,[503,"",false],"waiting",503,1006,3600000],[502,1,[502,"",false],"waiting",502,1006,false],[504,1,[504,"",false],"waiting",504,1006,false]]`,
+			`[[204,2,null,"waiting",null,1006,false],[401,2,[401,"sign in",true],"closed",401,1006,false],[403,2,[403,"no",true],"closed",403,1006,false],` +
+				`[400,2,[400,"",true],"closed",400,1006,false],[404,2,[404,"",true],"closed",404,1006,false],[426,2,[426,"",true],"closed",426,1006,false],` +
+				`[405,2,[405,"",true],"closed",405,1006,false],[200,2,[404,"",true],"closed",404,1006,false],[0,2,[401,"",true],"closed",401,1006,false],` +
+				`[408,2,[408,"",false],"waiting",408,1006,false],[425,2,[425,"",false],"waiting",425,1006,false],[429,2,[429,"",false],"waiting",429,1006,5000],` +
+				`[503,2,[503,"",false],"waiting",503,1006,3600000],[502,2,[502,"",false],"waiting",502,1006,false],[504,2,[504,"",false],"waiting",504,1006,false]]`,
 		},
 		{
 			"goes on where it has worked before", `

@@ -99,8 +99,10 @@
  *
  * @typedef {<K extends keyof Events>(type: K, listener: (event: Events[K]) => void,
  *   options?: boolean | AddEventListenerOptions) => void} Listen
- * @typedef {Omit<EventTarget, 'addEventListener' | 'removeEventListener'>
- *   & { addEventListener: Listen, removeEventListener: Listen }} Target an EventTarget that knows its events
+ * @typedef {Omit<EventTarget, 'addEventListener' | 'removeEventListener'> & {
+ *   addEventListener: Listen & EventTarget['addEventListener'],
+ *   removeEventListener: Listen & EventTarget['removeEventListener'],
+ * }} Target an EventTarget that knows its events
  */
 
 export {};

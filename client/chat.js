@@ -41,16 +41,26 @@ function copy(/** @type {Data} */ data) {
 
 /** Asks a server how it would answer a handshake. Returns null if it would accept it, or cannot be asked. */
 async function whyNot(/** @type {any} */ url, /** @type {any} */ timeout) {
+  const check = `${url.replace('ws', 'http')}${url.includes('?') ? '&' : '?'}chat_broadcast_check`;
+  const signal = AbortSignal.timeout(timeout);
+  const ask = (/** @type {any} */ address, /** @type {any} */ credentials) => {
+    const url = new URL(address);
+    url.username = url.password = ''; // `fetch` takes none
+    return fetch(url, { credentials, signal, cache: 'no-store', redirect: 'manual' });
+  };
+  const challenges = (/** @type {Response} */ { status, headers }) => status === 401 && headers.has('WWW-Authenticate');
   try {
-    const answer = await fetch(`${url.replace('ws', 'http')}${url.includes('?') ? '&' : '?'}chat_broadcast_check`, {
-      credentials: 'include', cache: 'no-store', redirect: 'manual', signal: AbortSignal.timeout(timeout),
-    });
-    const { status, headers } = answer;
+    let answer = await ask(check, 'omit');
+    // After a challenge a browser asks for a password, unless it has one. Then the page was challenged, too.
+    if (!challenges(answer) || (globalThis.document && challenges(await ask(document.URL, 'omit')))) {
+      answer = await ask(check, 'include');
+    }
+    const { status, headers } = answer, refused = status >= 400;
     if (status === 204) return null;
+    const text = refused && headers.get('Content-Type')?.startsWith('text/plain') ? await answer.text() : '';
     return {
-      // A page is no hub, and logins redirect.
-      status: status >= 400 ? status : answer.ok ? 404 : 401,
-      reason: headers.get('Content-Type')?.startsWith('text/plain') ? (await answer.text()).split('\n')[0].slice(0, 300) : '',
+      status: refused ? status : answer.ok ? 404 : 401, // a page is no hub, and logins redirect
+      reason: text.split('\n')[0].slice(0, 300),
       after: Math.min(Number(headers.get('Retry-After')) || 0, 3600) * 1000,
     };
   } catch {
