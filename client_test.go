@@ -2,6 +2,7 @@ package chatbroadcast
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"fmt"
@@ -51,10 +52,6 @@ func TestChat_Size(t *testing.T) {
 // moduleSite has hubs of several kinds, an empty page, and the files of the client.
 func moduleSite(t *testing.T) string {
 	t.Helper()
-	client, err := filepath.Abs("client")
-	if err != nil {
-		t.Fatal(err)
-	}
 	return `http://localhost {
 	chat_broadcast /hub/plain/*
 	chat_broadcast /hub/history/* {
@@ -86,10 +83,7 @@ func moduleSite(t *testing.T) string {
 	chat_broadcast /hub/listen/* {
 		read_only
 	}
-	handle_path /chat-client/* {
-		root * ` + client + `
-		file_server
-	}
+	chat_broadcast_client /chat-client/*
 	handle / {
 		header Content-Type text/html
 		respond "` + emptyPage + `"
@@ -334,7 +328,11 @@ func testStarved(path string) func(*testing.T, *process, *line, *tab) {
 // nodeProgram returns the path of Node.js 22 or newer, which has a WebSocket of its own. Without it the test is skipped.
 func nodeProgram(t *testing.T) string {
 	t.Helper()
-	node := clientProgram(t, "node")
+	skipShort(t)
+	node := filepath.Join(clientModules(t), ".bin", "node")
+	if _, err := os.Stat(node); err != nil {
+		node = findProgram(t, "node")
+	}
 	out, err := exec.Command(node, "--version").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -349,18 +347,26 @@ func nodeProgram(t *testing.T) string {
 	return node
 }
 
-// clientProgram returns the path of a program that "npm ci" in client/ installs, or of one with that name that is installed
-// otherwise.
-func clientProgram(t *testing.T, name string) string {
+// clientModules returns the folder of the packages that "npm ci" installs for client/, which is elsewhere if the environment
+// variable CLIENT_NODE_MODULES says so.
+func clientModules(t *testing.T) string {
 	t.Helper()
-	path, err := filepath.Abs(filepath.Join("client", "node_modules", ".bin", name))
+	path, err := filepath.Abs(cmp.Or(os.Getenv("CLIENT_NODE_MODULES"), filepath.Join("client", "node_modules")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(path); err == nil {
-		return path
+	return path
+}
+
+// needClientModules skips the test if they are not there.
+func needClientModules(t *testing.T) string {
+	t.Helper()
+	skipShort(t)
+	modules := clientModules(t)
+	if _, err := os.Stat(modules); err != nil {
+		t.Skip(`the packages of the client are not installed: run "npm ci" in client/`)
 	}
-	return findProgram(t, name)
+	return modules
 }
 
 // runNode runs a module in the folder client/ and returns its output.
@@ -1353,4 +1359,329 @@ func TestChat_Module(t *testing.T) {
 			t.Errorf("got waits %v, want %v", got, want)
 		}
 	})
+}
+
+// ---- the documents ----
+
+// TestDocs_JavaScript runs the first lines of a page with chat.js.
+func TestDocs_JavaScript(t *testing.T) {
+	startCaddy(t, plainChat)
+	page := strings.NewReplacer("/chat-client/chat.js", "./chat.js", "'/chat/lobby'", "'ws://"+httpAddr+"/chat/lobby'").
+		Replace(docBlock(t, "javascript: chat"))
+	got := runNode(t, page+"chat.addEventListener('message', () => chat.close());")
+	if want := " hello\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestDocs_JavaScriptReference runs the lines of client/README.md.
+func TestDocs_JavaScriptReference(t *testing.T) {
+	startCaddy(t, plainChat)
+	page := strings.ReplaceAll(docBlock(t, "javascript: reference"), "https://example.com", "http://"+httpAddr)
+	got := runNode(t, page+`
+		let heard = 0;
+		const hear = () => ++heard === 2 && chat.close();
+		chat.addEventListener('message', hear);
+		chat.addEventListener('sent', (sent) => { console.log(sent.id === id); hear(); });
+	`)
+	if !strings.Contains(got, "true\n") || !strings.Contains(got, "I hello\n") {
+		t.Errorf("got %q, want the message and its id", got)
+	}
+}
+
+// TestDocs_Bots runs each bot and talks to it, also while it is away.
+func TestDocs_Bots(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		start func(t *testing.T, folder, url string) *exec.Cmd
+	}{
+		{"Go", goBot},
+		{"Node", nodeBot},
+		{"Python", pythonBot},
+	} {
+		t.Run(row.name, func(t *testing.T) { testBot(t, row.start) })
+	}
+}
+
+func goBot(t *testing.T, folder, url string) *exec.Cmd {
+	program := filepath.Join(folder, "bot")
+	source := writeBlock(t, "go: bot", folder, "main.go")
+	if out, err := exec.Command("go", "build", "-o", program, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return exec.Command(program, url)
+}
+
+func nodeBot(t *testing.T, folder, url string) *exec.Cmd {
+	module, err := os.ReadFile("client/chat.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "chat.js"), module, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return exec.Command(nodeProgram(t), writeBlock(t, "javascript: bot", folder, "bot.mjs"), url)
+}
+
+func pythonBot(t *testing.T, folder, url string) *exec.Cmd {
+	for _, python := range []string{findProgram(t, "python3"), "/usr/bin/python3"} {
+		if exec.Command(python, "-c", "import websockets").Run() == nil {
+			return exec.Command(python, writeBlock(t, "python: bot", folder, "bot.py"), url)
+		}
+	}
+	t.Skip("no Python has the library websockets: install Debian's python3-websockets")
+	return nil
+}
+
+// writeBlock writes a block of the documents to a file, and returns its path.
+func writeBlock(t *testing.T, comment, folder, name string) string {
+	t.Helper()
+	path := filepath.Join(folder, name)
+	if err := os.WriteFile(path, []byte(docBlock(t, comment)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func testBot(t *testing.T, start func(t *testing.T, folder, url string) *exec.Cmd) {
+	cmd := start(t, t.TempDir(), "ws://"+httpAddr+"/bot")
+	s := startCaddy(t, `http://localhost:9080 {
+	chat_broadcast /chat hub {
+		history 100
+	}
+	chat_broadcast /bot hub {
+		history 100
+		max_age 2s
+	}
+}`)
+	clients := func() int {
+		var page clientsPage
+		s.ask("GET", "/hubs/hub", "", "", &page)
+		return len(page.Clients)
+	}
+	p := join(t, "/chat")
+	p.text("!ping")
+	p.wantText("!ping") // it is older than the bot, which must not answer it
+
+	var log output
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // ends with the bot
+	defer func() { _ = cmd.Process.Kill() }()
+	eventually(t, "the bot", func() bool { return clients() == 2 })
+	p.text("!ping")
+	p.wantText("!ping")
+	p.wantText("pong")
+
+	eventually(t, "the end of its connection", func() bool { return strings.Contains(log.String(), "max_age") })
+	p.text("!ping")
+	p.wantText("!ping")
+	p.wantText("pong")
+
+	s.ask("DELETE", "/hubs/hub", "", "", nil)
+	p.wantClose(websocket.ClosePolicyViolation, "kicked")
+	if err := <-ended; err == nil || !strings.Contains(log.String(), "kicked") {
+		t.Errorf("got %v, %s, want that it ends with a final close code", err, log.String())
+	}
+}
+
+// ---- types ----
+
+// runTSC runs TypeScript's compiler in a folder.
+func runTSC(t *testing.T, folder string, args ...string) {
+	t.Helper()
+	if out, err := tsc(t, folder, args...); err != nil {
+		t.Fatalf("tsc %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+func tsc(t *testing.T, folder string, args ...string) ([]byte, error) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(needClientModules(t), ".bin", "tsc"), args...)
+	cmd.Dir = folder
+	return cmd.CombinedOutput()
+}
+
+// copyFiles copies the files that match a pattern to a folder.
+func copyFiles(t *testing.T, pattern, folder string) {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%s: got %d files and the error %v", pattern, len(paths), err)
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, filepath.Base(path)), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestClient_TypesAreThoseOfTheSource checks the types of the client's code, and that its .d.ts files are up to date.
+func TestClient_TypesAreThoseOfTheSource(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	copyFiles(t, "client/*.js", folder)
+	copyFiles(t, "client/tsconfig.json", folder)
+	runTSC(t, folder)
+	declared := func(folder string) map[string]string {
+		files := map[string]string{}
+		paths, err := filepath.Glob(filepath.Join(folder, "*.d.ts"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			files[filepath.Base(path)] = readDocument(t, path)
+		}
+		return files
+	}
+	got, want := declared("client"), declared(folder)
+	for name := range maps.Keys(want) {
+		if got[name] != want[name] {
+			t.Errorf("client/%s is not up to date: run \"npm run types\" in client/", name)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("client/ has %d .d.ts files, and %d .js files", len(got), len(want))
+	}
+}
+
+// TestDocs_TypeScript compiles the documents' code as strictly as TypeScript can.
+func TestDocs_TypeScript(t *testing.T) {
+	t.Parallel()
+	folder := typeScriptFolder(t)
+	for name, block := range map[string]string{"types": "typescript: types", "react": "typescript: react", "vue": "typescript: vue"} {
+		writeBlock(t, block, folder, name+".ts")
+	}
+	for name, block := range map[string]string{"chat": "javascript: chat", "reference": "javascript: reference", "refused": "javascript: refused"} {
+		text := strings.ReplaceAll(docBlock(t, block), "./chat.js", "/chat-client/chat.js")
+		if !strings.Contains(text, "import") { // it follows the first lines
+			text = docBlock(t, "javascript: chat") + text
+		}
+		if err := os.WriteFile(filepath.Join(folder, name+".ts"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runTSC(t, folder, "--noEmit")
+	for name, wrong := range map[string]string{
+		"a number":         `chat.send(5);`,
+		"a misspelled one": `chat.addEventListener("mesage", ({ data }) => data);`,
+		"a missing field":  `chat.addEventListener("join", ({ data }) => data);`,
+	} {
+		text := docBlock(t, "javascript: chat") + wrong
+		if err := os.WriteFile(filepath.Join(folder, "wrong.ts"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := tsc(t, folder, "--noEmit"); err == nil || !strings.Contains(string(out), "wrong.ts") {
+			t.Errorf("%s: got %v, %s, want an error", name, err, out)
+		}
+	}
+}
+
+// typeScriptFolder returns a folder that is set up as docs/clients.md says, with the types of React and Vue.
+func typeScriptFolder(t *testing.T) string {
+	t.Helper()
+	modules := needClientModules(t)
+	folder := t.TempDir()
+	copyFiles(t, "client/chat*.d.ts", filepath.Join(folder, "chat-client"))
+	writeBlock(t, "json: paths", folder, "tsconfig.json")
+	if err := os.Symlink(modules, filepath.Join(folder, "node_modules")); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// TestDocs_ReactAndVue runs what the documents show for both, in a browser.
+func TestDocs_ReactAndVue(t *testing.T) {
+	t.Parallel()
+	folder := typeScriptFolder(t)
+	for _, name := range []string{"react", "vue"} {
+		writeBlock(t, "typescript: "+name, folder, name+".ts")
+	}
+	runTSC(t, folder, "--outDir", "built", "--rootDir", ".")
+	s := startProcess(t, "", strings.Replace(moduleSite(t), "{\n", `{
+	handle_path /built/* {
+		root * `+filepath.Join(folder, "built")+`
+		file_server
+	}
+	handle_path /modules/* {
+		root * `+clientModules(t)+`
+		file_server
+	}
+`, 1))
+	browser := startBrowser(t)
+	for _, row := range []struct{ name, imports, script string }{
+		{
+			"react",
+			// React comes as a script, which sets window.React.
+			`{ react: "data:text/javascript,export const { useEffect, useState } = React" }`,
+			`for (const src of ["/modules/react/umd/react.production.min.js", "/modules/react-dom/umd/react-dom.production.min.js"]) {
+				await new Promise((onload) => document.head.append(Object.assign(document.createElement("script"), { src, onload })));
+			}
+			const { useChat } = await import("/built/react.js"), { createElement } = React;
+			const Room = ({ url }) => {
+				const { messages, send } = useChat(url);
+				window.say = send;
+				return createElement("ul", null, messages.map(({ seq, data }) => createElement("li", { key: seq }, data)));
+			};
+			const root = ReactDOM.createRoot(document.querySelector("main"));
+			window.show = (url) => root.render(url && createElement(Room, { url }));`,
+		},
+		{
+			"vue",
+			`{ vue: "/modules/vue/dist/vue.esm-browser.prod.js" }`,
+			`const { createApp, h } = await import("vue"), { useChat } = await import("/built/vue.js");
+			let app;
+			const Room = (url) => ({
+				setup() {
+					const { messages, send } = useChat(url);
+					window.say = send;
+					return () => h("ul", messages.value.map(({ seq, data }) => h("li", { key: seq }, data)));
+				},
+			});
+			window.show = (url) => {
+				app?.unmount();
+				app = url && createApp(Room(url));
+				app?.mount("main");
+			};`,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := openTab(t, browser, s.url)
+			evaluate[bool](p, `(async () => {
+				const imports = Object.assign(document.createElement("script"), { type: "importmap" });
+				imports.textContent = JSON.stringify({ imports: `+row.imports+` });
+				document.head.append(imports);
+				document.body.append(document.createElement("main"));
+				`+row.script+`
+				show("/hub/history/`+row.name+`1");
+				return true;
+			})()`)
+			const shown = `[...document.querySelectorAll("li")].map((item) => item.textContent).join()`
+			first, second := s.in(t).join("/hub/history/"+row.name+"1"), s.in(t).join("/hub/history/"+row.name+"2")
+			first.text("from outside")
+			first.wantText("from outside")
+			p.waitFor(shown + ` === "from outside"`)
+			evaluate[bool](p, `(say("from the page"), true)`)
+			first.wantText("from the page")
+			p.waitFor(shown + ` === "from outside,from the page"`)
+
+			evaluate[bool](p, `(show("/hub/history/`+row.name+`2"), true)`)
+			second.text("elsewhere")
+			p.waitFor(shown + ` === "elsewhere"`)
+			evaluate[bool](p, `(show(null), true)`)
+			eventually(t, "the page to leave", func() bool {
+				return strings.Count(request(t, http.MethodGet, "http://"+s.admin+"/chat_broadcast/hubs", nil).body, `"clients":1`) == 2
+			})
+		})
+	}
 }

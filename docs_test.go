@@ -44,7 +44,7 @@ func startRecipeBeside(t *testing.T, sites, name string, replacements ...string)
 func documents(t testing.TB) map[string]string {
 	t.Helper()
 	texts := map[string]string{}
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md"} {
+	for _, pattern := range []string{"*.md", "client/*.md", "docs/*.md", "docs/*/*.md"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -591,75 +591,5 @@ func TestDocs_AdminCommands(t *testing.T) {
 		if ran < 8 {
 			t.Errorf("the recipe %s has %d lines", recipe, ran)
 		}
-	}
-}
-
-// TestDocs_JavaScript runs the first lines of a page with chat.js.
-func TestDocs_JavaScript(t *testing.T) {
-	node := findProgram(t, "node")
-	startCaddy(t, plainChat)
-	module := readDocument(t, "example/chat.js")
-	page := strings.NewReplacer("import { Chat } from './chat.js';", module, "'/chat/lobby'", "'ws://"+httpAddr+"/chat/lobby'").
-		Replace(docBlock(t, "javascript: chat"))
-	// Node 20 has WebSocket with this flag only; later ones take it, too.
-	cmd := exec.CommandContext(t.Context(), node, "--experimental-websocket", "--input-type=module")
-	cmd.Stdin = strings.NewReader(page + "chat.addEventListener('message', () => chat.close());")
-	got, err := cmd.CombinedOutput()
-	if want := " hello\n"; err != nil || string(got) != want {
-		t.Errorf("got %q, %v, want %q", got, err, want)
-	}
-}
-
-// TestDocs_GoBot builds the bot and talks to it, also while it is away.
-func TestDocs_GoBot(t *testing.T) {
-	s := startCaddy(t, `http://localhost:9080 {
-	chat_broadcast /chat hub {
-		history 100
-	}
-	chat_broadcast /bot hub {
-		history 100
-		max_age 2s
-	}
-}`)
-	folder := t.TempDir()
-	source, program := filepath.Join(folder, "main.go"), filepath.Join(folder, "bot")
-	if err := os.WriteFile(source, []byte(docBlock(t, "go: bot")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("go", "build", "-o", program, source).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	clients := func() int {
-		var page clientsPage
-		s.ask("GET", "/hubs/hub", "", "", &page)
-		return len(page.Clients)
-	}
-	p := join(t, "/chat")
-	p.text("!ping")
-	p.wantText("!ping") // it is older than the bot, which must not answer it
-
-	cmd := exec.Command(program, "ws://"+httpAddr+"/bot")
-	var log output
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // ends with the bot
-	defer func() { _ = cmd.Process.Kill() }()
-	eventually(t, "the bot", func() bool { return clients() == 2 })
-	p.text("!ping")
-	p.wantText("!ping")
-	p.wantText("pong")
-
-	eventually(t, "the end of its connection", func() bool { return strings.Contains(log.String(), "max_age") })
-	p.text("!ping")
-	p.wantText("!ping")
-	p.wantText("pong")
-
-	s.ask("DELETE", "/hubs/hub", "", "", nil)
-	p.wantClose(websocket.ClosePolicyViolation, "kicked")
-	if err := <-ended; err == nil || !strings.Contains(log.String(), "kicked") {
-		t.Errorf("got %v, %s, want that it ends with a final close code", err, log.String())
 	}
 }
