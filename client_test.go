@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"flag"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -594,6 +596,163 @@ func TestChat_TellsARefusal(t *testing.T) {
 		evaluate[bool](p, `(chat.connect(), true)`)
 		p.waitFor(`chat.state === "open"`)
 	})
+}
+
+// TestChat_TellsARefusalOfAHub has hubs refuse the page, also one of another site.
+func TestChat_TellsARefusalOfAHub(t *testing.T) {
+	t.Parallel()
+	const limited = `
+	chat_broadcast /one/* one {
+		max_clients_per_ip 1
+		origins *
+	}
+	chat_broadcast /full/* full {
+		max_clients 1
+	}
+`
+	s := startProcess(t, "", strings.Replace(moduleSite(t), "{\n", "{"+limited, 1)+"\nhttp://127.0.0.1 {"+limited+"}")
+	p := openModule(t, startBrowser(t), s.url)
+	other := "127.0.0.1:" + portOf(s.http)
+	for _, row := range []struct {
+		url, want string
+		final     bool
+	}{
+		{"//127.0.0.1/one/x", `429 the directive's max_clients_per_ip is reached`, false}, // another origin
+		{"/full/x", `503 the directive's max_clients is reached`, false},
+		{"/hub/plain/x?chat_broadcast_since=no", `400 chat_broadcast_since: must be`, true},
+	} {
+		t.Run(row.url, func(t *testing.T) {
+			p := &tab{t, p.ctx}
+			peers := []*peer{joinFrom(t, "127.0.0.1", other, "/one/a"), s.in(t).join("/full/a")}
+			url := strings.Replace(row.url, "127.0.0.1", other, 1)
+			evaluate[bool](p, fmt.Sprintf(`(window.chat?.close(), open(%s), true)`, jsString(url)))
+			p.waitFor(`chat.all("refused").length > 0`)
+			got := evaluate[string](p, `chat.all("refused").map(({ status, reason }) => status + " " + reason)[0]`)
+			if !strings.HasPrefix(got, row.want) {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+			if got := evaluate[bool](p, `chat.all("refused")[0].final`); got != row.final {
+				t.Errorf("got final %t, want %t", got, row.final)
+			}
+			for _, peer := range peers {
+				peer.conn.Close()
+			}
+			if !row.final {
+				p.waitFor(`chat.state === "open"`)
+			}
+			evaluate[bool](p, `(chat.close(), true)`)
+		})
+	}
+}
+
+func TestChat_FailsAMessageThatIsTooBigAlone(t *testing.T) {
+	t.Parallel()
+	s := startProcess(t, "", moduleSite(t))
+	peer := s.join("/hub/history/x")
+	p := openModule(t, startBrowser(t), s.url)
+	p.connect("/hub/history/x", "{}")
+	evaluate[bool](p, `{
+		const room = chat.maxMessageSize - JSON.stringify({ type: "send", id: chat.send("a"), data: "" }).length;
+		for (const message of ["x".repeat(1 << 20), "x".repeat(room), "x".repeat(room + 1), new Blob(["x".repeat(1 << 20)]), "b"]) chat.send(message);
+		true;
+	}`)
+	p.waitFor(`chat.all("sent").length === 3 && chat.all("failed").length === 3`)
+	got := evaluate[string](p, `chat.all("failed", "code") + " " + chat.all("sent", "id").map(short) + " " + chat.all("open").length`)
+	if want := "too_big,too_big,too_big m1,m3,m6 1"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	peer.wantText("a")
+	peer.next()
+	peer.wantText("b")
+}
+
+// cuts is how often TestChat_LosesNothingSilently breaks something.
+var cuts = flag.Int("cuts", 15, "how often a test breaks the connections of four pages that send")
+
+// TestChat_LosesNothingSilently breaks the connections of four pages that send, reloads the server and starts it again, in any
+// order. In the end all pages must show the same messages in one order, and each page must know of each of its messages whether
+// it was sent.
+func TestChat_LosesNothingSilently(t *testing.T) {
+	t.Parallel()
+	browser := startBrowser(t)
+	options := "chat_broadcast {\nengine file " + filepath.Join(t.TempDir(), "messages") + "\n}"
+	s := startProcess(t, options, moduleSite(t))
+	l := startLine(t, s.http)
+	const hub = "/hub/history/cuts"
+	var pages []*tab
+	for i := range 4 {
+		p := openModule(t, browser, l.url)
+		p.connect(fmt.Sprintf("%s?name=%d", hub, i), "{ timeout: 2000 }")
+		evaluate[bool](p, `{
+			window.sending = new Map();
+			let n = 0;
+			window.ticker = setInterval(() => {
+				const text = "`+fmt.Sprint(i)+` " + n, id = chat.send(text);
+				if (id !== null) sending.set(id, text), n++;
+			}, 40);
+			true;
+		}`)
+		pages = append(pages, p)
+	}
+	pause := func(most time.Duration) { // for pages to send: nothing is waited for
+		<-time.After(rand.N(most))
+	}
+	for range *cuts {
+		switch rand.IntN(8) {
+		case 0, 1, 2:
+			l.blink()
+		case 3:
+			l.cut()
+			pause(300 * time.Millisecond)
+			l.restore()
+		case 4:
+			l.silence()
+			pause(300 * time.Millisecond)
+			l.breakAll(func() { l.silent = false })
+		case 5:
+			l.deafen()
+			pause(300 * time.Millisecond)
+			l.breakAll(func() { l.deaf = false })
+		case 6:
+			if err := s.post(options, strings.Replace(moduleSite(t), "history 1000", fmt.Sprint("history ", 1001+rand.IntN(100)), 1)); err != nil {
+				t.Fatal(err)
+			}
+		case 7:
+			s.terminate()
+			s = s.startAgain(options, moduleSite(t))
+		}
+		pause(200 * time.Millisecond)
+	}
+	for _, p := range pages {
+		evaluate[bool](p, `(clearInterval(ticker), true)`)
+		p.waitFor(`chat.state === "open" && chat.all("sent").length + chat.all("failed").length === sending.size`)
+	}
+	s.publish(hub, "the end")
+	var want string
+	for i, p := range pages {
+		p.waitFor(`chat.all("message", "data").at(-1) === "the end"`)
+		got := evaluate[string](p, `{
+			const shown = chat.all("message", "data"), has = new Set(shown), texts = (type) => chat.all(type, "id").map((id) => sending.get(id));
+			const failed = chat.all("failed").filter(({ code }) => code !== "unknown").map(({ data }) => data);
+			JSON.stringify({
+				doubled: shown.length - has.size,
+				lost: texts("sent").filter((text) => !has.has(text)),
+				notSent: failed.filter((text) => has.has(text)),
+				twice: sending.size - new Set([...texts("sent"), ...texts("failed")]).size,
+				missed: chat.all("missed"),
+			});
+		}`)
+		if want := `{"doubled":0,"lost":[],"notSent":[],"twice":0,"missed":[]}`; got != want {
+			t.Errorf("page %d: got %s, want %s", i, got, want)
+		}
+		all := evaluate[string](p, `chat.all("message", "data").join()`)
+		if i == 0 {
+			want = all
+		} else if all != want {
+			t.Errorf("page %d shows other messages than page 0", i)
+		}
+	}
+	t.Logf("%d messages, %v", strings.Count(want, ",")+1, evaluate[[]string](pages[0], `chat.all("failed", "code")`))
 }
 
 // TestChat_Raw runs chat.js against a server that knows nothing of the protocol.
