@@ -425,6 +425,23 @@ func TestChat_InNode(t *testing.T) {
 	}
 }
 
+// TestChat_TellsARefusalInNode is quick only if the client does not wait for an event that Node.js does not send.
+func TestChat_TellsARefusalInNode(t *testing.T) {
+	t.Parallel()
+	s := startProcess(t, "", refusingSite(t))
+	got := runNode(t, `
+		import { Chat } from "./chat.js";
+		for (const status of [401, 302, 403]) {
+			const chat = new Chat("ws://`+s.http+`/refused/" + status, { base: 20, timeout: 2 ** 30 });
+			chat.addEventListener("refused", ({ status, reason, final }) => console.log(status, reason, final, chat.state));
+			await new Promise((resolve) => chat.addEventListener("refused", resolve));
+		}
+	`)
+	if want := "401  true closed\n401  true closed\n403 Members only true closed\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestChat_NoticesADeadConnection has pages that only listen, and connections that die without a word.
 func TestChat_NoticesADeadConnection(t *testing.T) {
 	t.Parallel()

@@ -183,6 +183,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
       else this.#emit('message', { data: copy(data) });
     };
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
+    socket.onerror = () => socket.readyState || this.#ended(1006, ''); // all that Node.js says when a handshake fails
     // A browser may try for minutes.
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
@@ -284,7 +285,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     this.#expects = false;
     const socket = this.#socket;
     this.#socket = null;
-    if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
+    if (socket) socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
     socket?.close(1000);
     for (const resolve of this.#asking.splice(0)) resolve(null);
     return socket;
