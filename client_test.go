@@ -692,6 +692,14 @@ var cuts = flag.Int("cuts", 15, "how often a test breaks the connections of four
 func TestChat_LosesNothingSilently(t *testing.T) {
 	t.Parallel()
 	browser := startBrowser(t)
+	for left := *cuts; left > 0; left -= mostCuts { // a tab does not last for ever
+		t.Run(fmt.Sprint(left), func(t *testing.T) { testLosesNothingSilently(t, browser, min(left, mostCuts)) })
+	}
+}
+
+const mostCuts = 50
+
+func testLosesNothingSilently(t *testing.T, browser context.Context, cuts int) {
 	options := "chat_broadcast {\nengine file " + filepath.Join(t.TempDir(), "messages") + "\n}"
 	s := startProcess(t, options, moduleSite(t))
 	l := startLine(t, s.http)
@@ -714,7 +722,7 @@ func TestChat_LosesNothingSilently(t *testing.T) {
 	pause := func(most time.Duration) { // for pages to send: nothing is waited for
 		<-time.After(rand.N(most))
 	}
-	for range *cuts {
+	for range cuts {
 		switch rand.IntN(8) {
 		case 0, 1, 2:
 			l.blink()
