@@ -1597,13 +1597,7 @@ func goBot(t *testing.T, folder, url string) *exec.Cmd {
 }
 
 func nodeBot(t *testing.T, folder, url string) *exec.Cmd {
-	module, err := os.ReadFile("client/chat.js")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(folder, "chat.js"), module, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	copyFiles(t, "client/chat.js", folder)
 	return exec.Command(nodeProgram(t), writeBlock(t, "javascript: bot", folder, "bot.mjs"), url)
 }
 
@@ -1699,12 +1693,17 @@ func copyFiles(t *testing.T, pattern, folder string) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
 	for _, path := range paths {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, filepath.Base(path)), content, 0o600); err != nil {
+		if err := root.WriteFile(filepath.Base(path), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
