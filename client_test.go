@@ -631,16 +631,17 @@ func TestChat_TellsARefusalOfAHub(t *testing.T) {
 	p := openModule(t, startBrowser(t), s.url)
 	other := "127.0.0.1:" + portOf(s.http)
 	for _, row := range []struct {
-		url, want string
-		final     bool
+		url, taken string // the page's URL, and the path through which another client has taken the only place
+		want       string
+		final      bool
 	}{
-		{"//127.0.0.1/one/x", `429 the directive's max_clients_per_ip is reached`, false}, // another origin
-		{"/full/x", `503 the directive's max_clients is reached`, false},
-		{"/hub/plain/x?chat_broadcast_since=no", `400 chat_broadcast_since: must be`, true},
+		{"//127.0.0.1/one/x", "/one/a", `429 the directive's max_clients_per_ip is reached`, false}, // another origin
+		{"/full/x", "/full/a", `503 the directive's max_clients is reached`, false},
+		{"/hub/plain/x?chat_broadcast_since=no", "/one/b", `400 chat_broadcast_since: must be`, true},
 	} {
 		t.Run(row.url, func(t *testing.T) {
 			p := &tab{t, p.ctx}
-			peers := []*peer{joinFrom(t, "127.0.0.1", other, "/one/a"), s.in(t).join("/full/a")}
+			peer := joinFrom(t, "127.0.0.1", other, row.taken)
 			url := strings.Replace(row.url, "127.0.0.1", other, 1)
 			evaluate[bool](p, fmt.Sprintf(`(window.chat?.close(), open(%s), true)`, jsString(url)))
 			p.waitFor(`chat.all("refused").length > 0`)
@@ -651,9 +652,7 @@ func TestChat_TellsARefusalOfAHub(t *testing.T) {
 			if got := evaluate[bool](p, `chat.all("refused")[0].final`); got != row.final {
 				t.Errorf("got final %t, want %t", got, row.final)
 			}
-			for _, peer := range peers {
-				peer.conn.Close()
-			}
+			peer.conn.Close()
 			if !row.final {
 				p.waitFor(`chat.state === "open"`)
 			}

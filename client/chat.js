@@ -42,9 +42,8 @@ function copy(/** @type {Data} */ data) {
 /** Asks a server how it would answer a handshake. Returns null if it would accept it, or cannot be asked. */
 async function whyNot(/** @type {any} */ url, /** @type {any} */ timeout) {
   const check = `${url.replace('ws', 'http')}${url.includes('?') ? '&' : '?'}chat_broadcast_check`;
-  const signal = AbortSignal.timeout(timeout);
   const ask = (/** @type {any} */ address, /** @type {any} */ credentials) => {
-    const url = new URL(address);
+    const url = new URL(address), signal = AbortSignal.timeout(timeout);
     url.username = url.password = ''; // `fetch` takes none
     return fetch(url, { credentials, signal, cache: 'no-store', redirect: 'manual' });
   };
@@ -197,8 +196,8 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
 
   /** Returns the URL as `WebSocket` accepts it. */
   #resolve() {
-    const base = URL.canParse(this.url) ? undefined : globalThis.document?.baseURI ?? globalThis.location?.href;
-    const url = new URL(this.url, base);
+    const absolute = /^[\w+.-]+:/.test(String(this.url));
+    const url = new URL(this.url, absolute ? undefined : globalThis.document?.baseURI ?? globalThis.location?.href);
     url.protocol = url.protocol.replace('http', 'ws');
     url.hash = '';
     return url;
