@@ -151,7 +151,7 @@ func (p *tab) open(url string) {
 	}
 	p.do(
 		// The page waits a random time before it reconnects. Here it is the same and short.
-		beforeLoad(`Math.random = () => 0.02`),
+		beforeLoad(`Math.random = () => 0.02; `+inside),
 		chromedp.Navigate(url),
 	)
 }
@@ -163,6 +163,15 @@ func beforeLoad(script string) chromedp.Action[chromedp.Void] {
 			cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: script})
 		return err
 	})
+}
+
+// inside is a function of each page: it returns what has the elements of the chat, which is the shadow root of <chat-room>.
+const inside = `var inside = () => document.querySelector("chat-room")?.shadowRoot ?? document;`
+
+// shown selects an element of the chat, or of the page around it.
+func shown(selector string) chromedp.JSPath {
+	s := jsString(selector)
+	return chromedp.JSPath(`inside().querySelector(` + s + `) ?? document.querySelector(` + s + `)`)
 }
 
 // evaluate returns the value of a JavaScript expression, and of a promise what it comes to.
@@ -187,7 +196,9 @@ func (p *tab) waitFor(condition string) {
 			resolve(true);
 		};
 		const observer = new MutationObserver(check);
-		observer.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+		for (const root of new Set([document, inside()])) {
+			observer.observe(root, { subtree: true, childList: true, attributes: true, characterData: true });
+		}
 		check();
 	})`, chromedp.EvalAwaitPromise)
 	_, err := chromedp.Run(ctx, wait)
@@ -195,7 +206,7 @@ func (p *tab) waitFor(condition string) {
 		_, err = chromedp.Run(ctx, wait)
 	}
 	if err != nil {
-		shown, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string](`document.body.innerText`))
+		shown, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string](`(inside().querySelector("#room") ?? document.body).innerText`))
 		p.t.Fatalf("waiting for %s: %v; the page shows:\n%s", condition, err, shown)
 	}
 }
@@ -203,7 +214,7 @@ func (p *tab) waitFor(condition string) {
 // waitState waits until the page shows one of the states of the connection.
 func (p *tab) waitState(states ...string) {
 	p.t.Helper()
-	p.waitFor(jsString(states) + `.includes(document.querySelector(".state").dataset.state)`)
+	p.waitFor(jsString(states) + `.includes(inside().querySelector(".state").dataset.state)`)
 }
 
 // A shownMessage is a message as a tab shows it.
@@ -213,7 +224,7 @@ type shownMessage struct {
 }
 
 // jsMessages is the tab's messages, as an array of shownMessage.
-const jsMessages = `[...document.querySelectorAll(".message")].map((m) => ({
+const jsMessages = `[...inside().querySelectorAll(".message")].map((m) => ({
 	name: m.querySelector(".name").textContent,
 	text: m.querySelector(".text").textContent,
 }))`
@@ -233,7 +244,7 @@ func (p *tab) waitMessage(name, text string) {
 // setName types a name over the one that the page has made up, and waits until the page is connected with it.
 func (p *tab) setName(name string) {
 	p.t.Helper()
-	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
+	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
 	p.do(typeInto("#name", name), enter)
 	p.waitPeople(name)
 	p.waitState("open")
@@ -242,7 +253,7 @@ func (p *tab) setName(name string) {
 // waitPeople waits until the page lists people, whoever else is here.
 func (p *tab) waitPeople(names ...string) {
 	p.t.Helper()
-	p.waitFor(jsString(names) + `.every((name) => [...document.querySelectorAll("#people .name")].some((n) => n.textContent === name))`)
+	p.waitFor(jsString(names) + `.every((name) => [...inside().querySelectorAll("#people .name")].some((n) => n.textContent === name))`)
 }
 
 // send types a message and sends it.
@@ -254,7 +265,7 @@ func (p *tab) send(text string) {
 // typeInto writes text into a field, all at once as on-screen keyboards do.
 func typeInto(selector, text string) chromedp.Action[chromedp.Void] {
 	return chromedp.Steps(
-		chromedp.Focus(chromedp.CSS(selector)),
+		chromedp.Focus(shown(selector)),
 		chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 			_, err := cdp.Call(ctx, t, input.InsertText, input.InsertTextParams{Text: text})
 			return err
@@ -278,7 +289,7 @@ var enter = chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 // draft returns what is in the box for the message.
 func (p *tab) draft() string {
 	p.t.Helper()
-	return evaluate[string](p, `document.querySelector("#text").value`)
+	return evaluate[string](p, `inside().querySelector("#text").value`)
 }
 
 // jsString returns v as a JavaScript literal.
@@ -353,7 +364,7 @@ func testRoomsAreApart(t *testing.T, browser context.Context) {
 	garden, sameGarden, lobby := tabs[0], tabs[1], tabs[2]
 
 	garden.send("in the garden")
-	sameGarden.waitFor(`document.querySelector(".text")?.textContent === "in the garden"`)
+	sameGarden.waitFor(`inside().querySelector(".text")?.textContent === "in the garden"`)
 	// Had it come to the lobby, it would stand before what is said there later.
 	lobby.send("in the lobby")
 	lobby.waitMessage("You", "in the lobby")
@@ -420,14 +431,14 @@ func testShowsWhateverComesAsText(t *testing.T, browser context.Context) {
 	if got, want := len(p.messages()), 8; got != want {
 		t.Errorf("got %d messages, want %d", got, want)
 	}
-	if got, want := evaluate[int](p, `document.querySelectorAll("#log :is(img, script, b, i)").length`), 0; got != want {
+	if got, want := evaluate[int](p, `inside().querySelectorAll("#log :is(img, script, b, i)").length`), 0; got != want {
 		t.Errorf("got %d elements from messages, want %d", got, want)
 	}
-	if got, want := evaluate[[]string](p, `[...document.querySelectorAll("#log a")].map((a) => a.href)`),
+	if got, want := evaluate[[]string](p, `[...inside().querySelectorAll("#log a")].map((a) => a.href)`),
 		"https://example.com/a?b="; len(got) != 1 || got[0] != want {
 		t.Errorf("got links %q, want %q", got, want)
 	}
-	if got, want := evaluate[int](p, `document.querySelectorAll(".mine").length`), 1; got != want {
+	if got, want := evaluate[int](p, `inside().querySelectorAll(".mine").length`), 1; got != want {
 		t.Errorf("got %d messages as one's own, want %d", got, want)
 	}
 	if got, want := evaluate[string](p, `document.title`), "lobby"; !strings.Contains(got, want) {
@@ -449,8 +460,8 @@ func testShowsWhateverNameAsOne(t *testing.T, browser context.Context) {
 	p.waitPeople("U+202EevE")
 	s.join("/chat/lobby?name=" + strings.Repeat("W", 1000))
 	p.waitPeople(long)
-	p.waitFor(`document.querySelector("#messages").innerText.includes(` + jsString(long+" joined") + `)`)
-	if got := evaluate[[]int](p, `[log.scrollWidth - log.clientWidth, people.scrollWidth - people.clientWidth]`); got[0] > 0 || got[1] > 0 {
+	p.waitFor(`inside().querySelector("#messages").innerText.includes(` + jsString(long+" joined") + `)`)
+	if got := evaluate[[]int](p, `["#log", "#people"].map((id) => inside().querySelector(id)).map((e) => e.scrollWidth - e.clientWidth)`); got[0] > 0 || got[1] > 0 {
 		t.Errorf("got messages and people %v pixels wider than their place", got)
 	}
 }
@@ -474,7 +485,7 @@ func testShowsANameLikeNoOther(t *testing.T, browser context.Context) {
 		{"\U000e0041", "U+E0041"},
 		{"\u0301a", "U+0301a"},
 		{"a\u0301", "á"},
-		{"q" + strings.Repeat("\u0301", 6), "q\u0301\u0301\u0301\u0301U+0301U+0301"},
+		{"q" + strings.Repeat("\u0301", 6), "q\u0301\u0301U+0301U+0301U+0301U+0301"},
 		{"👩\u200d💻❤\ufe0f1\ufe0f\u20e3", "👩\u200d💻❤\ufe0f1\ufe0f\u20e3"},
 		{"👩\ufe0f", "👩U+FE0F"},
 		{"Zoë & Дмитрий, 李 (2)", "Zoë & Дмитрий, 李 (2)"},
@@ -501,18 +512,18 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 	tabs := openTabs(t, browser, s, "", "")
 	a, b := tabs[0], tabs[1]
 	a.send("before")
-	b.waitMessage(b.nameOf(a), "before")
+	b.waitMessage("You", "before") // the windows have one user
 
 	s.unload()
 	for _, p := range tabs {
 		p.waitState("connecting", "waiting")
-		p.waitFor(`document.querySelector("#state").textContent === "Reconnecting"`)
-		p.waitFor(`document.querySelector("#why").textContent.includes("connection is lost")`)
+		p.waitFor(`inside().querySelector("#state").textContent === "Reconnecting"`)
+		p.waitFor(`inside().querySelector("#why").textContent.includes("connection is lost")`)
 	}
 	// What is written in the meantime waits.
 	a.send("first, in patience")
 	a.send("second, in patience")
-	a.waitFor(`document.querySelectorAll(".pending").length === 2`)
+	a.waitFor(`inside().querySelectorAll(".pending").length === 2`)
 	if got := a.draft(); got != "" {
 		t.Errorf("got %q in the box after a message that waits, want it empty", got)
 	}
@@ -520,10 +531,10 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 	s.load(exampleSite(t))
 	for _, p := range tabs {
 		p.waitState("open")
-		p.waitFor(`document.querySelector("#trouble").hidden`)
+		p.waitFor(`inside().querySelector("#trouble").hidden`)
 	}
-	a.waitFor(`!document.querySelector(".pending")`)
-	b.waitMessage(b.nameOf(a), "second, in patience")
+	a.waitFor(`!inside().querySelector(".pending")`)
+	b.waitMessage("You", "second, in patience")
 	for _, p := range tabs {
 		var got []string
 		for _, m := range p.messages() {
@@ -535,25 +546,19 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 	}
 }
 
-// nameOf returns the name under which p sees what other sends.
-func (p *tab) nameOf(other *tab) string {
-	p.t.Helper()
-	return evaluate[string](other, `document.querySelector("#name").value`)
-}
-
 func testSaysWhyItDoesNotReconnect(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/news {\n\t\tread_only\n\t}"))
 	p := openTabs(t, browser, s, "?room=news")[0]
 	p.send("may I?")
 	p.waitState("closed")
-	p.waitFor(`document.querySelector("#why").textContent.includes("(1008 read_only)")`)
-	p.waitFor(`document.querySelector(".gone .text").textContent === "may I?"`)
+	p.waitFor(`inside().querySelector("#why").textContent.includes("(1008 read_only)")`)
+	p.waitFor(`inside().querySelector(".gone .text").textContent === "may I?"`)
 	p.send("and now?")
-	p.waitFor(`document.querySelector("#hint").textContent.startsWith("Not sent")`)
+	p.waitFor(`inside().querySelector("#hint").textContent.startsWith("Not sent")`)
 	if got, want := p.draft(), "and now?"; got != want {
 		t.Errorf("got %q in the box after a message that was not taken, want %q", got, want)
 	}
-	p.do(chromedp.Click(chromedp.CSS("#connect")))
+	p.do(chromedp.Click(shown("#connect")))
 	p.waitState("open")
 }
 
@@ -564,8 +569,9 @@ func testShowsTheHistory(t *testing.T, browser context.Context) {
 	a.send("first")
 	a.send("second")
 	a.waitMessage("You", "second")
-	a.waitFor(`!document.querySelector(".pending")`)
+	a.waitFor(`!inside().querySelector(".pending")`)
 
+	evaluate[bool](a, `(localStorage.clear(), true)`) // so that the next page has another user
 	b := openTabs(t, browser, s, "")[0]
 	b.waitMessage("Ada", "second")
 	if got, want := b.messages(), []shownMessage{{"Ada", "first"}, {"Ada", "second"}}; !slices.Equal(got, want) {
@@ -593,23 +599,23 @@ func testShowsWhoIsHere(t *testing.T, browser context.Context) {
 	cid := s.join("/chat/lobby?name=Cid")
 	for _, p := range tabs {
 		p.waitPeople("Ada", "Bob", "Cid")
-		p.waitFor(`document.querySelector("#messages").innerText.includes("Cid")`)
+		p.waitFor(`inside().querySelector("#messages").innerText.includes("Cid")`)
 	}
 	second := s.join("/chat/lobby?name=Cid")
-	a.waitFor(`document.querySelector("#people").innerText.includes("2 windows")`)
+	a.waitFor(`inside().querySelector("#people").innerText.includes("2 windows")`)
 	second.conn.Close()
 	cid.conn.Close()
 	for _, p := range tabs {
-		p.waitFor(`document.querySelector("#people").textContent.includes("Cid") === false`)
-		p.waitFor(`document.querySelector("#present").textContent === "2"`)
+		p.waitFor(`inside().querySelector("#people").textContent.includes("Cid") === false`)
+		p.waitFor(`inside().querySelector("#present").textContent === "2"`)
 	}
 	b.setName("Grace")
 	a.waitPeople("Ada", "Grace")
-	a.waitFor(`document.querySelector("#present").textContent === "2"`)
-	b.waitFor(`document.querySelector("#people li:nth-child(2)").textContent.endsWith("Graceyou")`)
+	a.waitFor(`inside().querySelector("#present").textContent === "2"`)
+	b.waitFor(`inside().querySelector("#people li:nth-child(2)").textContent.endsWith("Graceyou")`)
 	// Grace was Bob, so her page does not report that Bob has left.
-	b.waitFor(`!document.querySelector("#people").textContent.includes("Bob")`)
-	if got := evaluate[string](b, `document.querySelector("#messages").textContent`); strings.Contains(got, "Bob") {
+	b.waitFor(`!inside().querySelector("#people").textContent.includes("Bob")`)
+	if got := evaluate[string](b, `inside().querySelector("#messages").textContent`); strings.Contains(got, "Bob") {
 		t.Errorf("got %q, want no word of Bob on the page of Grace", got)
 	}
 }
@@ -628,14 +634,14 @@ func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
 	line.cut()
 	p.waitState("connecting", "waiting")
 	p.send("hello from nowhere")
-	p.waitFor(`document.querySelector(".pending")`)
+	p.waitFor(`inside().querySelector(".pending")`)
 	for i := range 103 {
 		peer.text(fmt.Sprint("message ", i+1))
 		peer.next()
 	}
 	line.restore()
-	p.waitFor(`document.querySelector(".missed")?.innerText.startsWith("3 messages missed")`)
-	p.waitFor(`!document.querySelector(".pending")`)
+	p.waitFor(`inside().querySelector(".missed")?.innerText.startsWith("3 messages missed")`)
+	p.waitFor(`!inside().querySelector(".pending")`)
 	p.waitMessage("You", "hello from nowhere")
 	got := p.messages()
 	if want := 1 + 100 + 1; len(got) != want {
@@ -644,7 +650,7 @@ func testSaysHowManyWereMissed(t *testing.T, browser context.Context) {
 	if want := (shownMessage{"Eve", "message 4"}); got[1] != want {
 		t.Errorf("got %v first after what was missed, want %v", got[1], want)
 	}
-	if got, want := evaluate[string](p, `document.querySelector(".missed").previousElementSibling.querySelector(".text").textContent`),
+	if got, want := evaluate[string](p, `inside().querySelector(".missed").previousElementSibling.querySelector(".text").textContent`),
 		"before"; got != want {
 		t.Errorf("got the notice below %q, want it below %q", got, want)
 	}
@@ -663,11 +669,11 @@ func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
 	s.unload()
 	p.waitState("connecting", "waiting")
 	lost := evaluate[string](p, `new Date().toLocaleString([], { hour: "numeric", minute: "2-digit" })`)
-	p.waitFor(`document.querySelector("#why").textContent.includes("connection is lost")`)
+	p.waitFor(`inside().querySelector("#why").textContent.includes("connection is lost")`)
 	evaluate[int](p, `window.hour = 13`)
 	s.load(exampleSite(t))
-	p.waitFor(`document.querySelector(".missed")?.innerText.includes("started anew")`)
-	if got := evaluate[string](p, `document.querySelector(".missed").innerText`); !strings.Contains(got, "since "+lost) {
+	p.waitFor(`inside().querySelector(".missed")?.innerText.includes("started anew")`)
+	if got := evaluate[string](p, `inside().querySelector(".missed").innerText`); !strings.Contains(got, "since "+lost) {
 		t.Errorf("got %q, want it since %s", got, lost)
 	}
 	p.send("after")
@@ -688,12 +694,14 @@ func testKeepsTheDraft(t *testing.T, browser context.Context) {
 	p.waitState("connecting", "waiting")
 	line.restore()
 	p.waitState("open")
+	p.waitFor(`inside()?.querySelector("#text")`)
 	if got, want := p.draft(), "what I always wanted to"; got != want {
 		t.Errorf("got %q in the box after a reconnect, want %q", got, want)
 	}
 
 	p.do(chromedp.Reload())
 	p.waitState("open")
+	p.waitFor(`inside()?.querySelector("#text")`)
 	if got, want := p.draft(), "what I always wanted to"; got != want {
 		t.Errorf("got %q in the box after a reload of the page, want %q", got, want)
 	}
@@ -702,9 +710,9 @@ func testKeepsTheDraft(t *testing.T, browser context.Context) {
 	line.refuseUpgrades()
 	p.waitState("connecting", "waiting")
 	p.do(typeInto("#text", " say"), enter)
-	p.waitFor(`document.querySelector(".pending")`)
+	p.waitFor(`inside().querySelector(".pending")`)
 	p.do(chromedp.Reload())
-	p.waitFor(`document.querySelector("#text")?.value === "what I always wanted to say"`)
+	p.waitFor(`inside().querySelector("#text")?.value === "what I always wanted to say"`)
 	line.restore()
 	p.waitState("open")
 	p.send("")
@@ -713,6 +721,7 @@ func testKeepsTheDraft(t *testing.T, browser context.Context) {
 	p.do(typeInto("#text", "for the lobby"))
 	evaluate[bool](p, `(location.hash = "garden", location.search = "?room=garden", true)`)
 	p.waitFor(`document.querySelector("#room")?.textContent === "garden"`)
+	p.waitFor(`inside()?.querySelector("#text")`)
 	if got := p.draft(); got != "" {
 		t.Errorf("got %q in the box in another room, want it empty", got)
 	}
@@ -725,12 +734,12 @@ func testSaysThatAMessageWasDropped(t *testing.T, browser context.Context) {
 	for _, text := range []string{"one", "two", "three"} {
 		p.send(text)
 	}
-	p.waitFor(`document.querySelector(".gone")?.innerText.includes("too much in too short a time")`)
-	if got, want := evaluate[string](p, `document.querySelector(".gone .text").textContent`), "three"; got != want {
+	p.waitFor(`inside().querySelector(".gone")?.innerText.includes("too much in too short a time")`)
+	if got, want := evaluate[string](p, `inside().querySelector(".gone .text").textContent`), "three"; got != want {
 		t.Errorf("got %q as the message that was dropped, want %q", got, want)
 	}
-	p.do(chromedp.Click(chromedp.CSS(".gone button")))
-	p.waitFor(`document.querySelectorAll(".message").length === 3`)
+	p.do(chromedp.Click(shown(".gone button")))
+	p.waitFor(`inside().querySelectorAll(".message").length === 3`)
 }
 
 // The notices after the last message are in sight.
@@ -742,9 +751,11 @@ func testShowsThatAMessageWasNotSent(t *testing.T, browser context.Context) {
 	for _, text := range []string{"two", "three"} {
 		p.send(text)
 	}
-	p.waitFor(`document.querySelector(".gone .failed span")?.textContent`)
-	if got := evaluate[float64](p, `new Promise((resolve) => requestAnimationFrame(() => setTimeout(() =>
-		resolve(log.scrollHeight - log.clientHeight - log.scrollTop))))`); got > 1 {
+	p.waitFor(`inside().querySelector(".gone .failed span")?.textContent`)
+	if got := evaluate[float64](p, `new Promise((resolve) => requestAnimationFrame(() => setTimeout(() => {
+			const log = inside().querySelector("#log");
+			resolve(log.scrollHeight - log.clientHeight - log.scrollTop);
+		})))`); got > 1 {
 		t.Errorf("got the end of the messages %v pixels out of sight", got)
 	}
 }
@@ -759,14 +770,14 @@ func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Conte
 	line.silence()
 	p.send("hello?")
 	peer.wantText("hello?")
-	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
+	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
 	p.do(typeInto("#name", "Ada"), enter)
-	p.waitFor(`document.querySelector(".gone .failed span").textContent === "This may not have arrived."`)
+	p.waitFor(`inside().querySelector(".gone .failed span").textContent === "This may not have arrived."`)
 	line.restore()
 	p.waitState("open")
 	peer.text("hello!")
 	p.waitMessage("Eve", "hello!")
-	if got := evaluate[int](p, `document.querySelectorAll(".gone").length`); got != 0 || len(p.messages()) != 2 {
+	if got := evaluate[int](p, `inside().querySelectorAll(".gone").length`); got != 0 || len(p.messages()) != 2 {
 		t.Errorf("got %v, %d of them as if they had not arrived", p.messages(), got)
 	}
 }
@@ -782,7 +793,7 @@ func testShowsAsMuchAsItCan(t *testing.T, browser context.Context) {
 	}
 	peer.text(strings.Repeat("x", 10_000))
 	p.waitMessage("Eve", strings.Repeat("x", 4000)+"…")
-	if got, limit := evaluate[int](p, `messages.childElementCount`), 500; got > limit {
+	if got, limit := evaluate[int](p, `inside().querySelector("#messages").childElementCount`), 500; got > limit {
 		t.Errorf("got %d messages shown, want at most %d", got, limit)
 	}
 }
@@ -796,17 +807,17 @@ func testSendsUnderANewNameWhatWaits(t *testing.T, browser context.Context) {
 	line.cut()
 	p.waitState("connecting", "waiting")
 	p.do(typeInto("#text", "日本"))
-	evaluate[bool](p, `document.querySelector("#text").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", isComposing: true }))`)
+	evaluate[bool](p, `inside().querySelector("#text").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", isComposing: true }))`)
 	if got, want := p.draft(), "日本"; got != want {
 		t.Fatalf("got %q in the box after an Enter that ends a word, want %q", got, want)
 	}
 	p.do(enter)
-	p.waitFor(`document.querySelector(".pending")`)
-	evaluate[bool](p, `(document.querySelector("#name").select(), true)`)
+	p.waitFor(`inside().querySelector(".pending")`)
+	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
 	p.do(typeInto("#name", "Ada"), enter)
 	line.restore()
 	peer.wantText("日本")
-	p.waitFor(`!document.querySelector(".pending, .gone")`)
+	p.waitFor(`!inside().querySelector(".pending, .gone")`)
 	p.waitPeople("Ada", "Eve")
 }
 
@@ -814,9 +825,9 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", exampleSite(t))
 	a, b := openTab(t, browser, s.url+"canvas.html"), openTab(t, browser, s.url+"canvas.html")
 	for _, p := range []*tab{a, b} {
-		p.waitFor(`document.querySelector("#state").textContent.startsWith("2 here")`)
+		p.waitFor(`inside().querySelector("#state").textContent.startsWith("2 here")`)
 	}
-	const lines = `[...document.querySelectorAll("polyline")].map((l) => l.getAttribute("points") + l.style.stroke).join()`
+	const lines = `[...inside().querySelectorAll("polyline")].map((l) => l.getAttribute("points") + l.style.stroke).join()`
 	for _, event := range []input.DispatchMouseEventParams{
 		{Type: input.DispatchMouseEventTypeMousePressed, X: 200, Y: 200, Button: input.MouseButtonLeft, Buttons: 1, ClickCount: 1},
 		{Type: input.DispatchMouseEventTypeMouseMoved, X: 250, Y: 220, Button: input.MouseButtonLeft, Buttons: 1},
@@ -837,12 +848,12 @@ func testDrawsInBothWindows(t *testing.T, browser context.Context) {
 	c.waitFor(lines + " === " + jsString(drawn))
 
 	request(t, http.MethodDelete, "http://"+s.admin+"/chat_broadcast/hubs/http:%2F%2F"+s.http+"%2Fcanvas%2Fsheet", nil) // they are kicked, for good
-	c.waitFor(`document.querySelector("#state").textContent.startsWith("Disconnected")`)
+	c.waitFor(`inside().querySelector("#state").textContent.startsWith("Disconnected")`)
 }
 
 // TestExample_Sizes holds the example to what docs/clients.md says about it.
 func TestExample_Sizes(t *testing.T) {
-	module, err := os.ReadFile("example/chat.js")
+	module, err := os.ReadFile("client/chat.js")
 	if err != nil {
 		t.Fatal(err)
 	}

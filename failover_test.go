@@ -116,7 +116,7 @@ func (p *process) clients() int {
 // waitTexts waits until the tab shows exactly these messages, and all of them were published.
 func (p *tab) waitTexts(want []string) {
 	p.t.Helper()
-	p.waitFor(fmt.Sprintf(`document.querySelectorAll(".message:not(.pending, .gone)").length >= %d && !document.querySelector(".pending")`, len(want)))
+	p.waitFor(fmt.Sprintf(`inside().querySelectorAll(".message:not(.pending, .gone)").length >= %d && !inside().querySelector(".pending")`, len(want)))
 	if got := p.texts(); !slices.Equal(got, want) {
 		p.t.Errorf("the page shows %q, want %q", got, want)
 	}
@@ -124,13 +124,13 @@ func (p *tab) waitTexts(want []string) {
 
 func (p *tab) texts() []string {
 	p.t.Helper()
-	return evaluate[[]string](p, `[...document.querySelectorAll(".message .text")].map((m) => m.textContent)`)
+	return evaluate[[]string](p, `[...inside().querySelectorAll(".message .text")].map((m) => m.textContent)`)
 }
 
 // wantNothingMissed fails the test if the page says that messages are lost.
 func (p *tab) wantNothingMissed() {
 	p.t.Helper()
-	if got := evaluate[[]string](p, `[...document.querySelectorAll(".missed, .gone")].map((m) => m.innerText)`); len(got) > 0 {
+	if got := evaluate[[]string](p, `[...inside().querySelectorAll(".missed, .gone")].map((m) => m.innerText)`); len(got) > 0 {
 		p.t.Errorf("the page says %q, want that nothing is lost", got)
 	}
 }
@@ -139,8 +139,8 @@ func (p *tab) wantNothingMissed() {
 func (p *tab) waitOnly(names ...string) {
 	p.t.Helper()
 	slices.Sort(names)
-	p.waitFor(fmt.Sprintf(`JSON.stringify([...document.querySelectorAll("#people .name")].map((n) => n.textContent).sort()) === %s
-		&& ![...document.querySelectorAll("#people .windows")].some((w) => w.textContent.includes("windows"))`, jsString(jsString(names))))
+	p.waitFor(fmt.Sprintf(`JSON.stringify([...inside().querySelectorAll("#people .name")].map((n) => n.textContent).sort()) === %s
+		&& ![...inside().querySelectorAll("#people .windows")].some((w) => w.textContent.includes("windows"))`, jsString(jsString(names))))
 }
 
 // talk has people send messages by turns, from the given number on, without waiting for the messages before.
@@ -154,7 +154,7 @@ func talk(tabs []*tab, names []string, from, to int) {
 func wantOneConversation(t *testing.T, tabs []*tab, names []string, count int) {
 	t.Helper()
 	for _, p := range tabs {
-		p.waitFor(fmt.Sprintf(`document.querySelectorAll(".message:not(.pending)").length >= %d && !document.querySelector(".pending")`, count))
+		p.waitFor(fmt.Sprintf(`inside().querySelectorAll(".message:not(.pending)").length >= %d && !inside().querySelector(".pending")`, count))
 	}
 	first := tabs[0].texts()
 	for _, p := range tabs[1:] {
@@ -385,7 +385,7 @@ func TestFailover_RedisRestarts(t *testing.T) {
 	p, want := startTalk(t, browser, node)
 	redis.kill()
 	redis.start()
-	p.waitFor(`document.querySelector(".missed")`)
+	p.waitFor(`inside().querySelector(".missed")`)
 	p.waitState("open")
 	p.send("after")
 	p.waitMessage("You", "after")
@@ -416,10 +416,10 @@ func TestFailover_RedisIsGone(t *testing.T) {
 	p, want := startTalk(t, browser, startNode(t, redis))
 	redis.kill()
 	p.send("meanwhile")
-	p.waitFor(`document.querySelector(".gone .failed span")?.textContent.includes("cannot take messages now")`)
+	p.waitFor(`inside().querySelector(".gone .failed span")?.textContent.includes("cannot take messages now")`)
 	redis.start()
-	p.waitFor(`document.querySelector(".missed")`) // Redis has forgotten everything
+	p.waitFor(`inside().querySelector(".missed")`) // Redis has forgotten everything
 	p.waitState("open")
-	evaluate[bool](p, `(document.querySelector(".gone button").click(), true)`)
+	evaluate[bool](p, `(inside().querySelector(".gone button").click(), true)`)
 	p.waitTexts(append(want, "meanwhile"))
 }

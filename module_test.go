@@ -393,7 +393,7 @@ func TestDocs_CloseCodes(t *testing.T) {
 			t.Errorf("the table has no row for %d %s", why.Code, why.Reason)
 		}
 	}
-	_, codes, _ := strings.Cut(readDocument(t, "example/chat.js"), "const FINAL = [")
+	_, codes, _ := strings.Cut(readDocument(t, "client/chat.js"), "const FINAL = [")
 	codes, _, _ = strings.Cut(codes, "]")
 	if !strings.Contains(docBlock(t, "go: bot"), "var final = []int{"+codes+"}") {
 		t.Errorf("the bot's final codes are not those of chat.js, %s", codes)

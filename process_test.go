@@ -505,18 +505,18 @@ func TestProcess_PageOutlivesTheServer(t *testing.T) {
 			page := openTab(t, browser, "http://"+p.http)
 			page.waitState("open")
 			page.send("before")
-			page.waitFor(`document.querySelectorAll(".message:not(.pending)").length === 1`)
+			page.waitFor(`inside().querySelectorAll(".message:not(.pending)").length === 1`)
 
 			tc.end(p)
 			page.waitState("waiting", "connecting")
 			page.send("meanwhile")
-			page.waitFor(`document.querySelector(".pending .text")?.textContent === "meanwhile"`)
+			page.waitFor(`inside().querySelector(".pending .text")?.textContent === "meanwhile"`)
 			page.do(typeInto("#text", "a draft"))
 
 			p = p.startAgain("", site)
 			page.waitState("open")
-			page.waitFor(`!document.querySelector(".pending")`)
-			page.waitFor(`document.querySelector(".missed")`) // the server remembers nothing, and the page says so
+			page.waitFor(`!inside().querySelector(".pending")`)
+			page.waitFor(`inside().querySelector(".missed")`) // the server remembers nothing, and the page says so
 			if got := len(page.messages()); got != 2 || page.draft() != "a draft" {
 				t.Errorf("got %d messages and the draft %q, want 2 and what was typed", got, page.draft())
 			}
