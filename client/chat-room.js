@@ -799,6 +799,7 @@ export class ChatRoom extends Base {
 
   /** @param {Frame} frame */
   #missed({ count: n, restarted }) {
+    if (!n && !restarted) return this.#ask(); // only news of who is here is lost
     const speaker = this.#speaker, now = speaker.clock(new Date()), from = this.#away && speaker.clock(this.#away);
     const when = from ? speaker.say('whileAway', { from, to: now }) : speaker.say('tooFast');
     const text = n ? speaker.say('missed', { n }) : speaker.say('anew');

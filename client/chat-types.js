@@ -56,7 +56,7 @@
  * @property {string} message the server's text, for people
  *
  * @typedef {object} MissedFields messages are lost
- * @property {number} count
+ * @property {number} count 0 if only frames about who is here are lost: ask `who`
  * @property {boolean} restarted whether the hub has begun anew, so that more may be lost
  *
  * @typedef {object} PresenceFields who came and left, with `presence join_leave`

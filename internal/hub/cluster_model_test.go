@@ -320,10 +320,11 @@ type connLog struct {
 	isOpen bool
 }
 
-// A seenEvent is a message, or with missed a gap.
+// A seenEvent is a message, or a gap before the one with that number.
 type seenEvent struct {
 	seq     uint64
 	payload string
+	lagged  bool
 	missed  uint64
 }
 
@@ -473,7 +474,7 @@ func (p *modelPeer) event(e incoming, log *connLog, hello chan<- incoming) {
 		p.saw(log, seenEvent{seq: uint64(e.Seq), payload: e.text()})
 		p.since = &Resumption{p.since.Epoch, uint64(e.Seq)}
 	case "lagged":
-		p.saw(log, seenEvent{seq: uint64(e.Next), missed: uint64(e.Missed)})
+		p.saw(log, seenEvent{seq: uint64(e.Next), lagged: true, missed: uint64(e.Missed)})
 		p.since = &Resumption{p.since.Epoch, uint64(e.Next - 1)}
 	case "sent":
 		epoch := e.Epoch
@@ -969,8 +970,8 @@ func (m *clusterModel) checkEvents(log *connLog) {
 	}
 	for _, s := range log.seen {
 		own := log.skipOwn(e, next)
-		if s.missed > 0 {
-			if lost := s.seq - s.missed; !p.settings.SkipLag || lost < next || lost > own {
+		if s.lagged {
+			if lost := s.seq - s.missed; !p.settings.SkipLag || s.missed == 0 && !p.settings.JoinLeave || lost < next || lost > own {
 				m.fail("peer %d, epoch %s: lagged to %d with %d missed, instead of message %d", p.id, h.Epoch, s.seq, s.missed, own)
 			}
 			next = s.seq

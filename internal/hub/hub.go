@@ -323,7 +323,8 @@ func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 	return frames, int(c.feed.Seq(c.cursor) - c.feed.Seq(c.written)), progressFrames
 }
 
-// skipLaggedLocked moves c over the frames that are gone, and tells it how many messages it has missed.
+// skipLaggedLocked moves c over the frames that are gone, and tells it how many messages it has missed. If all of them are
+// notices, that is 0.
 func (b *Hub) skipLaggedLocked(c *Client) {
 	next := c.feed.Seq(c.feed.Tail())
 	missed := next - c.feed.Seq(c.cursor)
