@@ -38,7 +38,7 @@ func TestBounds_OneAddressFillsThem(t *testing.T) {
 		{"events for clients that do not read", "", "stuck events", 60, 60 * 26 * 60_000 / 2, inProcess + 60*perClient},
 		{"unfinished messages", "", "slow half", 2000, inProcess / 3, inProcess/2 + 2000*perClient}, // the address gets half of it
 		{"histories", "history 1000", "publish", 50, 150 << 20, inProcess + 50*perClient},
-		{"receipts", "history 10000\nuser {header.X-User}", "receipts", 20, 20 * maxReceipts * 90, inProcess + 20*perClient},
+		{"receipts", "history 10000\nuser {header.X-User}", "receipts", 10, 10 * maxReceipts * 90, inProcess + 10*perClient},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			freshRegistry(t) // a larger message or buffer of another test has raised the bounds

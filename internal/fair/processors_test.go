@@ -151,7 +151,7 @@ func TestProcessors_AddressGetsItsPart(t *testing.T) {
 		}
 		clients.Wait()
 		part := time.Duration(workPart * float64(runtime.GOMAXPROCS(0)) * float64(lasts))
-		if got := time.Duration(worked.Load()); got < part || got > part+workBurst+200*time.Millisecond {
+		if got := time.Duration(worked.Load()); got < part-200*time.Millisecond || got > part+workBurst+200*time.Millisecond {
 			t.Errorf("worked for %v in %v, want %v", got, lasts, part)
 		}
 		if took := time.Since(began); took > lasts+time.Second {
@@ -231,7 +231,7 @@ func TestProcessors_RequestsOfAnAddressAreAnsweredInTurn(t *testing.T) {
 		answered.Wait()
 		work := requests*RequestWork - workBurst
 		want := time.Duration(float64(work) / workPart / float64(runtime.GOMAXPROCS(0)))
-		if took := time.Since(began); took < want-want/10 || took > want+want/10 {
+		if took := time.Since(began); took < want-want/10 || took > want+want/3 {
 			t.Errorf("%d requests took %v, want %v", requests, took, want)
 		}
 		other.Leave()

@@ -281,6 +281,7 @@ func TestEngine_ClientResumesOnAnotherNode(t *testing.T) {
 		for i := range 5 {
 			publishIn(a.hub, textMessage(fmt.Sprint(i+1)))
 		}
+		synctest.Wait() // the other node has them, too
 		_, ada := joiner{events: true, room: 1 << 20}.join(t, a.hub, unpinged(historyOfTen()))
 		epoch := ada.event().Epoch
 		_, again := joiner{events: true, room: 1 << 20, since: &Resumption{Epoch: epoch, Seq: 3}}.join(t, b.hub, unpinged(historyOfTen()))
