@@ -3,6 +3,7 @@ package fair
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -219,23 +220,30 @@ func TestProcessors_WhoeverEndsWaitsNoLonger(t *testing.T) {
 	})
 }
 
+// TestProcessors_RequestsOfAnAddressAreAnsweredInTurn tries several times: a limiter whose reservations are canceled while others
+// are made is not exact.
 func TestProcessors_RequestsOfAnAddressAreAnsweredInTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := busyProcessors()
-		other, began := p.Enter(testAddress(1)), time.Now()
-		const requests = 200
-		var answered sync.WaitGroup
-		for range requests {
-			answered.Go(func() { p.PayRequest(t.Context(), testAddress(2), RequestWork) })
-		}
-		answered.Wait()
-		work := requests*RequestWork - workBurst
-		want := time.Duration(float64(work) / workPart / float64(runtime.GOMAXPROCS(0)))
-		if took := time.Since(began); took < want-want/10 || took > want+want/3 {
-			t.Errorf("%d requests took %v, want %v", requests, took, want)
-		}
-		other.Leave()
-	})
+	const requests, tries = 200, 5
+	work := requests*RequestWork - workBurst
+	want := time.Duration(float64(work) / workPart / float64(runtime.GOMAXPROCS(0)))
+	var took [tries]time.Duration
+	for i := range took {
+		synctest.Test(t, func(t *testing.T) {
+			p := busyProcessors()
+			other, began := p.Enter(testAddress(1)), time.Now()
+			var answered sync.WaitGroup
+			for range requests {
+				answered.Go(func() { p.PayRequest(t.Context(), testAddress(2), RequestWork) })
+			}
+			answered.Wait()
+			took[i] = time.Since(began)
+			other.Leave()
+		})
+	}
+	slices.Sort(took[:])
+	if median := took[tries/2]; median < want-want/10 || median > want+want/4 {
+		t.Errorf("%d requests took %v, want %v", requests, took, want)
+	}
 }
 
 func TestProcessors_RequestThatIsCanceledWaitsNoLonger(t *testing.T) {
