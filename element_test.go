@@ -290,7 +290,7 @@ func TestElement_ManyMessages(t *testing.T) {
 	eventually(t, "the time that it took", func() bool { return evaluate[bool](p, `window.took > 0`) })
 	layouts := p.metrics()["LayoutCount"] - before
 	t.Logf("2000 messages took %.0f ms and %v layouts", evaluate[float64](p, `took`), layouts)
-	// On two cores it takes 1.1 to 1.6 s, of which a bare WebSocket takes a third.
+	// On two cores it takes 1.1 to 2 s, of which a bare WebSocket takes a third.
 	if got, limit := evaluate[float64](p, `took`), 3000.0; got > limit {
 		t.Errorf("got the newest of 2000 messages after %.0f ms, want it within %.0f", got, limit)
 	}
