@@ -245,7 +245,7 @@ func testFailover(t *testing.T) {
 }
 
 // testSentinel has Sentinel promote a replica. At the end it may name the old primary for a moment, so for a moment two nodes may
-// use two servers. What one of them loses then is in an epoch that its clients see end.
+// use two servers. A message that one of them loses then is in an epoch that its clients see end.
 func testSentinel(t *testing.T) {
 	primary, replica := startRedis(t, "--repl-diskless-sync-delay", "0"), startRedis(t, "--repl-diskless-sync-delay", "0")
 	replica.follow(t, primary)

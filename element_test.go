@@ -1,8 +1,6 @@
 package chatbroadcast
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"fmt"
 	"net/http"
@@ -130,13 +128,9 @@ func TestElement_Sizes(t *testing.T) {
 		if regexp.MustCompile(`-(de|fr|es)\.js$`).MatchString(path) {
 			continue // a page loads one of them at most
 		}
-		var packed bytes.Buffer
-		w, _ := gzip.NewWriterLevel(&packed, gzip.BestCompression)
-		_, _ = w.Write([]byte(readDocument(t, path))) // into memory
-		_ = w.Close()
-		t.Logf("%s: %d bytes with gzip", path, packed.Len())
-		sizes[path] = packed.Len()
-		sum += packed.Len()
+		sizes[path] = packedSize(t, path)
+		sum += sizes[path]
+		t.Logf("%s: %d bytes with gzip", path, sizes[path])
 	}
 	if got, limit := sizes["client/chat-room.js"]+sizes["client/chat-room-style.js"], 20<<10; got > limit {
 		t.Errorf("got an element with its style of %d bytes, want at most %d", got, limit)

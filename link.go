@@ -109,14 +109,7 @@ func (l *link) start(session engine.Session) {
 func (l *link) isCluster() bool { return l != nil && l.isStarted() && l.cluster != nil }
 
 // isStarted reports whether the link has a session.
-func (l *link) isStarted() bool {
-	select {
-	case <-l.started:
-		return true
-	default:
-		return false
-	}
-}
+func (l *link) isStarted() bool { return isClosed(l.started) }
 
 // hold adds a holder to a link, which has one.
 func (l *link) hold() { l.holders.Add(1) }
@@ -183,14 +176,7 @@ func (l *link) why() error {
 }
 
 // isHeard reports whether the engine has said how it does.
-func (l *link) isHeard() bool {
-	select {
-	case <-l.heard:
-		return true
-	default:
-		return false
-	}
-}
+func (l *link) isHeard() bool { return isClosed(l.heard) }
 
 // connectPatience is how long a request waits for an engine that has just been configured. After a start the first clients
 // come before the engine is connected.
@@ -209,10 +195,8 @@ func (l *link) awaitConnected(ctx context.Context) { await(ctx, l.heard) }
 
 // await waits until done is closed, for connectPatience at most, and reports whether it is.
 func await(ctx context.Context, done <-chan struct{}) bool {
-	select {
-	case <-done:
+	if isClosed(done) {
 		return true
-	default:
 	}
 	timer := time.NewTimer(connectPatience)
 	defer timer.Stop()
@@ -223,6 +207,15 @@ func await(ctx context.Context, done <-chan struct{}) bool {
 	case <-ctx.Done():
 	}
 	return false
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (l *link) renewSoon() {
@@ -331,7 +324,7 @@ func (r *registry) checkUp(ctx context.Context) error {
 	return nil
 }
 
-// startedLink returns the link of the running configuration. It returns nil if there is none, or if it has no session yet.
+// startedLink returns the link of the running configuration, or nil if that has no engine or the engine has not started yet.
 func (r *registry) startedLink() *link {
 	l := r.current.Load()
 	if l == nil || !l.isStarted() {

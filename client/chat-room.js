@@ -133,11 +133,11 @@ const Base = /** @type {new () => RoomElement} */ (globalThis.HTMLElement ?? cla
  * A chat. Attributes:
  *
  * - `src`: the URL of a hub.
- * - `name`: what the visitor is called, where the server takes the user from the query (`user {query.name}`). If it is empty,
+ * - `name`: the name of the visitor, where the server takes the user from the query (`user {query.name}`). If it is empty,
  *   visitors choose for themselves.
  * - `readonly`: nothing can be written.
  * - `transparent`: only messages, for an overlay on a video.
- * - `login`: the page where a visitor signs in whom the server refuses with 401. It is this page if there is none.
+ * - `login`: the page where a visitor signs in after the server has refused them with 401. Default: this page.
  * - `lang`: `en`, `de`, `fr` or `es`; otherwise the language of the page, or of the browser.
  *
  * Slots: `header` for what stands instead of the room's name, `start` and `actions` for what stands before and after it,
@@ -527,7 +527,7 @@ export class ChatRoom extends Base {
     notify.addEventListener('change', () => this.#askToNotify());
     sound.addEventListener('change', () => {
       remember('localStorage', 'sound', sound.checked ? 'on' : '');
-      if (sound.checked) this.#beep(); // which is what it will be like
+      if (sound.checked) this.#beep(); // lets the visitor hear it
       this.#showBell();
     });
     this.#showBell();

@@ -73,8 +73,8 @@ local function load(k, state, candidate, epoch, seq, bounds)
 			k = k, meta = KEYS[k], log = KEYS[k + 1], changed = false, touched = false,
 			seq = s, base = base, bytes = bytes, base_bytes = base_bytes, oldest = oldest, published = published, held = held,
 			version = version, expires = expires, messages = messages, size = size, age = age, receipts = receipts,
-			messages_til = messages_til, size_til = size_til, age_til = age_til, receipts_til = receipts_til, lost = lost, new = new, count0 = count0, count1 = count1,
-			since = since, went_on = went_on, generation = generation, epoch = e, before = before,
+			messages_til = messages_til, size_til = size_til, age_til = age_til, receipts_til = receipts_til, lost = lost, new = new,
+			count0 = count0, count1 = count1, since = since, went_on = went_on, generation = generation, epoch = e, before = before,
 		}
 	else
 		h = {
@@ -137,7 +137,8 @@ end
 -- store stores the state, and the given field and value.
 local function store(h, ...)
 	local state = struct.pack(STATE, h.seq, h.base, h.bytes, h.base_bytes, h.oldest, h.published, h.held, h.version, h.expires,
-		h.messages, h.size, h.age, h.receipts, h.messages_til, h.size_til, h.age_til, h.receipts_til, h.lost, h.new, h.count0, h.count1, h.since, h.went_on, GENERATION, h.epoch, h.before)
+		h.messages, h.size, h.age, h.receipts, h.messages_til, h.size_til, h.age_til, h.receipts_til, h.lost, h.new, h.count0,
+		h.count1, h.since, h.went_on, GENERATION, h.epoch, h.before)
 	redis.call('HSET', h.meta, 'state', state, ...)
 	if h.touched then
 		for i = h.k, h.k + 4 do
