@@ -132,8 +132,8 @@ func serveFake(c net.Conn, info string) {
 func TestConnect_RefusesDataOfAnotherVersion(t *testing.T) {
 	t.Parallel()
 	redis := startRedis(t)
-	redis.do("HSET", "chat_broadcast:server", "format", "2")
-	begin(t, redis.url()).awaitDown("format 2 instead of 1")
+	redis.do("HSET", "chat_broadcast:server", "format", "3")
+	begin(t, redis.url()).awaitDown("format 3 instead of 2")
 }
 
 func TestConnect_ReportsASilentServer(t *testing.T) {

@@ -33,7 +33,7 @@ import (
 // Moreover, a hub begins a new epoch when a node knows a newer message of the epoch than the server has.
 
 // format is that of the data. Nodes with different ones cannot share them.
-const format = "1"
+const format = "2"
 
 //go:embed scripts/*.lua
 var scriptFiles embed.FS
