@@ -24,9 +24,40 @@ type conversation struct {
 }
 
 func newConversation(t testing.TB, path string) *conversation {
+	return transports()[0].newConversation(t, path)
+}
+
+// A transport is a way to reach a site of the test's Caddy.
+type transport struct {
+	name, site, host string
+	dial             func(testing.TB) net.Conn
+}
+
+// transports returns them; the tests' ports are known only when the tests run.
+func transports() []transport {
+	return []transport{
+		{"TCP", "http://localhost:9080", httpAddr, func(t testing.TB) net.Conn {
+			t.Helper()
+			conn, err := net.Dial("tcp", httpAddr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}},
+		{"TLS", "https://localhost:9443", httpsAddr, func(t testing.TB) net.Conn { return dialTLS(t) }},
+	}
+}
+
+func (tr transport) join(t testing.TB, path string) *peer {
+	t.Helper()
+	return joinOn(t, tr.dial(t), tr.host, path)
+}
+
+func (tr transport) newConversation(t testing.TB, path string) *conversation {
+	t.Helper()
 	c := &conversation{t: t}
 	for range 3 {
-		c.peers = append(c.peers, join(t, path))
+		c.peers = append(c.peers, tr.join(t, path))
 	}
 	return c
 }
@@ -123,7 +154,15 @@ func TestHostile_OneBadClientDoesNotDisturbTheOthers(t *testing.T) {
 // p99 stays within twice what it was. Two milliseconds and up to ten tries are allowed for the noise of a machine that also
 // runs the attack, the measurement and the tests of other packages.
 func TestHostile_LatencyBesideABadClient(t *testing.T) {
-	startCaddy(t, plainChat)
+	for _, tr := range transports() {
+		t.Run(tr.name, func(t *testing.T) {
+			startCaddy(t, tr.site+" {\nchat_broadcast /chat/*\n}")
+			latencyBesideABadClient(t, tr)
+		})
+	}
+}
+
+func latencyBesideABadClient(t *testing.T, tr transport) {
 	const noise = 2 * time.Millisecond
 	for i, tc := range []struct {
 		name   string
@@ -143,7 +182,7 @@ func TestHostile_LatencyBesideABadClient(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for try := 0; ; try++ {
-				alone, beside := latencies(t, fmt.Sprintf("/chat/%d-%d", i, try), tc.attack)
+				alone, beside := latencies(t, tr, fmt.Sprintf("/chat/%d-%d", i, try), tc.attack)
 				t.Logf("p99 of an exchange among 3: %v alone, %v beside it", alone, beside)
 				most := 2*alone + noise
 				if beside <= most {
@@ -158,14 +197,14 @@ func TestHostile_LatencyBesideABadClient(t *testing.T) {
 }
 
 // latencies returns the p99 of a conversation in the hub at path, alone and beside an attack.
-func latencies(t *testing.T, path string, attack func(*peer, <-chan struct{})) (alone, beside time.Duration) {
-	c := newConversation(t, path)
+func latencies(t *testing.T, tr transport, path string, attack func(*peer, <-chan struct{})) (alone, beside time.Duration) {
+	c := tr.newConversation(t, path)
 	c.exchange(200, "warm-up")
 	c.percentile(0.99)
 	c.exchange(1000, "alone")
 	alone = c.percentile(0.99)
 
-	p := join(t, path)
+	p := tr.join(t, path)
 	stop := make(chan struct{})
 	var attacker sync.WaitGroup
 	attacker.Go(func() { attack(p, stop) })
@@ -197,21 +236,25 @@ func repeat(frame []byte) func(*peer, <-chan struct{}) {
 
 // TestHostile_ClientThatNeverReads lets 50 MB pass through the hub of a client that reads nothing.
 func TestHostile_ClientThatNeverReads(t *testing.T) {
-	s := startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
-	c := newConversation(t, "/chat/a")
-	c.exchange(1, "before")
-	before := heap()
-	stuck := join(t, "/chat/a")
-	payload := strings.Repeat("x", 50_000)
-	c.exchange(1000, payload)
-	if grown := int64(heap()) - int64(before); grown > 16<<20 {
-		t.Errorf("memory grew by %d bytes, want at most 16 MiB", grown)
+	for _, tr := range transports() {
+		t.Run(tr.name, func(t *testing.T) {
+			s := startCaddy(t, tr.site+" {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
+			c := tr.newConversation(t, "/chat/a")
+			c.exchange(1, "before")
+			before := heap()
+			stuck := tr.join(t, "/chat/a")
+			payload := strings.Repeat("x", 50_000)
+			c.exchange(1000, payload)
+			if grown := int64(heap()) - int64(before); grown > 16<<20 {
+				t.Errorf("memory grew by %d bytes, want at most 16 MiB", grown)
+			}
+			entry := s.logged(moduleID, 1)[0]
+			if code, reason := entry["code"], entry["reason"]; code != 1013.0 || reason != "lagged" && reason != "write_timeout" {
+				t.Errorf("the client that never reads: got code %v, reason %v, want 1013, lagged or write_timeout", code, reason)
+			}
+			stuck.wantEOF()
+		})
 	}
-	entry := s.logged(moduleID, 1)[0]
-	if code, reason := entry["code"], entry["reason"]; code != 1013.0 || reason != "lagged" && reason != "write_timeout" {
-		t.Errorf("the client that never reads: got code %v, reason %v, want 1013, lagged or write_timeout", code, reason)
-	}
-	stuck.wantEOF()
 }
 
 func TestHostile_PingFloodWithoutReading(t *testing.T) {
@@ -241,12 +284,20 @@ func TestHostile_PingFloodWithoutReading(t *testing.T) {
 // a client when 16 KiB of answers wait for it, and reads no more than 64 KiB of pings and answers in 32 ms from one that
 // reads.
 func TestHostile_FloodOfPings(t *testing.T) {
-	for name, reads := range map[string]bool{"that reads": true, "that reads nothing": false} {
-		t.Run(name, func(t *testing.T) {
-			startCaddy(t, "http://localhost:9080 {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
-			c := newConversation(t, "/chat/a")
+	for _, tc := range []struct {
+		name  string
+		over  transport
+		reads bool
+	}{
+		{"that reads", transports()[0], true},
+		{"that reads nothing", transports()[0], false},
+		{"that reads nothing, over TLS", transports()[1], false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			startCaddy(t, tc.over.site+" {\nchat_broadcast /chat/* {\nwrite_timeout 2s\n}\n}")
+			c := tc.over.newConversation(t, "/chat/a")
 			before := heap()
-			hostile := joinEvents(t, "/chat/a")
+			hostile := joinEventsOn(t, tc.over.dial(t), tc.over.host, "/chat/a")
 			const pings = 100_000
 			var flood sync.WaitGroup
 			flood.Go(func() {
@@ -260,7 +311,7 @@ func TestHostile_FloodOfPings(t *testing.T) {
 			})
 			began := time.Now()
 			c.exchange(100, "meanwhile")
-			if reads {
+			if tc.reads {
 				for range pings / 20 {
 					hostile.skipTo("pong")
 				}

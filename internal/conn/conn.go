@@ -9,7 +9,7 @@ import (
 )
 
 // MaxTLSRecord is the most that one TLS record carries, in bytes (RFC 8446 §5.1). A write that times out breaks the record
-// that it is in: to give each record the full timeout, write no more than this at once to a Conn that is no TryWriter.
+// that it is in: to give each record the full timeout, write no more than this at once to a Conn that is no exact TryWriter.
 const MaxTLSRecord = 16 << 10
 
 // sendBuffer is how much the kernel may keep for a client, in bytes; Linux doubles it. Left alone the buffer grows to
@@ -44,12 +44,16 @@ type Conn interface {
 	Writable() bool
 }
 
-// A TryWriter is a Conn that can write without waiting. A Write on it that has timed out may go on where it stopped: n of
-// its p are written, the rest is not.
+// A TryWriter is a Conn that can write without waiting.
 type TryWriter interface {
-	// TryWrite writes as much of p as the socket has room for, and returns how many bytes that were. It never waits. It
-	// takes less than all of p if the socket is full, broken or past its write deadline; only a Write can tell which.
+	// TryWrite writes as much of p as the socket has room for, and returns how many bytes that were. It takes less than
+	// all of p if the socket is full, broken or past its write deadline; only a Write can tell which.
 	TryWrite(p []byte) int
+
+	// Exact reports whether TryWrite never waits, and a Write that has timed out may go on where it stopped: n of its p
+	// are written, the rest is not. TLS is not exact. Its TryWrite looks for room first, and waits like a Write if the
+	// room has gone since. A timeout breaks the connection.
+	Exact() bool
 }
 
 // A Waiter is a Conn that can wait for input without a buffer to read it into. Its methods are for the goroutine that
@@ -71,8 +75,8 @@ type Waiter interface {
 
 // Wrap returns nc as a Conn. The Conn owns nc: the caller must no longer use it. early has the bytes that the HTTP
 // server had read from nc beyond the request; the Conn keeps them until they are read. The result is a TryWriter and a
-// Waiter for a *net.TCPConn or a *net.UnixConn, a Waiter for a *tls.Conn above a socket, and neither for other
-// connections and on systems other than Unix.
+// Waiter for a *net.TCPConn, a *net.UnixConn or a *tls.Conn above a socket, and neither for other connections and on
+// systems other than Unix. Above TLS it is a TryWriter on Linux alone.
 //
 // Wrap limits the send buffer of a TCP socket below nc to 128 KiB.
 func Wrap(nc net.Conn, early []byte) Conn {

@@ -5,7 +5,9 @@ package conn
 import (
 	"crypto/tls"
 	"net"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +22,12 @@ func wrap(s stream) Conn {
 		}
 	case *tls.Conn:
 		if raw := rawConn(innermost(s.Conn)); raw != nil {
-			return &secure{socket: socket{stream: s, raw: raw}, fresh: true}
+			c := secure{socket: socket{stream: s, raw: raw}, fresh: true}
+			if room := sendBufferOf(raw)/3 - unseenWrites; looksForRoom && room >= spaceFor(MaxTLSRecord) {
+				return &roomy{secure: c, most: int64(room)}
+			}
+			other := c
+			return &other
 		}
 	}
 	other := s // the address of s would put it on the heap in each case
@@ -49,6 +56,17 @@ func writable(nc net.Conn) bool {
 	room := false
 	err := raw.Control(func(fd uintptr) { room = poll(fd, unix.POLLOUT) })
 	return err == nil && room
+}
+
+// looksForRoom says that POLLOUT means room for a TLS record, as it does on Linux. There a TCP socket has that event while
+// a third of its send buffer is free (sk_stream_is_writeable in include/net/sock.h), and a Unix socket while three quarters
+// are. Elsewhere 2 KiB of room are enough for it.
+const looksForRoom = runtime.GOOS == "linux"
+
+// sendBufferOf returns the size of a socket's send buffer, or 0 if it is unknown.
+func sendBufferOf(raw syscall.RawConn) (size int) {
+	_ = raw.Control(func(fd uintptr) { size, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
+	return size
 }
 
 // poll reports whether the event, or an error, is pending.
@@ -102,6 +120,9 @@ func (c *plain) TryWrite(p []byte) int {
 	return a.write(c.raw, p)
 }
 
+// Exact implements TryWriter.
+func (c *plain) Exact() bool { return true }
+
 // A secure is TLS above a socket.
 type secure struct {
 	socket
@@ -124,12 +145,76 @@ func (c *secure) Wait() (sure bool, err error) {
 // ReadsAhead implements Waiter.
 func (c *secure) ReadsAhead() bool { return true }
 
-// An attempt is one write that does not wait. Its function is bound once: a closure for each write would be an
-// allocation.
+// A roomy is TLS above a socket that shows when it has room for a record. It looks again only when the room that it has seen
+// may be used up. Until then the room only grows, but for what TLS itself writes when it reads: answers to key updates.
+type roomy struct {
+	secure
+	most int64        // what a look that finds room is good for, in bytes as spaceFor counts them
+	room atomic.Int64 // what is left of the last look
+}
+
+// unseenWrites bounds what TLS writes during one Read, in bytes as spaceFor counts them. crypto/tls gives up after 16 records
+// without data.
+const unseenWrites = 16 * 2 << 10
+
+// spaceFor bounds the space that n bytes take in a send buffer, as the kernel counts it. Each segment takes 1.3 KB more than its
+// bytes, and TLS makes its first records as small as segments.
+func spaceFor(n int) int { return 2*n + 4<<10 }
+
+// TryWrite implements TryWriter.
+func (c *roomy) TryWrite(p []byte) (sent int) {
+	for sent < len(p) {
+		n := min(len(p)-sent, MaxTLSRecord)
+		if !c.takeRoom(int64(spaceFor(n))) {
+			break
+		}
+		n, err := c.Conn.Write(p[sent : sent+n])
+		sent += n
+		if err != nil {
+			break // the next Write finds it, too
+		}
+	}
+	return sent
+}
+
+// takeRoom takes space for a record, and reports whether there is enough.
+func (c *roomy) takeRoom(space int64) bool {
+	if c.room.Add(-space) >= 0 {
+		return true
+	}
+	a := attempts.Get().(*attempt)
+	defer attempts.Put(a)
+	if !a.hasRoom(c.raw) {
+		return false
+	}
+	c.room.Store(c.most - space)
+	return true
+}
+
+// Write implements Conn.
+func (c *roomy) Write(p []byte) (int, error) {
+	defer c.room.Store(0)
+	return c.Conn.Write(p)
+}
+
+// Read implements Conn. What was seen before it does not hold after it.
+func (c *roomy) Read(p []byte) (int, error) {
+	c.room.Store(0)
+	defer c.room.Store(0)
+	return c.secure.Read(p)
+}
+
+// Exact implements TryWriter.
+func (c *roomy) Exact() bool { return false }
+
+// An attempt is one write that does not wait, or one look for room. Its functions are bound once: a closure for each write
+// would be an allocation.
 type attempt struct {
 	p    []byte
 	sent int
 	try  func(fd uintptr) bool
+	room bool
+	look func(fd uintptr)
 }
 
 // attempts keeps unused attempts.
@@ -144,6 +229,7 @@ func newAttempt() *attempt {
 		}
 		return true // do not wait
 	}
+	a.look = func(fd uintptr) { a.room = poll(fd, unix.POLLOUT) }
 	return a
 }
 
@@ -155,9 +241,16 @@ func (a *attempt) write(raw syscall.RawConn, p []byte) int {
 	return a.sent
 }
 
+// hasRoom reports whether the socket has room, or an error that a write finds at once.
+func (a *attempt) hasRoom(raw syscall.RawConn) bool {
+	a.room = false
+	return raw.Control(a.look) == nil && a.room
+}
+
 // Interface guards
 var (
 	_ TryWriter = (*plain)(nil)
+	_ TryWriter = (*roomy)(nil)
 	_ Waiter    = (*plain)(nil)
 	_ Waiter    = (*secure)(nil)
 )

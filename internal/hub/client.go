@@ -47,6 +47,7 @@ type Client struct {
 	since     *Resumption // or nil
 	conn      conn.Conn   // nil before Attach; only goroutines that Start began read it without mu
 	tryWriter conn.TryWriter
+	exact     bool // tryWriter.Exact
 	waiter    conn.Waiter
 
 	life    life         // only the holder of the hub's lock changes it, mostly with mu
@@ -135,6 +136,7 @@ func (c *Client) Attach(cn conn.Conn) {
 	defer c.mu.Unlock()
 	c.conn = cn
 	c.tryWriter, _ = cn.(conn.TryWriter)
+	c.exact = c.tryWriter != nil && c.tryWriter.Exact()
 	c.waiter, _ = cn.(conn.Waiter)
 }
 

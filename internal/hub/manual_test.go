@@ -46,6 +46,7 @@ func (nowhere) CloseWrite() bool                 { return false }
 func (nowhere) Abort()                           {}
 func (nowhere) Writable() bool                   { return false }
 func (nowhere) TryWrite(p []byte) int            { return len(p) }
+func (nowhere) Exact() bool                      { return true }
 
 // newManual returns a hub of a process of its own.
 func newManual(t *testing.T) *manual { return newManualOf(t, NewProcess()) }

@@ -52,6 +52,7 @@ const (
 	waits                           // conn.Waiter
 	readsAhead                      // with waits: it may hold bytes that Wait does not see
 	halfCloses                      // CloseWrite works
+	mayWait                         // with triesWrites: TryWrite is not exact, and always waits as Write does
 )
 
 // newMemoryConn returns a connection whose server's end has the given abilities. Up to room
@@ -71,12 +72,12 @@ func newMemoryConn(a ability, room int) (*memoryConn, conn.Conn) {
 			*memoryConn
 			conn.TryWriter
 			conn.Waiter
-		}{m, memoryTryWriter{m}, memoryWaiter{m}}
+		}{m, memoryTryWriter{m, a&mayWait == 0}, memoryWaiter{m}}
 	case tries:
 		return m, struct {
 			*memoryConn
 			conn.TryWriter
-		}{m, memoryTryWriter{m}}
+		}{m, memoryTryWriter{m, a&mayWait == 0}}
 	case canWait:
 		return m, struct {
 			*memoryConn
@@ -292,10 +293,24 @@ func (m *memoryConn) wasAborted() bool {
 	return m.aborted
 }
 
-type memoryTryWriter struct{ m *memoryConn }
+type memoryTryWriter struct {
+	m     *memoryConn
+	exact bool
+}
+
+func (w memoryTryWriter) Exact() bool { return w.exact }
 
 func (w memoryTryWriter) TryWrite(p []byte) int {
 	m := w.m
+	if !w.exact {
+		n, err := m.Write(p)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.toPeer.broken = err // as TLS is from then on
+		}
+		return n
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tries++

@@ -3,6 +3,7 @@ package hub
 import (
 	"math"
 	"runtime"
+	"slices"
 	"time"
 )
 
@@ -20,13 +21,35 @@ const (
 // goroutine that serves one woken client after the other. It writes only as much as a connection takes without waiting;
 // for the rest the client gets a writer of its own. So a few flushers serve thousands of clients, and no client holds a
 // flusher up.
+//
+// Where an attempt to write is not exact, as above TLS, it may wait after all. Such a flusher is relieved: it goes on as
+// the writer of that client alone, and another flusher serves the queue.
 type turns struct {
 	first, last *Client // the queue of clients with turnQueued, oldest first
 	queued      int
 	flushers    int
 	open        int           // turns that have not ended
 	allEnded    chan struct{} // if senders wait: closed when open is 0
+
+	watch *watch // nil before the first attempt that is not exact
 }
+
+// A watch has the attempts that flushers make now and may have to wait for.
+type watch struct {
+	attempts []attempting
+	timer    *time.Timer // calls relieveFlushers
+	runs     bool        // timer runs
+}
+
+// An attempting is an attempt of a flusher to write to a client whose connection is not exact.
+type attempting struct {
+	client *Client
+	stood  bool // it was there when relieveFlushers looked last
+}
+
+// flusherPatience is how long an attempt may take before its flusher is relieved: once to twice as long. A TLS record takes
+// 10 µs, and a relief for nothing costs a goroutine.
+const flusherPatience = 5 * time.Millisecond
 
 // clientsPerFlusher is how many queued clients make another flusher worth its start, as long as a processor is free for
 // it. Writing to so many takes a few hundred microseconds.
@@ -197,7 +220,14 @@ func (b *Hub) flush() {
 			b.process.Counters.written.add(&t)
 			return
 		case p == progressFrames && frames != nil:
-			if rest := c.attempt(&t, frames, n); len(rest) > 0 {
+			rest := c.attempt(&t, frames, n)
+			if !c.exact && !b.attempted(c) {
+				b.process.Counters.written.add(&t)
+				c.setWriteDeadline(time.Time{})
+				c.write(rest, n)
+				return
+			}
+			if len(rest) > 0 {
 				b.handOver(c)
 				c.startWriter(rest, n)
 			} else {
@@ -233,12 +263,16 @@ func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress
 		}
 		if c == nil {
 			b.turns.flushers--
+			b.endWatchLocked()
 			return nil, nil, 0, progressIdle
 		}
 		frames, n, p = b.nextLocked(c)
 		switch p {
 		case progressFrames:
 			if c.tryWriter != nil && !c.due.Load() {
+				if !c.exact {
+					b.watchLocked(c)
+				}
 				return c, frames, n, p
 			}
 			b.unpinLocked(c)
@@ -254,6 +288,73 @@ func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress
 			return c, nil, 0, p
 		}
 		c = nil // idle
+	}
+}
+
+// attempted ends a flusher's attempt to write to c. It returns false if the flusher was relieved meanwhile; then it must go
+// on as c's writer.
+func (b *Hub) attempted(c *Client) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.turns.watch
+	at := slices.IndexFunc(w.attempts, func(a attempting) bool { return a.client == c })
+	if at < 0 {
+		return false
+	}
+	w.attempts = slices.Delete(w.attempts, at, at+1)
+	return true
+}
+
+// watchLocked watches a flusher's attempt to write to c.
+func (b *Hub) watchLocked(c *Client) {
+	w := b.turns.watch
+	if w == nil {
+		w = new(watch)
+		w.timer = time.AfterFunc(flusherPatience, b.relieveFlushers)
+		w.runs = true
+		b.turns.watch = w
+	}
+	w.attempts = append(w.attempts, attempting{client: c})
+	if !w.runs {
+		w.runs = true
+		w.timer.Reset(flusherPatience)
+	}
+}
+
+// endWatchLocked stops the timer when no flusher runs. Between two attempts of a flusher it goes on, because to stop it and to
+// start it again would cost more.
+func (b *Hub) endWatchLocked() {
+	w := b.turns.watch
+	if w != nil && w.runs && b.turns.flushers == 0 {
+		w.runs = false
+		w.timer.Stop() // a call that has begun finds no attempt
+	}
+}
+
+// relieveFlushers relieves the flushers whose attempts have stood since the last call. Such an attempt has the deadline of
+// a write from then on.
+func (b *Hub) relieveFlushers() {
+	b.mu.Lock()
+	w := b.turns.watch
+	w.attempts = slices.DeleteFunc(w.attempts, func(a attempting) bool {
+		if a.stood {
+			b.beginTurnLocked(a.client, turnWriter)
+			a.client.setWriteDeadline(time.Now().Add(a.client.settings.WriteTimeout))
+			b.turns.flushers--
+		}
+		return a.stood
+	})
+	for i := range w.attempts {
+		w.attempts[i].stood = true
+	}
+	more := b.moreFlushersLocked()
+	w.runs = w.runs && b.turns.flushers > 0
+	if w.runs {
+		w.timer.Reset(flusherPatience)
+	}
+	b.mu.Unlock()
+	for range more {
+		go b.flush()
 	}
 }
 

@@ -166,6 +166,15 @@ func (l *lateReader) Read(p []byte) (int, error) {
 // newSockets joins clients of a new hub over TCP or TLS, and returns their peers. At the end of the test all must be finished.
 func newSockets(t *testing.T, overTLS bool, n int) []*lateReader {
 	t.Helper()
+	if overTLS {
+		return newSocketsOver(t, n, func(server net.Conn, _ int) net.Conn { return server })
+	}
+	return newSocketsOver(t, n, nil)
+}
+
+// newSocketsOver is newSockets over TLS above what below returns, or over TCP where below is nil.
+func newSocketsOver(t *testing.T, n int, below func(server net.Conn, i int) net.Conn) []*lateReader {
+	t.Helper()
 	b := newHub(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -173,12 +182,12 @@ func newSockets(t *testing.T, overTLS bool, n int) []*lateReader {
 	}
 	defer listener.Close()
 	var serverTLS *tls.Config
-	if overTLS {
+	if below != nil {
 		serverTLS = &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}
 	}
 	var peers []*lateReader
 	var clients []*Client
-	for range n {
+	for i := range n {
 		nc, err := net.Dial("tcp", listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -188,8 +197,8 @@ func newSockets(t *testing.T, overTLS bool, n int) []*lateReader {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if overTLS {
-			s, c := tls.Server(server, serverTLS), tls.Client(nc, &tls.Config{InsecureSkipVerify: true})
+		if below != nil {
+			s, c := tls.Server(below(server, i), serverTLS), tls.Client(nc, &tls.Config{InsecureSkipVerify: true})
 			shaken := make(chan error)
 			go func() { shaken <- s.Handshake() }()
 			if err := c.Handshake(); err != nil {
@@ -223,6 +232,51 @@ func newSockets(t *testing.T, overTLS bool, n int) []*lateReader {
 		})
 	})
 	return peers
+}
+
+// TestTurns_FlusherThatMustWaitIsRelieved has a client's attempt wait, and then its peer read.
+func TestTurns_FlusherThatMustWaitIsRelieved(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		t.Run(fmt.Sprintf("reads=%v", reads), func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *Hub) {
+				settings := defaults()
+				settings.PingInterval = 0
+				stuck, p := joiner{abilities: triesWrites | mayWait, room: 100}.join(t, b, settings)
+				_, other := connect(t, b, settings)
+				synctest.Wait()
+				large := strings.Repeat("x", 1000)
+				began := time.Now()
+				publishIn(b, textMessage(large))
+				other.wantText(large)
+				if took := time.Since(began); took > 2*flusherPatience {
+					t.Errorf("the other client waited %v, want %v at most", took, 2*flusherPatience)
+				}
+				time.Sleep(2 * flusherPatience) // by now the flusher is relieved, whomever it has served first
+				for range 3 {
+					began := time.Now()
+					publishIn(b, textMessage("next"))
+					other.wantText("next")
+					if took := time.Since(began); took > 0 {
+						t.Errorf("the other client waited %v, want no wait", took)
+					}
+				}
+				if reads {
+					p.wantText(large)
+					for range 3 {
+						p.wantText("next")
+					}
+					time.Sleep(2 * settings.WriteTimeout) // no deadline is left of the relief
+					publishIn(b, textMessage("last"))
+					p.wantText("last")
+					other.wantText("last")
+					return
+				}
+				time.Sleep(settings.WriteTimeout + 2*flusherPatience)
+				synctest.Wait()
+				wantEnd(t, stuck, CloseWriteTimeout)
+			})
+		})
+	}
 }
 
 // selfSigned returns a certificate that nobody trusts.

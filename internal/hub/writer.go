@@ -150,7 +150,7 @@ func (c *Client) attempt(t *Tally, frames []byte, n int) (rest []byte) {
 // progress for the write timeout and send has cut the client, because a client cannot read on after a broken frame.
 func (c *Client) send(p []byte) bool {
 	chunk := conn.MaxTLSRecord // so that each record has the full timeout
-	if c.tryWriter != nil {
+	if c.exact {
 		chunk = feed.MaxWrite
 	}
 	for len(p) > 0 {
@@ -161,7 +161,7 @@ func (c *Client) send(p []byte) bool {
 			c.hub.mute(c) // the reader finds the reason
 			return false
 		}
-		slow := err != nil && c.tryWriter != nil && !c.isEnding()
+		slow := err != nil && c.exact && !c.isEnding()
 		if slow && n == 0 {
 			// A blocked write goes on only when a third of the socket's buffer is free. An attempt takes what is free
 			// by now.
