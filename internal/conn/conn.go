@@ -28,7 +28,7 @@ type Conn interface {
 	// The zero time means no bound.
 	SetReadDeadline(t time.Time) error
 
-	// SetWriteDeadline bounds Writes in the same way. A TryWrite after the deadline takes nothing.
+	// SetWriteDeadline bounds Writes in the same way, and attempts that are not exact.
 	SetWriteDeadline(t time.Time) error
 
 	// CloseWrite closes the sending half, so that the peer sees the end and the Conn can still read. It returns false
@@ -47,7 +47,7 @@ type Conn interface {
 // A TryWriter is a Conn that can write without waiting.
 type TryWriter interface {
 	// TryWrite writes as much of p as the socket has room for, and returns how many bytes that were. It takes less than
-	// all of p if the socket is full, broken or past its write deadline; only a Write can tell which.
+	// all of p if the socket is full or broken; only a Write can tell which.
 	TryWrite(p []byte) int
 
 	// Exact reports whether TryWrite never waits, and a Write that has timed out may go on where it stopped: n of its p

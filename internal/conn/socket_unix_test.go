@@ -142,7 +142,7 @@ func TestTryWrite_WriteGoesOnWhereItTimedOut(t *testing.T) {
 		t.Fatalf("got %d bytes, %v, want a timeout", n, err)
 	}
 	if got := c.(TryWriter).TryWrite(text[n:]); got != 0 {
-		t.Errorf("past the deadline: got %d bytes taken", got)
+		t.Errorf("a full socket: got %d bytes taken", got)
 	}
 	if err := c.SetWriteDeadline(time.Time{}); err != nil {
 		t.Fatal(err)

@@ -317,7 +317,7 @@ func (w memoryTryWriter) TryWrite(p []byte) int {
 	if m.bug {
 		panic("a bug")
 	}
-	if m.closed || m.toPeer.broken != nil || hasPassed(m.writeBy) {
+	if m.closed || m.toPeer.broken != nil {
 		return 0
 	}
 	n := min(len(p), max(m.toPeer.room-len(m.toPeer.buf), 0))

@@ -165,7 +165,6 @@ func (c *Client) send(p []byte) bool {
 		if slow && n == 0 {
 			// A blocked write goes on only when a third of the socket's buffer is free. An attempt takes what is free
 			// by now.
-			c.setWriteDeadline(time.Time{})
 			n = c.tryWriter.TryWrite(p)
 		}
 		c.sent(n)
@@ -175,8 +174,8 @@ func (c *Client) send(p []byte) bool {
 			return false
 		}
 	}
-	if c.tryWriter != nil {
-		c.setWriteDeadline(time.Time{}) // after a deadline that has passed every attempt would fail
+	if c.tryWriter != nil && !c.exact {
+		c.setWriteDeadline(time.Time{}) // an attempt after the deadline would break the connection
 	}
 	return true
 }
