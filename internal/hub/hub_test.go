@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -210,14 +211,19 @@ func serveQueue(b *Hub) {
 }
 
 // BenchmarkHub_Publish publishes into hubs without connections. It measures a message before anything is written. With idle
-// clients that includes waking each of them and taking its turn.
+// clients that includes waking each of them and taking its turn. With events one of the idle clients speaks events, so each
+// message has two encodings.
 func BenchmarkHub_Publish(b *testing.B) {
 	for _, clients := range []int{10, 1000} {
 		for _, size := range []int{128, 4096, 65536} {
-			for _, state := range []string{"idle", "slow"} {
+			for _, state := range []string{"idle", "slow", "events"} {
 				b.Run(fmt.Sprintf("clients=%d/size=%d/state=%s", clients, size, state), func(b *testing.B) {
-					h := newSocketlessHub(clients, 0, state == "slow", defaults())
-					m := Message{Message: feed.Message{Opcode: ws.BinaryMessage, Payload: make([]byte, size)}}
+					events := 0
+					if state == "events" {
+						events = 1
+					}
+					h := newSocketlessHub(clients, events, state == "slow", defaults())
+					m := Message{Message: feed.Message{Opcode: ws.TextMessage, Payload: bytes.Repeat([]byte("x"), size)}}
 					b.ReportAllocs()
 					for b.Loop() {
 						publishIn(h, m)
