@@ -244,10 +244,17 @@ func (p *tab) waitMessage(name, text string) {
 // setName types a name over the one that the page has made up, and waits until the page is connected with it.
 func (p *tab) setName(name string) {
 	p.t.Helper()
-	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
-	p.do(typeInto("#name", name), enter)
+	p.typeName(name)
 	p.waitPeople(name)
 	p.waitState("open")
+}
+
+// typeName types a name over the one that the page has made up.
+func (p *tab) typeName(name string) {
+	p.t.Helper()
+	p.waitFor(`inside().querySelector("#name")?.checkVisibility()`)
+	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
+	p.do(typeInto("#name", name), enter)
 }
 
 // waitPeople waits until the page lists people, whoever else is here.
@@ -672,10 +679,7 @@ func testSaysThatTheRoomHasStartedAnew(t *testing.T, browser context.Context) {
 	p.waitFor(`inside().querySelector("#why").textContent.includes("connection is lost")`)
 	evaluate[int](p, `window.hour = 13`)
 	s.load(exampleSite(t))
-	p.waitFor(`inside().querySelector(".missed")?.innerText.includes("started anew")`)
-	if got := evaluate[string](p, `inside().querySelector(".missed").innerText`); !strings.Contains(got, "since "+lost) {
-		t.Errorf("got %q, want it since %s", got, lost)
-	}
+	p.waitFor(`(({ innerText = "" } = {}) => innerText.includes("started anew") && innerText.includes(` + jsString("since "+lost) + `))(inside().querySelector(".missed") ?? undefined)`)
 	p.send("after")
 	p.waitMessage("You", "after")
 	if got, want := p.messages(), []shownMessage{{"You", "before"}, {"You", "after"}}; !slices.Equal(got, want) {
@@ -770,8 +774,7 @@ func testShowsThatAMessageHasArrivedAfterAll(t *testing.T, browser context.Conte
 	line.silence()
 	p.send("hello?")
 	peer.wantText("hello?")
-	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
-	p.do(typeInto("#name", "Ada"), enter)
+	p.typeName("Ada")
 	p.waitFor(`inside().querySelector(".gone .failed span").textContent === "This may not have arrived."`)
 	line.restore()
 	p.waitState("open")
@@ -813,8 +816,7 @@ func testSendsUnderANewNameWhatWaits(t *testing.T, browser context.Context) {
 	}
 	p.do(enter)
 	p.waitFor(`inside().querySelector(".pending")`)
-	evaluate[bool](p, `(inside().querySelector("#name").select(), true)`)
-	p.do(typeInto("#name", "Ada"), enter)
+	p.typeName("Ada")
 	line.restore()
 	peer.wantText("日本")
 	p.waitFor(`!inside().querySelector(".pending, .gone")`)

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -117,26 +116,40 @@ func (p *tab) waitFlood(i int) {
 	})()`, i))
 }
 
-// TestElement_Sizes holds the element to what the documents say about its size.
+// TestElement_Sizes holds the files that a page fetches to what the documents say about them.
 func TestElement_Sizes(t *testing.T) {
-	paths, err := filepath.Glob("client/chat-room*.js")
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("got %v, %v, want the files of the element", paths, err)
-	}
-	sizes, sum := map[string]int{}, 0
-	for _, path := range paths {
-		if regexp.MustCompile(`-(de|fr|es)\.js$`).MatchString(path) {
-			continue // a page loads one of them at most
-		}
-		sizes[path] = packedSize(t, path)
-		sum += sizes[path]
-		t.Logf("%s: %d bytes with gzip", path, sizes[path])
-	}
-	if got, limit := sizes["client/chat-room.js"]+sizes["client/chat-room-style.js"], 20<<10; got > limit {
-		t.Errorf("got an element with its style of %d bytes, want at most %d", got, limit)
-	}
-	if limit := 28 << 10; sum > limit {
-		t.Errorf("got files of %d bytes in all, want at most %d", sum, limit)
+	t.Parallel()
+	browser := startBrowser(t)
+	for _, row := range []struct {
+		page  string
+		limit int
+	}{
+		{"page", 20 << 10},
+		{"page with names", 26 << 10},
+	} {
+		t.Run(row.page, func(t *testing.T) {
+			t.Parallel()
+			s := startPage(t, row.page, docBlock(t, "html: "+row.page))
+			p := openTab(t, browser, s.url)
+			p.waitState("open")
+			if row.page == "page with names" {
+				p.waitFor(`inside().querySelector("#people")?.checkVisibility() && inside().querySelector("#name")?.checkVisibility()`)
+			}
+			p.send("hello")
+			p.waitFor(`inside().querySelector(".sent")`)
+			sum := 0
+			for _, name := range evaluate[[]string](p, `performance.getEntriesByType("resource").map(({ name }) => name.split("/chat-client/")[1]).filter(Boolean)`) {
+				size := packedSize(t, filepath.Join("client", name))
+				t.Logf("%s: %d bytes with gzip", name, size)
+				if name != "chat.js" {
+					sum += size
+				}
+			}
+			if sum < 10<<10 || sum > row.limit {
+				t.Errorf("got %d bytes beside chat.js, want at most %d", sum, row.limit)
+			}
+			t.Logf("%d bytes beside chat.js", sum)
+		})
 	}
 }
 
@@ -156,7 +169,7 @@ func TestElement_ThreeLines(t *testing.T) {
 			t.Errorf("got a message in %s, want the element's own style", got)
 		}
 		// Without presence there is no list, and no row for one.
-		if got := element[bool](tabs[0], `root.querySelector("#people").checkVisibility() || root.querySelector("#who").checkVisibility()
+		if got := element[bool](tabs[0], `root.querySelector("#people") !== null || root.querySelector("#who").checkVisibility()
 			|| getComputedStyle(root.querySelector("#room")).gridTemplateColumns.includes(" ")
 			|| getComputedStyle(root.querySelector("#room")).gridTemplateRows.split(" ").length !== 3`); got {
 			t.Error("got a list of people, or its place, where the hub has no presence")
@@ -226,6 +239,7 @@ func TestElement_Languages(t *testing.T) {
 	p := openTab(t, startBrowser(t), s.frame("/chat/lobby&lang=de"))
 	p.waitFor(`inside().querySelector("#text")?.placeholder === "Nachricht schreiben"`)
 	if got := evaluate[[]string](p, `import("/chat-client/chat-room-words.js").then(async ({ languages: { en, ...others } }) => {
+		for (const name of ["alerts", "more", "name", "people"]) await import("/chat-client/chat-room-" + name + ".js"); // have English, too
 		const holes = (phrase) => String([...JSON.stringify(phrase).matchAll(/\{\w+\}/g)].map(String).sort());
 		const wrong = [];
 		for (const [language, load] of Object.entries(others)) {
@@ -581,7 +595,7 @@ func testElementReadsOutOnce(t *testing.T, browser context.Context, s *process) 
 func testElementKeyboard(t *testing.T, browser context.Context, s *process) {
 	p := openTab(t, browser, s.frame("/chat/keyboard&name"))
 	p.waitState("open")
-	p.waitFor(`!inside().querySelector("#who").hidden`)
+	p.waitFor(`!inside().querySelector("#who").hidden && inside().querySelector("#name")?.checkVisibility()`)
 	p.resize(500, 600, "light") // where the list of people is a panel
 	var reached []string
 	for range 8 {

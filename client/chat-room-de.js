@@ -1,6 +1,6 @@
 /** The interface of `<chat-room>` in German. */
 
-/** @type {import('./chat-room-words.js').Words} */
+/** @type {import('./chat-room-types.js').Words} */
 export default {
   chat: 'Chat {room}',
   messages: 'Nachrichten',
@@ -38,7 +38,6 @@ export default {
   send: 'Senden',
   help: 'Enter sendet, Umschalt+Enter beginnt eine neue Zeile',
   youAre: 'Du bist',
-  count: '{n} von {max}',
   tooLong: 'Um {n} zu lang. Nichts wird abgeschnitten: Kürze den Text oder sende ihn in Teilen.',
   notSentClosed: 'Nicht gesendet: Es gibt keine Verbindung. Deine Nachricht bleibt hier stehen.',
   notSentFull: 'Nicht gesendet: Zu viele Nachrichten warten auf die Verbindung. Diese bleibt hier stehen.',

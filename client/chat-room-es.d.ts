@@ -1,4 +1,4 @@
 /** The interface of `<chat-room>` in Spanish. */
-/** @type {import('./chat-room-words.js').Words} */
-declare const _default: import("./chat-room-words.js").Words;
+/** @type {import('./chat-room-types.js').Words} */
+declare const _default: import("./chat-room-types.js").Words;
 export default _default;

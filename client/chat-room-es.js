@@ -1,6 +1,6 @@
 /** The interface of `<chat-room>` in Spanish. */
 
-/** @type {import('./chat-room-words.js').Words} */
+/** @type {import('./chat-room-types.js').Words} */
 export default {
   chat: 'Chat {room}',
   messages: 'Mensajes',
@@ -38,7 +38,6 @@ export default {
   send: 'Enviar',
   help: 'Intro envía, Mayús+Intro empieza una línea nueva',
   youAre: 'Tu nombre:',
-  count: '{n} de {max}',
   tooLong: 'Sobran {n}. No se recorta nada: acórtalo o envíalo por partes.',
   notSentClosed: 'No enviado: no hay conexión. Tu mensaje se queda aquí.',
   notSentFull: 'No enviado: hay demasiados mensajes esperando la conexión. Este se queda aquí.',

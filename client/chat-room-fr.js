@@ -1,6 +1,6 @@
 /** The interface of `<chat-room>` in French. */
 
-/** @type {import('./chat-room-words.js').Words} */
+/** @type {import('./chat-room-types.js').Words} */
 export default {
   chat: 'Discussion {room}',
   messages: 'Messages',
@@ -38,7 +38,6 @@ export default {
   send: 'Envoyer',
   help: 'Entrée envoie, Maj+Entrée va à la ligne',
   youAre: 'Votre nom :',
-  count: '{n} sur {max}',
   tooLong: 'Trop long de {n}. Rien n’est coupé : raccourcissez le texte ou envoyez-le en plusieurs parties.',
   notSentClosed: 'Non envoyé : il n’y a pas de connexion. Votre message reste ici.',
   notSentFull: 'Non envoyé : trop de messages attendent la connexion. Celui-ci reste ici.',

@@ -1,54 +1,28 @@
-export type Item = {
-    order: number;
-};
 /**
- * What a list shows. It stands where its `order` says; items of one order stand as they came.
- * @typedef {{ order: number }} Item
+ * A list of items, sorted by their `order`. The document has only those around the reader. Changes show together, in the next
+ * frame. A reader at the end follows new items; for any other, nothing moves.
  */
-/**
- * A list that ends at the newest item. The document has only the items around the reader, so that a long conversation costs
- * no more than a short one. Changes are collected and shown together in the next frame, with one layout.
- *
- * A reader at the end follows new items. For any other, nothing moves.
- * @template {Item} T
- */
-export declare class ItemList<T extends Item> {
+export declare class ItemList {
     #private;
     /**
-     * @param {HTMLElement} scroller what scrolls
-     * @param {HTMLElement} list its only content, which gets the elements
-     * @param {object} how
-     * @param {(item: T, mark: string) => HTMLElement} how.draw makes an element
-     * @param {(item: T, previous: T | undefined) => string} how.mark what an element shows of its neighbor; another value
-     *   has it drawn again
-     * @param {(item: T) => void} how.forget is called for items that the list has dropped
+     * `list` is all that scrolls. `draw(item, mark)` makes an element, and again when `mark(item, previous)` has changed. The list
+     * calls `forget(item)` for an item that it has dropped.
      */
-    constructor(scroller: HTMLElement, list: HTMLElement, { draw, mark, forget }: {
-        draw: (item: T, mark: string) => HTMLElement;
-        mark: (item: T, previous: T | undefined) => string;
-        forget: (item: T) => void;
+    constructor(scroller: any, list: any, { draw, mark, forget }: {
+        draw: any;
+        forget: any;
+        mark: any;
     });
     get size(): number;
-    /** The newest item. */
-    get last(): T | undefined;
-    /** Whether the reader sees the newest item. */
+    get last(): any;
     get atEnd(): boolean;
     /** Whether the newest item is more than two screens away. */
     get farAway(): boolean;
-    [Symbol.iterator](): ArrayIterator<T>;
-    /**
-     * Adds an item.
-     * @param {T} item
-     */
-    add(item: T): void;
-    /** @param {T} item */
-    remove(item: T): void;
-    /**
-     * Puts an item where its order says now, and draws it again.
-     * @param {T} item
-     */
-    update(item: T): void;
-    /** Has all items drawn again. */
+    [Symbol.iterator](): ArrayIterator<any>;
+    add(item: any): void;
+    remove(item: any): void;
+    /** Puts an item where its order says now, and draws it again. */
+    update(item: any): void;
     redraw(): void;
     clear(): void;
     /** Shows nothing new until `release`, for the items of a history come one by one. */
@@ -58,8 +32,6 @@ export declare class ItemList<T extends Item> {
     changed(): void;
     /** Shows what has changed. */
     show(): void;
-    /** Goes to the newest item. */
     toEnd(): void;
-    /** Goes to the oldest item. */
     toStart(): void;
 }

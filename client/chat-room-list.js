@@ -1,45 +1,28 @@
-/** How many items the document has at most, apart from a page of those that are about to leave it. */
+/** How many items the document has, and a page more before any leave it. */
 const WINDOW = 200;
 
-/** How many items come into the document when the reader gets near the last of them: as many as one frame has time for. */
+/** How many items come into the document at once: one frame has time for them. */
 const PAGE = 20;
 
-/** How many items are remembered. Older ones are forgotten, but not under the eyes of a reader. */
+/** How many items the list remembers, and more under the eyes of a reader. */
 const KEPT = 2000;
 
-/** Within this many pixels of the end the reader is at the end, and stays there. */
+/** Within this many pixels of the end the reader is there, and stays there. */
 const NEAR = 40;
 
 /**
- * What a list shows. It stands where its `order` says; items of one order stand as they came.
- * @typedef {{ order: number }} Item
- */
-
-/**
- * A list that ends at the newest item. The document has only the items around the reader, so that a long conversation costs
- * no more than a short one. Changes are collected and shown together in the next frame, with one layout.
- *
- * A reader at the end follows new items. For any other, nothing moves.
- * @template {Item} T
+ * A list of items, sorted by their `order`. The document has only those around the reader. Changes show together, in the next
+ * frame. A reader at the end follows new items; for any other, nothing moves.
  */
 export class ItemList {
-  /**
-   * All items, sorted.
-   * @type {T[]}
-   */
   #items = [];
-  // The items that the document has: from, and up to but without.
+  // The document has the items in between, without the last one.
   #from = 0;
   #to = 0;
   #atEnd = true;
-  // Where the reader was when the list scrolled last.
   #top = 0;
-  /**
-   * The element of each item in the document, and the mark with which it was drawn.
-   * @type {Map<T, { element: HTMLElement, mark: string }>}
-   */
+  // The element and the mark of each item in the document.
   #drawn = new Map();
-  // Waits for the next frame.
   #frame = 0;
   #timer = 0;
   #held = false;
@@ -50,13 +33,8 @@ export class ItemList {
   #forget;
 
   /**
-   * @param {HTMLElement} scroller what scrolls
-   * @param {HTMLElement} list its only content, which gets the elements
-   * @param {object} how
-   * @param {(item: T, mark: string) => HTMLElement} how.draw makes an element
-   * @param {(item: T, previous: T | undefined) => string} how.mark what an element shows of its neighbor; another value
-   *   has it drawn again
-   * @param {(item: T) => void} how.forget is called for items that the list has dropped
+   * `list` is all that scrolls. `draw(item, mark)` makes an element, and again when `mark(item, previous)` has changed. The list
+   * calls `forget(item)` for an item that it has dropped.
    */
   constructor(scroller, list, { draw, mark, forget }) {
     this.#scroller = scroller;
@@ -74,12 +52,10 @@ export class ItemList {
     return this.#items.length;
   }
 
-  /** The newest item. */
   get last() {
     return this.#items.at(-1);
   }
 
-  /** Whether the reader sees the newest item. */
   get atEnd() {
     return this.#atEnd;
   }
@@ -94,21 +70,16 @@ export class ItemList {
     return this.#items[Symbol.iterator]();
   }
 
-  /**
-   * Adds an item.
-   * @param {T} item
-   */
   add(item) {
     let i = this.#items.length;
     while (i > 0 && this.#items[i - 1].order > item.order) i--;
     this.#items.splice(i, 0, item);
     if (i < this.#from) this.#from++;
-    // A reader who is not at the end gets what comes as long as there is room, and the rest when they come to it.
+    // A reader who is not at the end gets what has room, and the rest when they come to it.
     if (i < this.#from || i < this.#to || (i === this.#to && this.#to - this.#from < WINDOW)) this.#to++;
     this.changed();
   }
 
-  /** @param {T} item */
   remove(item) {
     const i = this.#items.lastIndexOf(item);
     if (i < 0) return;
@@ -118,10 +89,7 @@ export class ItemList {
     this.changed();
   }
 
-  /**
-   * Puts an item where its order says now, and draws it again.
-   * @param {T} item
-   */
+  /** Puts an item where its order says now, and draws it again. */
   update(item) {
     const i = this.#items.lastIndexOf(item);
     if (i < 0) return;
@@ -135,7 +103,6 @@ export class ItemList {
     this.changed();
   }
 
-  /** Has all items drawn again. */
   redraw() {
     for (const drawn of this.#drawn.values()) drawn.mark = '?';
     this.changed();
@@ -179,13 +146,11 @@ export class ItemList {
     else if (anchor) this.#restore(anchor);
   }
 
-  /** Goes to the newest item. */
   toEnd() {
     this.#atEnd = true;
     this.show();
   }
 
-  /** Goes to the oldest item. */
   toStart() {
     this.#atEnd = false;
     this.#from = 0;
@@ -210,7 +175,7 @@ export class ItemList {
       return;
     }
     this.#to = this.#items.length;
-    // Items leave the document by pages, not with each new one. A history begins with few: the rest is out of sight.
+    // Items leave the document by pages. A history begins with few: the rest is out of sight.
     if (this.#to - this.#from > WINDOW + PAGE) this.#from = this.#to - (this.#drawn.size ? WINDOW : 2 * PAGE);
   }
 
@@ -240,7 +205,6 @@ export class ItemList {
     }
   }
 
-  /** Scrolls to the end. */
   #stay() {
     this.#scroller.scrollTop = this.#scroller.scrollHeight;
     this.#top = this.#scroller.scrollTop;
@@ -256,10 +220,7 @@ export class ItemList {
     return null;
   }
 
-  /**
-   * Scrolls so that the item is where it was.
-   * @param {{ item: T, top: number }} anchor
-   */
+  /** Scrolls so that the item is where it was. */
   #restore({ item, top }) {
     const now = this.#drawn.get(item)?.element.getBoundingClientRect().top;
     if (now !== undefined && now !== top) this.#scroller.scrollTop += now - top;
@@ -269,8 +230,7 @@ export class ItemList {
   #scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.#scroller;
     const below = scrollHeight - scrollTop - clientHeight;
-    // Items that were added since are shown in the next frame. They do not move a reader away from the end, nor does a place
-    // that has shrunk: only scrolling up does.
+    // Neither new items nor a smaller window move a reader away from the end: only scrolling up does.
     if (below < NEAR) this.#atEnd ||= this.#to === this.#items.length;
     else if (scrollTop < this.#top) this.#atEnd = false;
     this.#top = scrollTop;

@@ -1,29 +1,28 @@
 /**
- * The look of `<chat-room>`. The colors follow the page's `color-scheme`. A page may set the properties that begin with
- * `--chat-`, and style the parts. It is a constructed style sheet, because a strict Content-Security-Policy forbids others.
+ * The look of `<chat-room>`, in the page's `color-scheme`. A page may set the properties that begin with `--chat-`. It is a
+ * constructed style sheet, because a strict Content-Security-Policy forbids others.
  */
-const css = `
+export default `
 :host {
   --background: var(--chat-background, light-dark(#fbfaf6, #151b19));
   --text: var(--chat-text, light-dark(#1b2420, #e8eeea));
   --muted: var(--chat-muted, light-dark(#57655e, #9fb0a8));
   --line: var(--chat-line, light-dark(#dde3dd, #29332f));
   --field: var(--chat-field, light-dark(#fff, #1c2421));
-  --field-line: light-dark(#87948d, #66756d);
+  --field-line: color-mix(in srgb, var(--text) 50%, var(--field));
   --bubble: var(--chat-bubble, light-dark(#eef1ec, #222b28));
   --bubble-text: var(--chat-bubble-text, var(--text));
   --mine: var(--chat-mine, light-dark(#0e6957, #17604f));
   --mine-text: var(--chat-mine-text, light-dark(#fff, #f4fffb));
-  --mine-muted: var(--chat-mine-text, light-dark(#cbe8de, #b4ddcf));
+  --mine-muted: color-mix(in srgb, var(--mine-text) 80%, transparent);
   --accent: var(--chat-accent, light-dark(#0e6957, #62d3b3));
   --accent-text: var(--chat-accent-text, light-dark(#fff, #06201a));
-  --ok: light-dark(#1a9c63, #3ecf8e);
-  --busy: light-dark(#c98206, #f0b23c);
+  --ok: #1a9c63;
+  --busy: #c98206;
   --bad: light-dark(#cf3f36, #ff7a70);
   --warn: light-dark(#fff3d6, #33290f);
-  --warn-line: light-dark(#ecd08a, #5c4a1a);
   --warn-text: light-dark(#523c05, #f7e3b2);
-  --shadow: light-dark(rgb(20 40 30 / 14%), rgb(0 0 0 / 50%));
+  --warn-line: color-mix(in srgb, var(--warn-text) 30%, var(--warn));
   --radius: var(--chat-radius, 1.15rem);
 
   display: block;
@@ -35,28 +34,22 @@ const css = `
   border-radius: 0.9rem;
   background: var(--background);
   color: var(--text);
-  font: var(--chat-font, 1rem/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif);
+  font: var(--chat-font, 1rem/1.45 system-ui, sans-serif);
   text-align: start;
+  scrollbar-color: var(--line) transparent;
 }
+:host([transparent]) { border: 0; background: none; }
 :host([hidden]), [hidden] { display: none !important; }
 
 * { box-sizing: border-box; }
 
 /* For screen readers only. */
-.hidden {
-  position: absolute;
-  width: 1px;
-  height: 1px;
-  overflow: hidden;
-  clip-path: inset(50%);
-  white-space: nowrap;
-}
+.hidden, .mine .from, .follows .from { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 
-h2, p, ol, ul { margin: 0; padding: 0; }
-ol, ul { list-style: none; }
+h2, p, ol, ul { margin: 0; padding: 0; list-style: none; }
 svg { display: block; fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
 button, input, textarea { font: inherit; color: inherit; }
-button { cursor: pointer; border: 0; background: none; touch-action: manipulation; }
+button { cursor: pointer; border: 0; background: none; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 
@@ -67,7 +60,7 @@ a { color: var(--accent); }
   grid: auto minmax(0, 1fr) auto / minmax(0, 1fr);
 }
 
-/* ---- the header ---- */
+/* the header */
 
 #header {
   display: flex;
@@ -104,57 +97,8 @@ a { color: var(--accent); }
 }
 #who { padding-inline: 0.8rem; }
 #who svg, #bell svg { inline-size: 1.2rem; }
-#who[aria-expanded="true"], #bell[aria-expanded="true"] { border-color: var(--accent); color: var(--accent); }
-#bell:not(.on) .waves { display: none; }
-@media (hover: hover) {
-  #who:hover, #bell:hover { background: var(--bubble); }
-}
 
-/* ---- panels: who is here, notifications ---- */
-
-.panel { padding: 1rem; overflow-y: auto; overscroll-behavior: contain; scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
-.panel .heading { margin-block-end: 0.6rem; font-size: 0.85rem; font-weight: 600; color: var(--muted); }
-.panel:not(.open) { display: none; }
-.panel.open {
-  position: absolute;
-  z-index: 2;
-  inset-block-start: calc(4.1rem + env(safe-area-inset-top));
-  inset-inline-end: 0.75rem;
-  inline-size: min(17rem, calc(100% - 1.5rem));
-  max-block-size: calc(100% - 5rem);
-  border: 1px solid var(--line);
-  border-radius: 1.1rem;
-  background: var(--background);
-  box-shadow: 0 18px 50px var(--shadow);
-}
-#people li { display: flex; align-items: center; gap: 0.6rem; padding-block: 0.3rem; }
-#people .avatar { align-self: center; inline-size: 1.8rem; block-size: 1.8rem; font-size: 0.82rem; }
-#people .name { min-inline-size: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-weight: 550; }
-.windows { flex: 1 0 auto; font-size: 0.78rem; color: var(--muted); }
-#others { padding-block: 0.3rem; font-size: 0.85rem; color: var(--muted); }
-#alerts label { display: flex; align-items: center; gap: 0.6rem; min-block-size: 2.2rem; }
-#alerts input { inline-size: 1.15rem; block-size: 1.15rem; margin: 0; accent-color: var(--accent); }
-#alerts p { margin-block-start: 0.4rem; font-size: 0.82rem; color: var(--muted); }
-
-/* Who is here stands beside the messages where there is space, and over them elsewhere. */
-@container (inline-size >= 46rem) {
-  #room.listed { grid-template-columns: minmax(0, 1fr) 15rem; }
-  .listed #header { grid-column: 1 / -1; }
-  .listed #who { display: none; }
-  .listed #people, .listed #people.open {
-    display: block;
-    position: static;
-    grid-area: 2 / 2 / 4 / 3;
-    inline-size: auto;
-    max-block-size: none;
-    border: 0;
-    border-inline-start: 1px solid var(--line);
-    border-radius: 0;
-    box-shadow: none;
-  }
-}
-
-/* ---- the messages ---- */
+/* the messages */
 
 #main { min-block-size: 0; position: relative; display: flex; flex-direction: column; }
 #log {
@@ -167,7 +111,6 @@ a { color: var(--accent); }
   flex-direction: column;
   outline-offset: -3px;
   scrollbar-width: thin;
-  scrollbar-color: var(--line) transparent;
 }
 #messages { margin-block-start: auto; padding: 1rem; }
 
@@ -194,7 +137,7 @@ a { color: var(--accent); }
 .mine .avatar { display: none; }
 
 .bubble {
-  max-inline-size: min(34rem, 82%);
+  max-inline-size: min(34rem, 85%);
   min-inline-size: 0;
   padding: 0.45rem 0.8rem 0.5rem;
   border: 1px solid transparent; /* visible in forced colors */
@@ -212,18 +155,11 @@ a { color: var(--accent); }
 }
 
 .from {
-  overflow: hidden;
+  overflow: hidden; /* marks that are piled up */
   overflow-wrap: anywhere;
   font-size: 0.85rem;
   font-weight: 650;
   color: light-dark(oklch(0.46 0.12 var(--hue)), oklch(0.82 0.1 var(--hue)));
-}
-.mine .from, .follows .from {
-  position: absolute;
-  inline-size: 1px;
-  block-size: 1px;
-  overflow: hidden;
-  clip-path: inset(50%);
 }
 .text { display: inline; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 .mine a { color: inherit; }
@@ -231,9 +167,9 @@ a { color: var(--accent); }
 .when:empty { display: none; }
 .mine .when { color: var(--mine-muted); }
 
-/* Messages without an answer. A quick answer must not flicker. */
+/* A quick answer must not flicker. */
 .pending .text { opacity: 0.8; transition: opacity 0.2s 0.3s; }
-.gone .bubble { background: var(--warn); border-color: var(--warn-line); color: var(--warn-text); }
+.gone .bubble, .missed p, #trouble { background: var(--warn); border: 1px solid var(--warn-line); color: var(--warn-text); }
 .gone .when { color: inherit; }
 .failed { clear: both; margin-block-start: 0.45rem; padding-block-start: 0.35rem; border-block-start: 1px solid var(--warn-line); font-size: 0.85rem; }
 .failed button { padding: 0.2rem; font-weight: 650; text-decoration: underline; text-underline-offset: 0.15em; }
@@ -259,12 +195,8 @@ a { color: var(--accent); }
   max-inline-size: 100%;
   margin-inline: auto;
   padding: 0.35rem 1rem;
-  border: 1px dashed var(--warn-line);
   border-radius: 0.9rem;
-  background: var(--warn);
-  color: var(--warn-text);
   font-weight: 600;
-  text-wrap: balance;
 }
 .unread { display: flex; align-items: center; gap: 0.6rem; margin-block: 0.9rem; font-size: 0.78rem; font-weight: 650; color: var(--accent); }
 .unread::before, .unread::after { content: ""; flex: 1; border-block-start: 1px solid currentColor; opacity: 0.5; }
@@ -304,7 +236,7 @@ a { color: var(--accent); }
 }
 #jump svg { inline-size: 1rem; stroke-width: 2; }
 
-/* ---- the composer ---- */
+/* the composer */
 
 #footer { padding: 0.6rem 1rem; padding-block-end: calc(0.6rem + env(safe-area-inset-bottom)); border-block-start: 1px solid var(--line); }
 
@@ -315,13 +247,10 @@ a { color: var(--accent); }
   gap: 0.4rem 0.75rem;
   padding: 0.55rem;
   padding-inline-start: 0.9rem;
-  border: 1px solid var(--warn-line);
   border-radius: 0.9rem;
-  background: var(--warn);
-  color: var(--warn-text);
   font-size: 0.9rem;
 }
-#why { flex: 1 1 12rem; text-wrap: balance; overflow-wrap: anywhere; }
+#why { flex: 1 1 12rem; overflow-wrap: anywhere; }
 #trouble :is(button, a) {
   display: flex;
   align-items: center;
@@ -352,7 +281,6 @@ a { color: var(--accent); }
   resize: none;
   field-sizing: content;
   scrollbar-width: thin;
-  scrollbar-color: var(--field-line) transparent;
 }
 #text::placeholder { color: var(--muted); opacity: 1; }
 #text:focus-visible { outline-offset: -1px; outline-width: 2px; }
@@ -381,72 +309,29 @@ a { color: var(--accent); }
   font-size: 0.85rem;
   color: var(--muted);
 }
-#me { display: flex; align-items: baseline; gap: 0.2rem; min-inline-size: 0; }
-#name {
-  field-sizing: content;
-  min-inline-size: 4rem;
-  max-inline-size: 14rem;
-  padding: 0.15rem 0.3rem;
-  border: 1px solid transparent;
-  border-block-end: 1px dashed var(--muted);
-  background: none;
-  color: var(--text);
-  font-weight: 600;
-}
-#name:focus { border-radius: 0.4rem; background: var(--field); }
-#name:read-only { border-block-end-color: transparent; }
-#count { font-variant-numeric: tabular-nums; color: var(--text); }
-#help:has(+ #count:not([hidden])) { display: none; }
 ::slotted([slot="below"]) { margin-inline-start: auto; }
 
-/* ---- kinds ---- */
+/* kinds */
 
 .readonly #footer:not(:has(#trouble:not([hidden]))) { display: none; }
 .readonly :is(#hint, #compose, #below) { display: none; }
 
-/* For overlays on a video: nothing but messages, legible on everything. */
-:host([transparent]) { border: 0; background: none; }
-.transparent :is(#bell, #who, .state, #jump, #empty, .panel, .when, .notice:not(.missed), .unread, #footer) { display: none; }
-.transparent #header { position: absolute; clip-path: inset(50%); block-size: 1px; overflow: hidden; } /* a page has a heading */
-.transparent #log { overflow: hidden; }
-.transparent .bubble, .transparent .mine .bubble { background: rgb(12 18 16 / 72%); color: #fff; text-shadow: 0 1px 2px #000; }
-.transparent .from { color: oklch(0.85 0.1 var(--hue)); }
-.transparent .official .from, .transparent a { color: #8fe6cd; }
-
-/* ---- where it is shown ---- */
+/* where it is shown */
 
 @container (inline-size < 22.4rem) {
   #countdown { display: none; }
 }
-@container (inline-size < 30rem) {
-  .bubble { max-inline-size: 86%; }
-}
 @container (inline-size < 40rem) {
   #help { display: none; }
 }
-/* Touch screens have no Enter key to explain, and zoom into fields whose letters are smaller. */
+/* Touch screens have no Enter key to explain. */
 @media (pointer: coarse) {
   #help { display: none; }
-  #name { font-size: 1rem; }
 }
 @media (prefers-reduced-motion: no-preference) {
   .arrives { animation: arrive 0.18s ease-out; }
   [data-state="connecting"] .dot, [data-state="waiting"] .dot { animation: pulse 1.2s ease-in-out infinite; }
-  button, #text { transition: background-color 0.15s, color 0.15s; }
   @keyframes arrive { from { opacity: 0; translate: 0 0.4rem; } }
   @keyframes pulse { 50% { opacity: 0.35; } }
 }
 `;
-
-/**
- * Gives the style to a shadow root.
- * @param {ShadowRoot} root
- */
-export function dress(root) {
-  sheet ??= new CSSStyleSheet();
-  if (!sheet.cssRules.length) sheet.replaceSync(css);
-  root.adoptedStyleSheets = [sheet];
-}
-
-/** @type {CSSStyleSheet | undefined} */
-let sheet;

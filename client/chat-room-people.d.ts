@@ -1,0 +1,31 @@
+/** The list of the people who are here. A page loads this module when a hub tells who is there. */
+import { Panel } from './chat-room-panel.js';
+/** The panel, and who is in it. */
+export default class People extends Panel {
+    #private;
+    /**
+     * @param {Record<string, any>} ui
+     * @param {() => import('./chat-room-words.js').Speaker} speaker
+     */
+    constructor(ui: Record<string, any>, speaker: () => import('./chat-room-words.js').Speaker);
+    /**
+     * Takes a new list, and shows it.
+     * @param {import('./chat-types.js').Page} page
+     * @param {string} visitor what the server calls the visitor
+     */
+    set({ users, next }: import('./chat-types.js').Page, visitor: string): void;
+    /** Hides the list, for a room that has not told who is there. */
+    hide(): void;
+    /** Notes who came and went. Returns whether the list is wrong now: somebody has opened or closed a further window. */
+    change(event: any): boolean;
+    /**
+     * Adds who came and went to the list of messages: as one notice, which grows until the next message.
+     * @param {any} event
+     * @param {import('./chat-room-list.js').ItemList} list
+     * @param {number} order of the notice
+     * @param {Set<string>} own names of the visitor
+     */
+    announce(event: any, list: import('./chat-room-list.js').ItemList, order: number, own: Set<string>): void;
+    /** Shows the list. */
+    show(): void;
+}
