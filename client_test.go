@@ -680,7 +680,7 @@ func TestChat_FailsAMessageThatIsTooBigAlone(t *testing.T) {
 	peer.wantText("b")
 }
 
-// cuts is how often TestChat_LosesNothingSilently breaks something.
+// cuts is how often TestChat_LosesNothingSilently and TestElement_LosesNothingSilently break something.
 var cuts = flag.Int("cuts", 15, "how often a test breaks the connections of four pages that send")
 
 // TestChat_LosesNothingSilently breaks the connections of four pages that send, reloads the server and starts it again, in any
@@ -716,35 +716,7 @@ func testLosesNothingSilently(t *testing.T, browser context.Context, cuts int) {
 		}`)
 		pages = append(pages, p)
 	}
-	pause := func(most time.Duration) { // for pages to send: nothing is waited for
-		<-time.After(rand.N(most))
-	}
-	for range cuts {
-		switch rand.IntN(8) {
-		case 0, 1, 2:
-			l.blink()
-		case 3:
-			l.cut()
-			pause(300 * time.Millisecond)
-			l.restore()
-		case 4:
-			l.silence()
-			pause(300 * time.Millisecond)
-			l.breakAll(func() { l.silent = false })
-		case 5:
-			l.deafen()
-			pause(300 * time.Millisecond)
-			l.breakAll(func() { l.deaf = false })
-		case 6:
-			if err := s.post(options, strings.Replace(moduleSite(t), "history 1000", fmt.Sprint("history ", 1001+rand.IntN(100)), 1)); err != nil {
-				t.Fatal(err)
-			}
-		case 7:
-			s.terminate()
-			s = s.startAgain(options, moduleSite(t))
-		}
-		pause(200 * time.Millisecond)
-	}
+	s = breakAtRandom(s, l, options, moduleSite(t), cuts)
 	for _, p := range pages {
 		evaluate[bool](p, `(clearInterval(ticker), true)`)
 		p.waitFor(`chat.state === "open" && chat.all("sent").length + chat.all("failed").length === sending.size`)
@@ -775,6 +747,42 @@ func testLosesNothingSilently(t *testing.T, browser context.Context, cuts int) {
 		}
 	}
 	t.Logf("%d messages, %v", strings.Count(want, ",")+1, evaluate[[]string](pages[0], `chat.all("failed", "code")`))
+}
+
+// breakAtRandom breaks the connections of a line, reloads the site and starts the server again, in any order. The site has a
+// "history 1000". It returns the server of the end.
+func breakAtRandom(s *process, l *line, options, site string, times int) *process {
+	s.t.Helper()
+	pause := func(most time.Duration) { // for pages to send: nothing is waited for
+		<-time.After(rand.N(most))
+	}
+	for range times {
+		switch rand.IntN(8) {
+		case 0, 1, 2:
+			l.blink()
+		case 3:
+			l.cut()
+			pause(300 * time.Millisecond)
+			l.restore()
+		case 4:
+			l.silence()
+			pause(300 * time.Millisecond)
+			l.breakAll(func() { l.silent = false })
+		case 5:
+			l.deafen()
+			pause(300 * time.Millisecond)
+			l.breakAll(func() { l.deaf = false })
+		case 6:
+			if err := s.post(options, strings.Replace(site, "history 1000", fmt.Sprint("history ", 1001+rand.IntN(100)), 1)); err != nil {
+				s.t.Fatal(err)
+			}
+		case 7:
+			s.terminate()
+			s = s.startAgain(options, site)
+		}
+		pause(200 * time.Millisecond)
+	}
+	return s
 }
 
 // TestChat_Raw runs chat.js against a server that knows nothing of the protocol.
