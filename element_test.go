@@ -632,18 +632,24 @@ func TestElement_Accessibility(t *testing.T) {
 	eve.text("hello, see https://example.com")
 	eve.text("and more")
 	s.publish("/chat/site", "from the site")
-	state := func(script string) string {
-		return `((room, root) => { ` + script + ` })(document.querySelector("chat-room"), inside())`
+	event := func(fields string) string {
+		return `room.chat.dispatchEvent(Object.assign(new Event("state"), ` + fields + `))`
 	}
-	states := []struct{ name, script string }{
-		{"open", ``},
-		{"people", state(`root.querySelector("#who").click()`)},
-		{"notifications", state(`root.querySelector("#bell").click()`)},
-		{"too long", state(`const text = root.querySelector("#text"); text.value = "x".repeat(5000); text.dispatchEvent(new Event("input"))`)},
-		{"sent", state(`const text = root.querySelector("#text"); text.value = ""; text.dispatchEvent(new Event("input")); room.send("hello")`)},
-		{"closed", state(`room.close(); room.chat.dispatchEvent(Object.assign(new Event("state"), { state: "closed", code: 1008, reason: "kicked" }))`)},
-		{"signed out", state(`room.chat.dispatchEvent(Object.assign(new Event("state"), { state: "closed", code: 1006, reason: "sign in", status: 401 }))`)},
-		{"waiting", state(`room.chat.dispatchEvent(Object.assign(new Event("state"), { state: "waiting", code: 1006, reason: "", retryIn: 9000 }))`)},
+	states := []struct {
+		name, script string
+		shown        string // what there is then
+	}{
+		{"open", ``, `root.querySelector("#room")`},
+		{"people", `root.querySelector("#who").click()`, `root.querySelector("#people.open")`},
+		{"notifications", `root.querySelector("#bell").click()`, `root.querySelector("#alerts.open")`},
+		{"too long", `const text = root.querySelector("#text"); text.value = "x".repeat(5000); text.dispatchEvent(new Event("input"))`, `root.querySelector("#hint:not(:empty)")`},
+		{"sent", `const text = root.querySelector("#text"); text.value = ""; text.dispatchEvent(new Event("input")); room.send("hello")`, `root.querySelector(".sent")`},
+		{"failed", `room.chat.dispatchEvent(Object.assign(new Event("failed"), { id: room.send("too much"), code: "rate_limited" }))`, `root.querySelector(".gone")`},
+		{"offline", event(`{ state: "open" }`) + `; ` + event(`{ state: "open", offline: true }`), `root.querySelector("#state").textContent === "Offline"`},
+		{"closed", `room.close(); ` + event(`{ state: "closed", code: 1008, reason: "kicked" }`), `root.querySelector("#why").textContent.startsWith("You were asked to leave")`},
+		{"signed out", event(`{ state: "closed", code: 1006, reason: "sign in", status: 401 }`), `root.querySelector("#login").checkVisibility()`},
+		{"waiting", event(`{ state: "waiting", code: 1006, reason: "", retryIn: 9000 }`), `root.querySelector("#countdown").textContent`},
+		{"rooms", `document.querySelector("#switch").click()`, `document.querySelector("dialog[open]")`},
 	}
 	for page, address := range map[string]string{
 		"example": s.url + "?room=axe", "empty room": s.url + "?room=nobody", "canvas": s.url + "canvas.html",
@@ -657,10 +663,13 @@ func TestElement_Accessibility(t *testing.T) {
 		}{{"light", 1060, 720}, {"dark", 1060, 720}, {"light", 360, 640}, {"dark", 360, 640}} {
 			p.resize(look.width, look.height, look.scheme)
 			for _, state := range states {
-				if state.script != "" && page != "example" && page != "frame" {
+				if state.script != "" && page != "example" && (page != "frame" || state.name == "rooms") {
 					continue
 				}
-				evaluate[any](p, state.script+"; null")
+				if page != "canvas" {
+					element[any](p, `{ `+state.script+` }`)
+					p.waitFor(`((room, root) => ` + state.shown + `)(document.querySelector("chat-room"), inside())`)
+				}
 				evaluate[any](p, axe+"; null")
 				got := evaluate[[]string](p, `new Promise((resolve) => requestAnimationFrame(resolve)).then(() => axe.run(document, { resultTypes: ["violations"] }))
 					.then(({ violations }) => violations.map(({ id, help, nodes }) => id + ": " + help + ": " + nodes.map(({ target }) => target.flat().join(" "))))`)
@@ -669,7 +678,8 @@ func TestElement_Accessibility(t *testing.T) {
 				}
 			}
 			if page == "example" || page == "frame" {
-				element[bool](p, `(root.querySelector("#people").classList.remove("open"), room.connect(), true)`)
+				element[bool](p, `(root.querySelectorAll(".open").forEach((panel) => panel.classList.remove("open")), document.querySelector("dialog")?.close(), room.connect(), true)`)
+				p.waitState("open")
 			}
 		}
 	}
