@@ -555,6 +555,7 @@ func testElementOverlay(t *testing.T, browser context.Context, s *process) {
 	if want := strings.Repeat("rgba(0, 0, 0, 0),", 3); strings.TrimSuffix(want, ",")+"false" != got {
 		t.Errorf("got %s, want no background and no controls", got)
 	}
+	p.waitFor(`((below) => below >= 0 && below < 50)(innerHeight - inside().querySelector(".bubble").getBoundingClientRect().bottom)`)
 }
 
 func testElementWithoutAHub(t *testing.T, browser context.Context, s *process) {
