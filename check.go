@@ -68,7 +68,7 @@ func (h *Handler) tryCheck(header http.Header, r *http.Request) error {
 	if _, err := h.userOf(repl); err != nil {
 		return err
 	}
-	if _, err := sinceOf(r.URL.Query()); err != nil {
+	if _, _, err := replayOf(r.URL.Query()); err != nil {
 		return caddyhttp.Error(http.StatusBadRequest, err)
 	}
 	_, address := clientIP(r)

@@ -81,6 +81,8 @@ func TestCheck_AnswersAsAHandshake(t *testing.T) {
 		{"a user too long", "/hub?hub=a&user=" + strings.Repeat("x", 1025), nil, 400},
 		{"a resumption", "/chat/a?chat_broadcast_since=abc:1", nil, 101},
 		{"a malformed resumption", "/chat/a?chat_broadcast_since=abc", nil, 400},
+		{"a replay", "/chat/a?chat_broadcast_replay=bundles", nil, 101},
+		{"a malformed replay", "/chat/a?chat_broadcast_replay=all", nil, 400},
 		{"two resumptions", "/chat/a?chat_broadcast_since=abc:1&chat_broadcast_since=abc:2", nil, 400},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -117,6 +117,8 @@ type incoming struct {
 
 	MaxMessageSize int `json:"max_message_size"`
 
+	Messages []json.RawMessage `json:"messages"`
+
 	raw string
 }
 
@@ -154,6 +156,7 @@ type eventsPeer struct {
 	*peer
 	hello  incoming
 	schema *jsonschema.Schema
+	bundle []incoming // the messages of the last replay that read has yet to return
 }
 
 // joinEvents connects a peer that speaks the events protocol, and reads its hello.
@@ -234,8 +237,28 @@ func (p *peer) handshake(host, path, header string) (*http.Response, error) {
 // errClosed is that of a connection with a close frame.
 var errClosed = errors.New("closed")
 
-// read returns the next event, and answers pings on the way.
+// read returns the next event: of a replay, the next message.
 func (p *eventsPeer) read() (incoming, error) {
+	if len(p.bundle) == 0 {
+		e, err := p.readWhole()
+		if err != nil || e.Type != "replay" {
+			return e, err
+		}
+		for _, raw := range e.Messages {
+			m := incoming{raw: string(raw)}
+			if err := json.Unmarshal(raw, &m); err != nil {
+				return incoming{}, err
+			}
+			p.bundle = append(p.bundle, m)
+		}
+	}
+	next := p.bundle[0]
+	p.bundle = p.bundle[1:]
+	return next, nil
+}
+
+// readWhole returns the next event, also a replay, and answers pings on the way.
+func (p *eventsPeer) readWhole() (incoming, error) {
 	for {
 		p.patient()
 		f, err := p.readFrame()
@@ -373,6 +396,9 @@ func (p *peer) leave() {
 	p.wantEOF()
 	p.conn.Close()
 }
+
+// bundles is the query of a client that takes replayed messages in bundles.
+const bundles = "chat_broadcast_replay=bundles"
 
 // sinceQuery is the query of a client that has got everything up to seq.
 func sinceQuery(epoch string, seq int) string {

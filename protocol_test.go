@@ -128,6 +128,9 @@ func (s *documentCheck) want(name string, frames ...incoming) {
 
 // normal returns the documented value if the one that was got stands for it.
 func (s *documentCheck) normal(got, want field) any {
+	if got.name == "messages" {
+		return s.normalMessages(got.value, want.value)
+	}
 	value, isText := got.value.(string)
 	documented, _ := want.value.(string)
 	switch got.name {
@@ -156,6 +159,20 @@ func (s *documentCheck) normal(got, want field) any {
 	}
 	s.stands[forward], s.standsIn[back] = value, documented
 	return documented
+}
+
+// normalMessages does for the messages of a replay what normal does for a value.
+func (s *documentCheck) normalMessages(got, want any) any {
+	messages, _ := got.([]any)
+	documented, _ := want.([]any)
+	for i := range min(len(messages), len(documented)) {
+		message, _ := messages[i].(map[string]any)
+		like, _ := documented[i].(map[string]any)
+		for name, value := range message {
+			message[name] = s.normal(field{name, value}, field{name, like[name]})
+		}
+	}
+	return got
 }
 
 func (s *documentCheck) finish() {
@@ -208,6 +225,13 @@ func TestProtocol_ServerMatchesDocumentedExamples(t *testing.T) {
 	ada := joinExample(server, "/chat/lobby?name=ada")
 	s.want("hello", ada.hello)
 	s.want("message", ada.skipTo("message"), ada.skipTo("message"))
+	fay := joinExample(server, "/chat/lobby?name=ada&"+bundles)
+	replay, err := fay.readWhole()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.want("replay", replay)
+	fay.leave()
 	say(ada, "who")
 	s.want("presence", ada.roster())
 	say(ada, "text")
@@ -334,6 +358,11 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"a pong with a misspelt field", strict, `{"type":"pong","ID":"p1"}`, false},
 		{"a hello of an earlier server", server, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, true},
 		{"a hello without max_message_size", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, false},
+		{"a replay", strict, `{"type":"replay","messages":[{"type":"message","seq":1,"time":"2026-11-23T12:00:00.000Z","user":"","data":""}]}`, true},
+		{"a replay without messages", server, `{"type":"replay","messages":[]}`, false},
+		{"a replay of something else", server, `{"type":"replay","messages":[{"type":"join","user":"ada","clients":1}]}`, false},
+		{"a misspelt field in a replay", strict, `{"type":"replay","messages":[` +
+			`{"type":"message","seq":1,"time":"2026-11-23T12:00:00.000Z","user":"","data":"","x":1}]}`, false},
 		{"a limit of 0", client, `{"type":"who","limit":0}`, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -421,7 +421,7 @@ func (m *brittleConn) die() {
 
 // A returner is a client that comes back time and again.
 type returner struct {
-	path  string
+	path  string // with a query
 	epoch string
 	last  int      // the number of the last message that it has got
 	texts []string // all of them, from the first on, where it could get them
@@ -432,6 +432,9 @@ func (w *returner) connect(t *testing.T, conn net.Conn) (*eventsPeer, error) {
 	path := w.path
 	if w.epoch != "" {
 		path += "&" + sinceQuery(w.epoch, w.last)
+	}
+	if !strings.Contains(path, bundles) && rand.IntN(2) == 0 {
+		path += "&" + bundles
 	}
 	p, err := handshakeEvents(t, conn, httpAddr, path)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -156,9 +157,25 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// sinceParameter and checkParameter are the only parameters of the query that the server reads. The others belong to the
-// application, so these have a prefix that no application uses.
-const sinceParameter = "chat_broadcast_since"
+// sinceParameter, replayParameter and checkParameter are the only parameters of the query that the server reads. The others
+// belong to the application, so these have a prefix that no application uses.
+const (
+	sinceParameter  = "chat_broadcast_since"
+	replayParameter = "chat_broadcast_replay"
+)
+
+// replayOf returns what the query of a client of the events protocol says about its replay: where the client wants to go on,
+// or nil, and whether it takes bundles.
+func replayOf(query url.Values) (since *hub.Resumption, bundles bool, err error) {
+	if since, err = sinceOf(query); err != nil {
+		return nil, false, err
+	}
+	replay, ok := query[replayParameter]
+	if ok && !slices.Equal(replay, []string{"bundles"}) {
+		return nil, false, fmt.Errorf("%s: must be \"bundles\", once, got %q", replayParameter, replay)
+	}
+	return since, ok, nil
+}
 
 // sinceOf returns where a client of the events protocol wants to go on, or nil if the query does not say.
 func sinceOf(query url.Values) (*hub.Resumption, error) {
@@ -198,11 +215,14 @@ func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("reading the handshake's response: %w", err))
 	}
 	if events {
-		since, err := sinceOf(r.URL.Query())
+		since, bundles, err := replayOf(r.URL.Query())
 		if err != nil {
 			return nil, caddyhttp.Error(http.StatusBadRequest, err)
 		}
 		c.SpeakEvents(since)
+		if bundles {
+			c.TakeBundles()
+		}
 	}
 	return response.Header, response.Body.Close()
 }

@@ -86,10 +86,41 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 // millisecond.
 func EventTime(t time.Time) string { return t.UTC().Format(timeLayout) }
 
+// Parts of a message event and of a replay event. No other event begins like a message event.
+const (
+	messageStart = `{"type":"message","seq":`
+	replayStart  = `{"type":"replay","messages":[`
+	replayEnd    = `]}`
+)
+
+// ReplayOverhead is the most that AppendReplay adds to the bytes of the frames.
+const ReplayOverhead = ws.MaxHeader + len(replayStart) + len(replayEnd)
+
+// AppendReplay appends one frame with a replay event. It has the message events of frames, which an events encoder has made,
+// and leaves out the notices between them.
+func AppendReplay(dst, frames []byte) []byte {
+	begin := len(dst)
+	event := append(append(dst, make([]byte, ws.MaxHeader)...), replayStart...)
+	for first := true; len(frames) > 0; {
+		var message []byte
+		if message, frames = ws.Cut(frames); !bytes.HasPrefix(message, []byte(messageStart)) {
+			continue
+		}
+		if !first {
+			event = append(event, ',') // in the place of a header
+		}
+		event, first = append(event, message...), false
+	}
+	event = append(event, replayEnd...)
+	size := len(event) - begin - ws.MaxHeader
+	header := len(ws.AppendHeader(event[:begin], ws.TextMessage, size)) - begin
+	return append(event[:begin+header], event[begin+ws.MaxHeader:]...)
+}
+
 // appendMessage appends a message event. It does not use encoding/json, because it runs under the hub's lock for each
 // message of a hub with events.
 func appendMessage(dst []byte, m *Message) []byte {
-	dst = append(dst, `{"type":"message","seq":`...)
+	dst = append(dst, messageStart...)
 	dst = strconv.AppendUint(dst, m.Seq, 10)
 	dst = append(dst, `,"time":"`...)
 	dst = m.At.UTC().AppendFormat(dst, timeLayout)

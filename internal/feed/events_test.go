@@ -240,6 +240,41 @@ func TestEvents_NoticeIsWrittenByteForByte(t *testing.T) {
 	}
 }
 
+func TestEvents_ReplayHasTheMessagesWithoutTheNotices(t *testing.T) {
+	schema := serverSchema(t)
+	f := New(NewEvents(), 0)
+	f.Grow(1000, 1<<20)
+	var want []string
+	for i, size := range []int{0, 1, 20, 60_000, 10} {
+		f.AppendNotice(&Notice{Clients: 1 + i, Joined: []string{`{"type":"message","seq":`}})
+		m := Message{Seq: uint64(i + 1), At: noon, User: "ada", Opcode: ws.TextMessage, Payload: bytes.Repeat([]byte("é"), size/2)}
+		f.AppendMessage(&m)
+		want = append(want, wantEvent(t, &m))
+		f.AppendNotice(&Notice{Clients: 1 + i})
+
+		var frames []byte
+		for position := f.Tail(); position < f.Head(); position++ {
+			frames = append(frames, f.frame(position)...)
+		}
+		event := `{"type":"replay","messages":[` + strings.Join(want, ",") + "]}"
+		if got, want := AppendReplay([]byte("before"), frames), ws.AppendFrame([]byte("before"), ws.TextMessage, []byte(event)); !bytes.Equal(got, want) {
+			t.Errorf("%d messages: got %.200q, want %.200q", i+1, got, want)
+		}
+		checkSchema(t, schema, event)
+	}
+}
+
+func TestEvents_ReplayFitsIntoItsBuffer(t *testing.T) {
+	var frames []byte
+	for range 1000 {
+		frames = ws.AppendFrame(frames, ws.TextMessage, []byte(messageStart+`1}`))
+	}
+	buffer := make([]byte, 0, len(frames)+ReplayOverhead)
+	if got := testing.AllocsPerRun(100, func() { AppendReplay(buffer, frames) }); got > 0 {
+		t.Errorf("got %v allocations, want none", got)
+	}
+}
+
 // FuzzMessageEvent has messages encoded, and compares them with what encoding/json writes and reads.
 func FuzzMessageEvent(f *testing.F) {
 	f.Add("ada", "hello", uint64(1), false)

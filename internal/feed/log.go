@@ -23,7 +23,7 @@ import (
 // stranded: it counts until the writer unpins it.
 //
 // The zero value is a Log that keeps one frame. A Log has no lock, clock or I/O of its own: every method needs the hub's
-// lock. Only the bytes that Next returns may be read without the lock, for as long as their segment is pinned.
+// lock. Only the bytes that Next and NextWithin return may be read without the lock, for as long as their segment is pinned.
 type Log struct {
 	maxMessages int
 	maxBytes    int
@@ -261,7 +261,19 @@ func (l *Log) Next(cursor, limit uint64) (s *Segment, frames []byte, n int) {
 	return s, s.buf[s.start(from):s.ends[to-1]:s.ends[to-1]], int(to - from)
 }
 
-// Unpin takes back one pin of Next.
+// NextWithin is Next for frames of at most maxBytes bytes together, or one frame.
+func (l *Log) NextWithin(cursor, limit uint64, maxBytes int) (s *Segment, frames []byte, n int) {
+	s, frames, n = l.Next(cursor, limit)
+	if len(frames) <= maxBytes {
+		return s, frames, n
+	}
+	from := cursor - s.first
+	size := func(n int) int { return s.start(from+uint64(n)) - s.start(from) } // of the first n frames
+	n = max(1, sort.Search(n, func(i int) bool { return size(i+1) > maxBytes }))
+	return s, frames[:size(n):size(n)], n
+}
+
+// Unpin takes back one pin of Next and of NextWithin.
 func (l *Log) Unpin(s *Segment) {
 	s.pins--
 	if s.pins > 0 || !s.evicted {

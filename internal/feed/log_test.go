@@ -119,6 +119,14 @@ func checkLog(t *testing.T, maxMessages, maxBytes int, operations []byte) {
 			if n == 0 {
 				t.Fatalf("Next(%d): got no frames before the head %d", r.cursor, l.Head())
 			}
+			if most := size % 5000; operations[0]&0x80 != 0 {
+				l.Unpin(s)
+				all := n
+				s, frames, n = l.NextWithin(r.cursor, l.Head(), most)
+				if n > 1 && len(frames) > most || n < all && len(frames)+len(m.frames[r.cursor+uint64(n)]) <= most {
+					t.Fatalf("NextWithin: got %d of %d frames with %d bytes, want as many as have at most %d", n, all, len(frames), most)
+				}
+			}
 			r.pinned, r.frames = s, frames
 			r.want = bytes.Join(m.frames[r.cursor:r.cursor+uint64(n)], nil)
 			r.cursor += uint64(n)

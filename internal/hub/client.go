@@ -45,6 +45,7 @@ type Client struct {
 	expiry    *time.Timer // of Settings.MaxAge, or nil
 	token     string      // the token of its sends that name none
 	since     *Resumption // or nil
+	bundles   bool        // it takes replayed messages in bundles
 	conn      conn.Conn   // nil before Attach; only goroutines that Start began read it without mu
 	tryWriter conn.TryWriter
 	exact     bool // tryWriter.Exact
@@ -123,6 +124,9 @@ func (c *Client) Init(p *Process, owner Owner, user string, address netip.Prefix
 func (c *Client) SpeakEvents(since *Resumption) {
 	c.protocol, c.since = eventsProtocol{}, since
 }
+
+// TakeBundles makes c, a client of the events protocol, receive replayed messages in bundles.
+func (c *Client) TakeBundles() { c.bundles = true }
 
 // Reader returns the reader of c's messages, for the handshake.
 func (c *Client) Reader() *ws.Reader { return &c.in }

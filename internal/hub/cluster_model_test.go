@@ -391,6 +391,7 @@ func (p *modelPeer) connect() {
 	if !p.raw {
 		log.since = p.since
 		c.SpeakEvents(p.since)
+		c.bundles = p.chance(50)
 		c.protocol = modelProtocol{p.clusterModel}
 	}
 	if err := b.Join(c, 0); err != nil {
@@ -453,7 +454,9 @@ func (p *modelPeer) read(r *bufio.Reader, log *connLog, hello chan<- incoming) {
 		case p.raw:
 			p.saw(log, seenEvent{payload: f.payload})
 		default:
-			p.event(parseEvent(p.t, f.payload), log, hello)
+			for _, e := range parseEvent(p.t, f.payload).apart(p.t) {
+				p.event(e, log, hello)
+			}
 		}
 	}
 }

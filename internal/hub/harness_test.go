@@ -190,6 +190,7 @@ type joiner struct {
 	address   netip.Prefix
 	events    bool
 	since     *Resumption
+	bundles   bool
 	protocol  protocol // if it is neither raw nor events
 	abilities ability
 	room      int
@@ -208,6 +209,7 @@ func (j joiner) join(t testing.TB, b *Hub, s *Settings) (*Client, *peer) {
 	shake(t, c)
 	if j.events {
 		c.SpeakEvents(j.since)
+		c.bundles = j.bundles
 	}
 	if j.protocol != nil {
 		c.protocol = j.protocol
@@ -459,6 +461,8 @@ type incoming struct {
 	Code    string          `json:"code"`
 	Message string          `json:"message"`
 
+	Messages []json.RawMessage `json:"messages"`
+
 	raw string
 }
 
@@ -477,6 +481,19 @@ func parseEvent(t testing.TB, raw string) incoming {
 		t.Fatalf("%q: %v", raw, err)
 	}
 	return e
+}
+
+// apart returns the messages of a replay, and any other event as it is.
+func (e incoming) apart(t testing.TB) []incoming {
+	t.Helper()
+	if e.Type != "replay" {
+		return []incoming{e}
+	}
+	var messages []incoming
+	for _, raw := range e.Messages {
+		messages = append(messages, parseEvent(t, string(raw)))
+	}
+	return messages
 }
 
 // text returns the payload of a text message.

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
@@ -117,6 +118,30 @@ func (b *Hub) floorLocked(now time.Time) uint64 {
 	oldest := now.Add(-h.age)
 	some := h.records[floor-h.first:]
 	return floor + uint64(sort.Search(len(some), func(i int) bool { return some[i].at.After(oldest) }))
+}
+
+// maxBundle bounds a bundle of replayed messages, in bytes. Unlike other frames a bundle is a copy, which a client that does not
+// read keeps until it is cut; larger bundles would hardly save more.
+const maxBundle = 16 << 10
+
+// nextBundleLocked returns the next frames from before c joined, for a bundle, with the notices between them. A frame that has
+// no place in a bundle, or is the only one, stays as it is.
+func (c *Client) nextBundleLocked() (s *feed.Segment, frames []byte, n int, p progress) {
+	s, frames, n = c.feed.NextWithin(c.cursor, c.joinedAt, maxBundle)
+	if n == 1 {
+		return s, frames, n, progressFrames
+	}
+	return s, frames, n, progressReplay
+}
+
+// bundles has buffers between uses, which hold a bundle each.
+var bundles = sync.Pool{New: func() any { return new([maxBundle + feed.ReplayOverhead]byte) }}
+
+// sendBundle sends the messages of frames as one bundle, like sendMessages.
+func (c *Client) sendBundle(frames []byte, n int) bool {
+	buffer := bundles.Get().(*[maxBundle + feed.ReplayOverhead]byte)
+	defer bundles.Put(buffer)
+	return c.sendMessages(feed.AppendReplay(buffer[:0], frames), n)
 }
 
 // restLocked gives back the memory that a hub needs only while it is busy, if every client is idle.

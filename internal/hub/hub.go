@@ -272,6 +272,7 @@ type progress int
 
 const (
 	progressFrames  progress = iota // write these frames, then ask again
+	progressReplay                  // the same, but write their messages as one bundle; only a client's own writer can
 	progressIdle                    // nothing to write: the writer ends
 	progressAlone                   // nothing to write, and the reader has ended: finish the client
 	progressFlushed                 // everything from before the client left is written: say goodbye
@@ -318,9 +319,14 @@ func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 		}
 		return nil, 0, b.parkLocked(c)
 	}
-	c.pinned, frames, n = c.feed.Next(c.cursor, end)
+	p = progressFrames
+	if c.bundles && c.cursor < c.joinedAt {
+		c.pinned, frames, n, p = c.nextBundleLocked()
+	} else {
+		c.pinned, frames, n = c.feed.Next(c.cursor, end)
+	}
 	c.cursor += uint64(n)
-	return frames, int(c.feed.Seq(c.cursor) - c.feed.Seq(c.written)), progressFrames
+	return frames, int(c.feed.Seq(c.cursor) - c.feed.Seq(c.written)), p
 }
 
 // skipLaggedLocked moves c over the frames that are gone, and tells it how many messages it has missed. If all of them are

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/chat-broadcast/caddy-chat-broadcast/internal/feed"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
@@ -21,6 +22,7 @@ type manual struct {
 	sent    uint64          // messages
 	clients []*manualClient // that have not left
 	from    string          // the address from which clients join
+	bundles bool            // clients that join take replayed messages in bundles
 }
 
 // A manualClient is a client of a manual, and what it has got.
@@ -75,7 +77,7 @@ func (m *manual) joinAs(p protocol, user string, s *Settings, since *Resumption)
 		address = netip.MustParsePrefix(m.from)
 	}
 	c := newTestClient(m.hub.process, user, address, s)
-	c.protocol, c.since = p, since
+	c.protocol, c.since, c.bundles = p, since, m.bundles && p != protocol(rawProtocol{})
 	c.Attach(nowhere{})
 	if err := m.hub.Join(c, 0); err != nil {
 		m.t.Fatal(err)
@@ -202,6 +204,9 @@ func (a *manualClient) write() {
 		case progressFrames:
 			a.got = append(a.got, a.takePending()...)
 			a.got = append(a.got, frames...)
+		case progressReplay:
+			a.got = append(a.got, a.takePending()...)
+			a.got = append(a.got, feed.AppendReplay(nil, frames)...)
 		case progressIdle:
 			if !a.due.Load() || !a.startWriting() {
 				a.writing = false
@@ -234,11 +239,11 @@ func (a *manualClient) frames() (texts []string) {
 	}
 }
 
-// events is frames for a client that speaks events.
+// events is frames for a client that speaks events. It takes bundles apart.
 func (a *manualClient) events() (all []incoming) {
 	a.server.t.Helper()
 	for _, raw := range a.frames() {
-		all = append(all, parseEvent(a.server.t, raw))
+		all = append(all, parseEvent(a.server.t, raw).apart(a.server.t)...)
 	}
 	return all
 }

@@ -95,6 +95,7 @@ func (m *hubModel) enter(s *Settings) {
 		resumed = missed == 0
 		floor = max(floor, int(since.Seq))
 	}
+	m.bundles = m.IntN(2) > 0
 	a := m.join(m.user(), s, true, since)
 	m.note("%d:events%+v%+v", a.id, *s, since)
 	x := &clientModel{head: head, next: floor + 1, roster: roster{}, joined: time.Now()}

@@ -268,8 +268,8 @@ func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress
 		}
 		frames, n, p = b.nextLocked(c)
 		switch p {
-		case progressFrames:
-			if c.tryWriter != nil && !c.due.Load() {
+		case progressFrames, progressReplay:
+			if p == progressFrames && c.tryWriter != nil && !c.due.Load() {
 				if !c.exact {
 					b.watchLocked(c)
 				}

@@ -70,6 +70,10 @@ func (c *Client) flush(rest []byte, n int) (end writerEnd) {
 			if !c.sendPending() || !c.sendMessages(frames, n) {
 				return writerFails
 			}
+		case progressReplay:
+			if !c.sendPending() || !c.sendBundle(frames, n) {
+				return writerFails
+			}
 		case progressLagged:
 			c.departed()
 			c.sayGoodbye()

@@ -71,12 +71,20 @@ func AppendHeader(dst []byte, opcode, n int) []byte {
 
 // Parts returns the opcode and the payload of a frame that AppendFrame has made. payload is a part of frame, not a copy.
 func Parts(frame []byte) (opcode int, payload []byte) {
-	header := 2
-	switch frame[1] {
+	payload, _ = Cut(frame)
+	return int(frame[0] &^ finBit), payload
+}
+
+// Cut returns the payload of the first of frames, which AppendFrame has made, and the frames after it. Both are parts of
+// frames, not copies.
+func Cut(frames []byte) (payload, rest []byte) {
+	header, size := 2, uint64(frames[1])
+	switch size {
 	case length16:
-		header = 4
+		header, size = 4, uint64(binary.BigEndian.Uint16(frames[2:]))
 	case length64:
-		header = MaxHeader
+		header, size = MaxHeader, binary.BigEndian.Uint64(frames[2:])
 	}
-	return int(frame[0] &^ finBit), frame[header:]
+	end := header + int(size)
+	return frames[header:end:end], frames[end:]
 }

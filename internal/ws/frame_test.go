@@ -43,6 +43,9 @@ func TestAppendFrame_HeaderAtTheLengthBoundaries(t *testing.T) {
 			if opcode, p := Parts(got); opcode != TextMessage || !bytes.Equal(p, payload) {
 				t.Errorf("Parts: got opcode %d, %d bytes, want opcode %d, %d bytes", opcode, len(p), TextMessage, tc.length)
 			}
+			if p, rest := Cut(append(got, "after"...)); !bytes.Equal(p, payload) || string(rest) != "after" {
+				t.Errorf("Cut: got %d bytes and %.9q, want %d bytes and the frames after them", len(p), rest, tc.length)
+			}
 		})
 	}
 }
