@@ -1230,6 +1230,25 @@ func TestChat_Module(t *testing.T) {
 			`["connecting,false,0","open,false,0","open,true,0","open,false,0","open,true,0","waiting,true,50","waiting,true,50","connecting,false,0"]`,
 		},
 		{
+			"takes a replay apart", `
+			greet({ head: 3, replay: 3 });
+			const message = (seq) => ({ type: "message", seq, time: "2026-11-23T12:00:00.000Z", client: "b", user: "Eve", data: String(seq) });
+			hear({ type: "replay", messages: [message(1), { ...message(2), data: undefined, data64: "AP8=" }] });
+			hear(message(3));
+			hear({ type: "replay", messages: [message(3), message(4)] });
+			return chat.all("message").map(({ seq, data, time, user, own, replayed }) =>
+				[seq, typeof data === "string" ? data : [...data].join("-"), time.getTime() % 1000, user, own, replayed].join());`,
+			`["1,1,0,Eve,false,true","2,0-255,0,Eve,false,true","3,3,0,Eve,false,true","4,4,0,Eve,false,false"]`,
+		},
+		{
+			"takes nothing from a replay after it is closed", `
+			greet({ head: 3, replay: 3 });
+			chat.addEventListener("message", ({ seq }) => seq === 2 && chat.close());
+			hear({ type: "replay", messages: [1, 2, 3].map((seq) => ({ type: "message", seq, user: "", data: "" })) });
+			return [chat.all("message", "seq"), chat.state];`,
+			`[[1,2],"closed"]`,
+		},
+		{
 			"tells why it is refused", `
 			const answers = [];
 			for (const [status, body, headers] of [
@@ -1241,7 +1260,7 @@ func TestChat_Module(t *testing.T) {
 				let asked = 0;
 				window.fetch = async (url, { redirect }) => {
 					asked++;
-					if (redirect !== "manual" || String(url) !== location.origin + "/chat/y?chat_broadcast_check") throw new Error(url);
+					if (redirect !== "manual" || String(url) !== location.origin + "/chat/y?chat_broadcast_replay=bundles&chat_broadcast_check") throw new Error(url);
 					const answer = status ? new Response(status === 204 ? null : body, { status, headers }) : Response.error();
 					return answer;
 				};
@@ -1432,9 +1451,15 @@ func TestChat_Module(t *testing.T) {
 		},
 		{
 			"leaves the page's query as it is", `
+			const queries = ["?a&chat_broadcast_since=f:9", "?chat_broadcast_replay=all"].map((query) => {
+				open("/chat/y" + query).close();
+				return new URL(WebSocket.last.url).search;
+			});
+			window.chat = chat;
+			chat.close();
+			chat.connect();
 			greet();
 			hear({ type: "message", seq: 1, user: "", data: "x" });
-			const queries = [];
 			for (const query of ["?since=2026-11-01&token=a.b%20c+d&x", "?token=b&chat_broadcast_since=f:9", ""]) {
 				chat.url.search = query;
 				WebSocket.last.end(1006);
@@ -1442,8 +1467,10 @@ func TestChat_Module(t *testing.T) {
 				queries.push(new URL(WebSocket.last.url).search, chat.url.search);
 			}
 			return queries;`,
-			`["?since=2026-11-01&token=a.b%20c+d&x&chat_broadcast_since=e:1","?since=2026-11-01&token=a.b%20c+d&x",` +
-				`"?token=b&chat_broadcast_since=e:1","?token=b&chat_broadcast_since=f:9","?chat_broadcast_since=e:1",""]`,
+			`["?a&chat_broadcast_since=f:9&chat_broadcast_replay=bundles","?chat_broadcast_replay=bundles",` +
+				`"?since=2026-11-01&token=a.b%20c+d&x&chat_broadcast_since=e:1&chat_broadcast_replay=bundles","?since=2026-11-01&token=a.b%20c+d&x",` +
+				`"?token=b&chat_broadcast_since=e:1&chat_broadcast_replay=bundles","?token=b&chat_broadcast_since=f:9",` +
+				`"?chat_broadcast_since=e:1&chat_broadcast_replay=bundles",""]`,
 		},
 		{
 			"starts its waits over when it was closed", `

@@ -3,6 +3,7 @@ package chatbroadcast
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -294,18 +295,23 @@ func TestElement_ManyMessages(t *testing.T) {
 			else requestAnimationFrame(look);
 		};
 		requestAnimationFrame(look);
-	}`), chromedp.Navigate(s.frame("/chat/long")))
-	p.waitState("open")
-	element[bool](p, `(room.addEventListener("message", ({ data }) => room.dataset.last = data.split(":")[0]), true)`)
-	before := p.metrics()["LayoutCount"]
-	p.waitFlood(1999)
-	eventually(t, "the time that it took", func() bool { return evaluate[bool](p, `window.took > 0`) })
-	layouts := p.metrics()["LayoutCount"] - before
-	t.Logf("2000 messages took %.0f ms and %v layouts", evaluate[float64](p, `took`), layouts)
-	// On two cores it takes 1.1 to 2 s, of which a bare WebSocket takes a third.
-	if got, limit := evaluate[float64](p, `took`), 3000.0; got > limit {
-		t.Errorf("got the newest of 2000 messages after %.0f ms, want it within %.0f", got, limit)
+	}`))
+	// What else the machine does may hold an opening up, so one in time is enough.
+	const limit = 500
+	took := math.Inf(1)
+	for opening := 0; opening < 5 && took > limit; opening++ {
+		p.do(chromedp.Navigate(s.frame("/chat/long")))
+		p.waitState("open")
+		before := p.metrics()["LayoutCount"]
+		p.waitFlood(1999)
+		eventually(t, "the time that it took", func() bool { return evaluate[bool](p, `window.took > 0`) })
+		took = evaluate[float64](p, `took`)
+		t.Logf("2000 messages took %.0f ms and %v layouts", took, p.metrics()["LayoutCount"]-before)
 	}
+	if took > limit {
+		t.Errorf("got the newest of 2000 messages after %.0f ms at last, want it within %d", took, limit)
+	}
+	element[bool](p, `(room.addEventListener("message", ({ data }) => room.dataset.last = data.split(":")[0]), true)`)
 	const most = 260
 	if got := element[int](p, `root.querySelectorAll("#messages > *").length`); got > most {
 		t.Errorf("got %d messages in the document, want at most %d", got, most)

@@ -78,9 +78,16 @@ export async function speakerOf(tag, own) {
   }
 }
 
+/** Returns a function that makes a value when it is first called. */
+function later(make) {
+  let value;
+  return () => value ??= make();
+}
+
 /** Speaks one language. What it has no phrase for, it says in English. */
 export class Speaker {
   #words;
+  // These make an object of Intl when it is first needed, which takes longer than to draw a message.
   #plural;
   #number;
   #today;
@@ -90,15 +97,14 @@ export class Speaker {
   constructor(language, words = {}) {
     this.language = language;
     this.#words = words;
-    this.#plural = new Intl.PluralRules(language);
+    this.#plural = later(() => new Intl.PluralRules(language));
     // The browser's own locale, if it is of the language: en-GB writes times in another way than en-US.
     const locale = navigator.languages.find((tag) => tag.toLowerCase().split('-')[0] === language) ?? language;
     const clock = /** @type {const} */ ({ hour: 'numeric', minute: '2-digit' });
-    // To make one takes longer than to draw a message.
-    this.#number = new Intl.NumberFormat(locale);
-    this.#today = new Intl.DateTimeFormat(locale, clock);
-    this.#otherDay = new Intl.DateTimeFormat(locale, { ...clock, weekday: 'short' });
-    this.#exact = new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'medium' });
+    this.#number = later(() => new Intl.NumberFormat(locale));
+    this.#today = later(() => new Intl.DateTimeFormat(locale, clock));
+    this.#otherDay = later(() => new Intl.DateTimeFormat(locale, { ...clock, weekday: 'short' }));
+    this.#exact = later(() => new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'medium' }));
   }
 
   first(...keys) {
@@ -107,19 +113,19 @@ export class Speaker {
 
   say(key, values = {}) {
     let phrase = this.#words[key] ?? en[key] ?? '';
-    if (typeof phrase === 'object') phrase = this.#plural.select(Number(values.n)) === 'one' ? phrase.one : phrase.other;
+    if (typeof phrase === 'object') phrase = this.#plural().select(Number(values.n)) === 'one' ? phrase.one : phrase.other;
     return phrase.replace(/\{(\w+)\}/g, (_, name) => {
       const value = values[name];
-      return typeof value === 'number' ? this.#number.format(value) : value;
+      return typeof value === 'number' ? this.#number().format(value) : value;
     });
   }
 
   /** Formats a time, with the day if it is not today. */
   clock(time) {
-    return (time.toDateString() === new Date().toDateString() ? this.#today : this.#otherDay).format(time);
+    return (time.toDateString() === new Date().toDateString() ? this.#today : this.#otherDay)().format(time);
   }
 
   exactly(time) {
-    return this.#exact.format(time);
+    return this.#exact().format(time);
   }
 }

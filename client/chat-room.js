@@ -113,6 +113,7 @@ export class ChatRoom extends Base {
   // Messages by their elements.
   #drawn = new WeakMap();
 
+  #some = false;
   #unread = 0;
   #line;
   #said = [];
@@ -407,7 +408,9 @@ export class ChatRoom extends Base {
       });
     }
     chat.addEventListener('message', (event) => {
-      if (chat === this.#chat && this.#repeat(event)) this.#receive(event);
+      if (chat !== this.#chat) return;
+      const { data, seq, time, client, user, own, replayed } = event, frame = { data, seq, time, client, user, own, replayed };
+      if (this.dispatchEvent(Object.assign(new Event('message', { cancelable: true }), frame))) this.#receive(frame);
     });
     this.#showState({ state: chat.state });
   }
@@ -422,10 +425,9 @@ export class ChatRoom extends Base {
     clearTimeout(this.#historyTimer);
   }
 
-  /** Dispatches an event of the Chat. Returns false if the page has prevented it. */
   #repeat(event) {
     const { isTrusted: _, ...fields } = Object.getOwnPropertyDescriptors(event);
-    return this.dispatchEvent(Object.defineProperties(new Event(event.type, { cancelable: event.type === 'message' }), fields));
+    this.dispatchEvent(Object.defineProperties(new Event(event.type), fields));
   }
 
   /** Connects again under the visitor's name. */
@@ -742,7 +744,8 @@ export class ChatRoom extends Base {
   }
 
   #showEmpty() {
-    this.#ui.empty.hidden = this.#list.size > 0;
+    const some = this.#list.size > 0;
+    if (some !== this.#some) this.#some = this.#ui.empty.hidden = some; // not for each message of a history
   }
 
   /** Has a screen reader read something out. */

@@ -103,10 +103,10 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   // When the bucket of the hub's `rate` is full.
   #full = 0;
   #pacer = 0;
-  // Unanswered messages. `wire` is the last socket of a message; `token`, `user` and `at` (the time) are those of the first.
+  // Unanswered messages. `wire` is the last socket; `token`, `user` and `at` (the time) are of the first.
   /** @type {any[]} */
   #queue = [];
-  /** @type {((page: ?Page) => void)[]} */
+  /** @type {any[]} */
   #asking = []; // callers of `who`
 
   /**
@@ -167,10 +167,11 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   connect() {
     if (this.#socket) return;
     const url = this.#resolve(), { epoch } = this.#hello;
-    if (epoch) {
+    if (!this.#options.raw) {
       // searchParams would rewrite the page's own query.
-      const own = url.search.slice(1).split('&').filter((pair) => pair && !pair.startsWith('chat_broadcast_since='));
-      url.search = [...own, `chat_broadcast_since=${epoch}:${this.#seq}`].join('&');
+      const own = url.search.slice(1).split('&').filter((pair) => pair && !pair.startsWith(epoch ? 'chat_broadcast_' : 'chat_broadcast_replay='));
+      if (epoch) own.push(`chat_broadcast_since=${epoch}:${this.#seq}`);
+      url.search = [...own, 'chat_broadcast_replay=bundles'].join('&');
     }
     const socket = new WebSocket(url, this.#options.raw ? [] : 'chat-broadcast.v1');
     socket.binaryType = 'arraybuffer';
@@ -178,11 +179,13 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     for (const type of HAPPENINGS) globalThis.addEventListener?.(type, this.#happened, true);
     socket.onopen = () => socket.protocol || this.#opened({});
     socket.onmessage = ({ data }) => {
-      if (socket.protocol) this.#received(JSON.parse(data));
-      else this.#emit('message', { data: copy(data) });
+      if (socket.protocol) {
+        this.#received(JSON.parse(data));
+        this.#listen();
+      } else this.#emit('message', { data: copy(data) });
     };
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
-    socket.onerror = () => socket.readyState || this.#ended(1006, ''); // all that Node.js says when a handshake fails
+    socket.onerror = () => socket.readyState || this.#ended(1006, ''); // all that Node.js says of a failed handshake
     // A browser may try for minutes.
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ended(1006, ''), this.#options.timeout);
@@ -224,14 +227,19 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     const { id, seq, data64 } = frame;
     if (frame.time) frame.time = new Date(frame.time);
     if (type === 'hello') this.#opened(frame);
+    else if (type === 'replay') {
+      const socket = this.#socket;
+      for (const m of frame.messages) if (this.#socket === socket) this.#received(m);
+    }
     else if (type === 'message' && seq > this.#seq) {
       this.#seq = seq;
       if (data64 != null) frame.data = Uint8Array.from(atob(data64), (c) => c.charCodeAt(0));
       // A hub that begins anew may repeat messages.
       const had = this.#had, name = `${seq} ${frame.client} ${+frame.time}`, repeated = had.has(name);
       if (had.add(name).size > MEMORY) had.delete(had.values().next().value);
-      const own = this.#own.has(frame.client), replayed = seq <= this.#hello.head;
-      if (!repeated) this.#emit(type, { ...frame, own, replayed });
+      frame.own = this.#own.has(frame.client);
+      frame.replayed = seq <= this.#hello.head;
+      if (!repeated) this.#emit(type, frame);
     } else if (type === 'lagged') {
       this.#seq = frame.next - 1;
       this.#emit('missed', { count: frame.missed, restarted: false });
@@ -242,7 +250,6 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
       if (resolve) resolve(frame.users ? frame : null);
       else this.#emit(type, frame);
     }
-    this.#listen();
   }
 
   #opened(/** @type {any} */ hello) {
