@@ -520,9 +520,14 @@ func TestChat_ShowsThatThereIsNoNetwork(t *testing.T) {
 	p := openModule(t, startBrowser(t), s.url)
 	p.connect("/hub/history/x", "{}")
 	p.do(setOffline(true))
-	p.waitFor(`chat.all("state").at(-1).offline`)
+	if !evaluate[bool](p, `(chat.close(), chat.connect(), chat.all("state").at(-1).offline === true)`) {
+		t.Error("got an attempt that does not show that there is no network")
+	}
+	p.waitFor(`chat.state === "open"`)
+	if evaluate[bool](p, `"offline" in chat.all("state").at(-1)`) {
+		t.Error("got no network, want the connection to show that there is one")
+	}
 	p.do(setOffline(false))
-	p.waitFor(`chat.all("state").at(-1).offline === (navigator.onLine ? undefined : true) && chat.state === "open"`)
 }
 
 // setOffline has the browser say to a page that there is no network, or that there is one again.
@@ -1228,6 +1233,22 @@ func TestChat_Module(t *testing.T) {
 			delete navigator.onLine;
 			return chat.all("state").map(({ state, offline, retryIn }) => [state, offline ?? false, retryIn ?? 0].join());`,
 			`["connecting,false,0","open,false,0","open,true,0","open,false,0","open,true,0","waiting,true,50","waiting,true,50","connecting,false,0"]`,
+		},
+		{
+			"takes the server's word for the network, not the browser's", `
+			Object.defineProperty(navigator, "onLine", { value: false, configurable: true });
+			chat.close();
+			const before = chat.all("state").length;
+			chat.connect();
+			greet({ max_message_size: 1000 });
+			dispatchEvent(new Event("offline"));
+			hear({ type: "message", seq: 1, user: "", data: "x" });
+			hear({ type: "message", seq: 2, user: "", data: "y" });
+			WebSocket.last.end(1006);
+			chat.connect();
+			delete navigator.onLine;
+			return chat.all("state").slice(before).map(({ state, offline }) => state + (offline ? " offline" : ""));`,
+			`["connecting offline","open","open offline","open","waiting","connecting"]`,
 		},
 		{
 			"takes a replay apart", `

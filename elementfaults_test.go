@@ -117,17 +117,26 @@ func testElementRestart(t *testing.T, browser context.Context) {
 	}
 }
 
-// The browser says that there is no network, and that it is back.
+// The browser says that there is no network, and that it is back. It may be wrong: what comes from the server shows that there
+// is one.
 func testElementNoNetwork(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", faultSite(t))
 	p := openTab(t, browser, s.frame("/chat/fault"))
 	evaluate[bool](p, `(Object.defineProperty(navigator, "onLine", { get: () => !window.gone, configurable: true }), dispatchEvent(new Event("online")), true)`)
 	p.waitState("open")
+	stopProcess(s, nil) // or its answer would show that there is a network
+	t.Cleanup(func() { continueProcess(s, nil) })
 	began := time.Now()
 	evaluate[bool](p, `(window.gone = true, dispatchEvent(new Event("offline")), true)`)
 	p.waitOffline(began)
+	const connected = `inside().querySelector("#state").textContent === "Connected" && inside().querySelector("#trouble").hidden`
 	evaluate[bool](p, `(window.gone = false, dispatchEvent(new Event("online")), true)`)
-	p.waitFor(`inside().querySelector("#state").textContent === "Connected" && inside().querySelector("#trouble").hidden`)
+	p.waitFor(connected)
+	evaluate[bool](p, `(window.gone = true, dispatchEvent(new Event("offline")), true)`)
+	p.waitFor(`!inside().querySelector("#trouble").hidden`)
+	continueProcess(s, nil)
+	s.join("/chat/fault?name=Eve").text("there is a network")
+	p.waitFor(connected)
 }
 
 // The developer tools take the network away. A machine that has none can only lose it once: see the test above.

@@ -81,7 +81,6 @@ export class ChatRoom extends Base {
   /** @type {?Chat} */
   #chat = null;
   #state = { state: 'closed' };
-  #offline = false;
   // Whether there has been a connection, and when the last one was lost.
   #met = false;
   #away;
@@ -450,14 +449,10 @@ export class ChatRoom extends Base {
   }
 
   #showState(frame) {
-    const { state, retryIn, code, reason = '', status } = frame, before = this.#state;
+    const { state, retryIn, code, reason = '', status, offline } = frame;
     if (this.#renaming && state === 'closed') return;
     this.#state = frame;
-    // A system may be wrong when a connection opens. Then only what it says next counts.
-    const opens = state === 'open' && before.state !== 'open';
-    if (!frame.offline || opens) this.#offline = false;
-    else if (!before.offline) this.#offline = true;
-    const offline = this.#offline, { room, countdown, state: shown, trouble } = this.#ui, pill = shown.parentElement;
+    const { room, countdown, state: shown, trouble } = this.#ui, pill = shown.parentElement;
     clearInterval(this.#ticker);
     countdown.textContent = '';
     const label = offline && state !== 'closed' ? 'offline' : state === 'open' ? 'connected' : state === 'closed' ? 'disconnected'

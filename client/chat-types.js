@@ -81,7 +81,8 @@
  *   `WebSocket` refused the `url`; `reason` then says why.
  * @property {string} [reason]
  * @property {number} [status] the HTTP status if the server refuses handshakes: see the event `refused`
- * @property {true} [offline] whether the system says that there is no network, also while the state is `open`
+ * @property {true} [offline] whether the browser says that there is no network, also while the state is `open`, and nothing has
+ *   come from the server since
  *
  * @typedef {object} Events the events by their type
  * @property {Event & MessageFields} message

@@ -7,7 +7,7 @@
  *     chat.addEventListener('message', ({ user, data }) => console.log(user, data));
  *     chat.send('hello');
  *
- * Messages are text from strangers: show them with `textContent`. chat-types.js describes events and options.
+ * Messages are text from strangers: show them with `textContent`. chat-types.js has events and options.
  *
  * @typedef {import('./chat-types.js').State} State
  * @typedef {import('./chat-types.js').Data} Data

@@ -7,7 +7,7 @@
  *     chat.addEventListener('message', ({ user, data }) => console.log(user, data));
  *     chat.send('hello');
  *
- * Messages are text from strangers: show them with `textContent`. chat-types.js describes events and options.
+ * Messages are text from strangers: show them with `textContent`. chat-types.js has events and options.
  *
  * @typedef {import('./chat-types.js').State} State
  * @typedef {import('./chat-types.js').Data} Data
@@ -23,14 +23,14 @@ const FINAL = [1000, 1002, 1007, 1008, 1009];
 /** How many messages to recognize. */
 const MEMORY = 4096;
 
-/** After this silence a client asks for a sign of life, sooner than the server does, which then need not. */
+/** After this silence a client asks for a sign of life, before the server does, which then need not. */
 const QUIET = 20_000;
 
-/** How long the sign may take when one of these has happened, of which some end a connection unseen. */
+/** How long the sign may take when one of these has happened, which may end a connection unseen. */
 const HASTE = 4000;
 const HAPPENINGS = ['online', 'offline', 'pageshow', 'visibilitychange', 'resume'];
 
-/** Returns a copy of a message as WebSocket would send it, so that the caller may change the original. */
+/** Returns a copy of a message as WebSocket would send it: the caller may change the original. */
 function copy(/** @type {Data} */ data) {
   if (typeof data === 'string') return data.toWellFormed?.() ?? data;
   if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));
@@ -39,7 +39,7 @@ function copy(/** @type {Data} */ data) {
   throw new TypeError('a message is a string, an ArrayBuffer, a typed array, a DataView or a Blob');
 }
 
-/** Asks a server how it would answer a handshake. Returns null if it would accept it, or cannot be asked. */
+/** Asks a server how it would answer a handshake. Returns null if it would accept, or cannot be asked. */
 async function whyNot(/** @type {any} */ url, /** @type {any} */ timeout) {
   const check = `${url.replace('ws', 'http')}${url.includes('?') ? '&' : '?'}chat_broadcast_check`;
   const ask = (/** @type {any} */ address, /** @type {any} */ credentials) => {
@@ -88,6 +88,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   #watchdog = 0;
   #expects = false;
   #heard = 0;
+  #offline = false; // as the browser says, and nothing has come since
   /** @type {any} */
   #inquiry;
   /** @type {any} */
@@ -97,7 +98,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   #had = new Set();
   // The clients that this object has been.
   #own = new Set();
-  // Makes ids that nobody else has or can guess.
+  // Makes ids that nobody can guess.
   #prefix = crypto.getRandomValues(new Uint32Array(4)).join('-');
   #lastId = 0;
   // When the bucket of the hub's `rate` is full.
@@ -176,6 +177,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     const socket = new WebSocket(url, this.#options.raw ? [] : 'chat-broadcast.v1');
     socket.binaryType = 'arraybuffer';
     this.#socket = socket;
+    if (this.#state !== 'waiting') this.#offline = globalThis.navigator?.onLine === false;
     for (const type of HAPPENINGS) globalThis.addEventListener?.(type, this.#happened, true);
     socket.onopen = () => socket.protocol || this.#opened({});
     socket.onmessage = ({ data }) => {
@@ -218,6 +220,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   #happened = (/** @type {any} */ { type }) => {
     if (type === 'visibilitychange' && document.hidden) return;
     const now = performance.now(), waiting = this.#state === 'waiting';
+    if (/line$/.test(type)) this.#offline = type === 'offline';
     if (waiting && type !== 'offline' && !this.#details.status) return this.#retry();
     if (this.#state === 'open' && now - this.#heard > 1000) this.#ping(HASTE);
     if (/line$/.test(type)) this.#become(this.#state, { ...this.#details, ...(waiting && { retryIn: this.#due - now }) });
@@ -254,10 +257,11 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
 
   #opened(/** @type {any} */ hello) {
     clearTimeout(this.#timer);
-    // A server that accepts and then closes must not be asked again at once.
+    // A server that accepts and closes is not asked again at once.
     this.#timer = setTimeout(() => (this.#failures = 0), this.#options.stable);
     this.#refusals = 0;
     this.#inquiry = null;
+    this.#offline = false;
     const { epoch, user, age, missed: count = 0 } = hello, before = this.#hello.epoch;
     const restarted = !!before && epoch !== before;
     if (epoch) {
@@ -323,7 +327,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     this.#inquiry = null;
     if (!refusal) return;
     const { after, ...why } = refusal, { status } = why;
-    // A server that is being exchanged may answer anything for a while.
+    // A server that is being exchanged may answer anything.
     const final = this.#hello.epoch ? [401, 403].includes(status) : status < 500 && ![408, 425, 429].includes(status);
     this.#leave();
     if (final) this.#finish({ code: 1006, ...why });
@@ -397,6 +401,10 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
   /** Waits for the next frame. */
   #listen() {
     if (this.#state !== 'open') return;
+    if (this.#offline) {
+      this.#offline = false;
+      this.#become('open');
+    }
     const { timeout } = this.#options;
     this.#heard = performance.now();
     if (this.#asking.length || this.#queue.some((m) => m.wire === this.#socket)) return this.#expect(timeout);
@@ -418,7 +426,7 @@ export class Chat extends /** @type {new () => import('./chat-types.js').Target}
     this.#state = state;
     this.#details = details;
     this.#flush();
-    this.#emit('state', { state, ...details, ...(globalThis.navigator?.onLine === false && { offline: true }) });
+    this.#emit('state', { state, ...details, ...(this.#offline && { offline: true }) });
   }
 
   #emit(/** @type {any} */ type, /** @type {any} */ fields) {
