@@ -148,6 +148,7 @@ func compareCommand(name string, args []string) error {
 	servers := f.String("servers", "", "comma-separated `servers`: "+names(contenders, func(c contender) string { return c.name }))
 	serverCores := f.String("server-cores", "0", "cores of the server; empty for any")
 	toolCores := f.String("tool-cores", "1", "cores of the load")
+	spin := f.Bool("spin", false, "the load polls instead of sleeping, as chatbench run -spin does")
 	asJSON := f.Bool("json", false, "print JSON")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -184,7 +185,7 @@ func compareCommand(name string, args []string) error {
 				if !listed(*servers, c.name) || c.tls && !s.tls || slices.Contains(words(s.without), c.name) {
 					continue
 				}
-				m, err := measureOne(ctx, l, load, s, c, *duration)
+				m, err := measureOne(ctx, l, load, s, c, *duration, *spin)
 				if err != nil {
 					return fmt.Errorf("%s with %s: %w", s.name, c.name, err)
 				}
@@ -236,7 +237,7 @@ func basesOf(row *comparison) (names []string, server string) {
 }
 
 // measureOne starts a contender, loads it from a separate process, and stops it.
-func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c contender, d time.Duration) (m measurement, err error) {
+func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c contender, d time.Duration, spin bool) (m measurement, err error) {
 	address, err := freeAddress()
 	if err != nil {
 		return m, err
@@ -250,7 +251,7 @@ func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c con
 	if s.name == "idle" {
 		args = words("idle")
 	}
-	args = append(args, "-json", "-insecure", "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
+	args = append(args, "-json", "-insecure", "-spin="+strconv.FormatBool(spin), "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
 	load := exec.CommandContext(ctx, l.self, append(args, s.args...)...)
 	var out, progress bytes.Buffer
 	load.Stdout, load.Stderr = &out, &progress

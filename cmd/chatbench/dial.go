@@ -87,7 +87,7 @@ func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Co
 	deadline, _ := ctx.Deadline()
 	conn.SetDeadline(deadline)
 	if t.tls != nil {
-		conn = tls.Client(conn, t.tls)
+		conn = tls.Client(&pipe{Conn: conn}, t.tls)
 	}
 	protocol := ""
 	if events {

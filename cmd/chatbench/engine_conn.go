@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// A connEngine runs a goroutine for each connection. It serves TLS, and systems without epoll. With it the tool takes
-// several times the processor time of a good server.
+// A connEngine runs a goroutine for each connection. It serves systems without epoll. With it the tool takes several times
+// the processor time of a good server.
 type connEngine struct {
 	load *load
 	mu   sync.Mutex    // held by the caller of any method, and during callbacks
@@ -24,9 +24,13 @@ func newConnEngine(l *load) *connEngine {
 	return e
 }
 
-func (e *connEngine) add(c *client, conn net.Conn) error {
+func (e *connEngine) add(c *client, conn net.Conn, rest []byte) error {
 	c.conn.conn = conn
 	e.all = append(e.all, conn)
+	if err := e.load.received(c, rest, e.load.now()); err != nil {
+		e.load.ended(c, err)
+		conn.Close()
+	}
 	e.wg.Go(func() { e.read(c) }) // ends with the connection; close waits for it
 	return nil
 }
@@ -77,7 +81,7 @@ func (e *connEngine) flush(c *client) {
 	})
 }
 
-func (e *connEngine) poll(until time.Duration) {
+func (e *connEngine) poll(until time.Duration, _ bool) {
 	e.mu.Unlock()
 	defer e.mu.Lock()
 	select {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,16 @@ import (
 
 // A connection is an engine's part of a client.
 type connection struct {
-	fd   int      // used by epollEngine
 	conn net.Conn // used by connEngine
+
+	// Used by epollEngine. tls and pipe are nil for a plain connection.
+	fd   int
+	tls  *tls.Conn
+	pipe *pipe
 }
 
-// newEngine returns the fastest engine for the connection: epollEngine unless it has TLS.
-func newEngine(l *load, tls bool) (engine, error) {
-	if tls {
-		return newConnEngine(l), nil
-	}
+// newEngine returns the fastest engine.
+func newEngine(l *load) (engine, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -36,6 +38,7 @@ func newEngine(l *load, tls bool) (engine, error) {
 		timer:   timer,
 		clients: map[int32]*client{},
 		buf:     make([]byte, 256<<10), // fits in a core's cache
+		plain:   make([]byte, 16<<10),
 		events:  make([]unix.EpollEvent, 512),
 	}, err
 }
@@ -51,10 +54,15 @@ type epollEngine struct {
 	armed   time.Duration
 	clients map[int32]*client
 	buf     []byte
+	plain   []byte // what a TLS client has decrypted: at most one record
 	events  []unix.EpollEvent
 }
 
-func (e *epollEngine) add(c *client, conn net.Conn) error {
+func (e *epollEngine) add(c *client, conn net.Conn, rest []byte) error {
+	if secure, ok := conn.(*tls.Conn); ok {
+		c.conn.tls, c.conn.pipe = secure, secure.NetConn().(*pipe)
+		conn = c.conn.pipe.Conn // closing the TLS connection would tell the server
+	}
 	defer conn.Close()
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
@@ -69,14 +77,36 @@ func (e *epollEngine) add(c *client, conn net.Conn) error {
 		return err
 	}
 	e.clients[int32(c.conn.fd)] = c
-	return unix.EpollCtl(e.poller, unix.EPOLL_CTL_ADD, c.conn.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(c.conn.fd)})
+	if err := unix.EpollCtl(e.poller, unix.EPOLL_CTL_ADD, c.conn.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(c.conn.fd)}); err != nil {
+		return err
+	}
+	err = e.load.received(c, rest, e.load.now())
+	if c.conn.tls != nil && err == nil {
+		c.conn.pipe.detached = true
+		err = e.decrypt(c) // TLS may have read more records than the handshake took
+	}
+	if err != nil {
+		e.drop(c, err)
+	}
+	return nil
 }
 
 func (e *epollEngine) flush(c *client) {
-	for len(c.out) > 0 && !c.gone {
-		n, err := unix.Write(c.conn.fd, c.out)
+	for !c.gone {
+		out := &c.out
+		if p := c.conn.pipe; p != nil {
+			out = &p.out
+			if len(p.out) == 0 && len(c.out) > 0 {
+				_, _ = c.conn.tls.Write(c.out) // it fails only after an error of a read, which ended the client
+				c.out = c.out[:0]
+			}
+		}
+		if len(*out) == 0 {
+			break
+		}
+		n, err := unix.Write(c.conn.fd, *out)
 		if n > 0 {
-			c.out = append(c.out[:0], c.out[n:]...)
+			*out = append((*out)[:0], (*out)[n:]...)
 		}
 		switch {
 		case errors.Is(err, unix.EAGAIN):
@@ -113,7 +143,11 @@ func (e *epollEngine) drop(c *client, err error) {
 	}
 }
 
-func (e *epollEngine) poll(until time.Duration) {
+func (e *epollEngine) poll(until time.Duration, spin bool) {
+	if spin {
+		e.spin(until)
+		return
+	}
 	if until != e.armed {
 		e.armed = until
 		// A zero would disarm the timer.
@@ -125,6 +159,36 @@ func (e *epollEngine) poll(until time.Duration) {
 	if err != nil {
 		return // interrupted
 	}
+	e.handle(n)
+}
+
+// spin polls until it has received something, or until the given moment, and counts the processor time that this took. A thread that sleeps has to be woken, and the kernel charges that to the server that sends.
+func (e *epollEngine) spin(until time.Duration) {
+	var last time.Duration
+	for {
+		if n, err := unix.EpollWait(e.poller, e.events, 0); n > 0 && err == nil {
+			e.handle(n)
+			return
+		}
+		now := threadTime()
+		if last > 0 {
+			e.load.spun += now - last
+		}
+		if last = now; e.load.now() >= until {
+			return
+		}
+	}
+}
+
+// threadTime returns the processor time of this thread. It leaves out what other programs take on the same core.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // it can fail only on a bad argument
+	return time.Duration(t.Nano())
+}
+
+// handle handles the first n events.
+func (e *epollEngine) handle(n int) {
 	for _, event := range e.events[:n] {
 		c := e.clients[event.Fd]
 		switch {
@@ -147,7 +211,7 @@ func (e *epollEngine) poll(until time.Duration) {
 func (e *epollEngine) read(c *client) {
 	var n int
 	var err error
-	large := e.load.size >= largeMessage
+	large := e.load.size >= largeMessage && c.conn.tls == nil
 	if large && c.inPayload && c.idN == idSize && c.left > largeMessage/2 {
 		// With MSG_TRUNC, TCP discards the bytes instead of copying them (tcp(7)). The last byte stays, so that the parser
 		// sees the end of the frame.
@@ -161,6 +225,9 @@ func (e *epollEngine) read(c *client) {
 		n, err = unix.Read(c.conn.fd, e.buf)
 	}
 	switch {
+	case n > 0 && c.conn.tls != nil:
+		c.conn.pipe.in = e.buf[:n]
+		err = e.decrypt(c)
 	case n > 0:
 		err = e.load.received(c, e.buf[:n], e.load.now())
 	case err == nil:
@@ -170,6 +237,25 @@ func (e *epollEngine) read(c *client) {
 	}
 	if err != nil {
 		e.drop(c, err)
+	}
+}
+
+// decrypt handles all whole records that a TLS client has. TLS keeps the beginning of the next one.
+func (e *epollEngine) decrypt(c *client) error {
+	for {
+		n, err := c.conn.tls.Read(e.plain)
+		if n > 0 {
+			if err := e.load.received(c, e.plain[:n], e.load.now()); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, errDrained) {
+			e.flush(c) // TLS may have answered
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
 }
 

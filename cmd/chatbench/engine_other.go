@@ -2,15 +2,23 @@
 
 package main
 
-import "net"
+import (
+	"errors"
+	"net"
+)
 
 // A connection is an engine's part of a client.
 type connection struct {
 	conn net.Conn
 }
 
-// newEngine returns the portable engine.
-func newEngine(l *load, _ bool) (engine, error) { return newConnEngine(l), nil }
+// newEngine returns the portable engine, which cannot spin.
+func newEngine(l *load) (engine, error) {
+	if l.spin {
+		return nil, errors.New("-spin needs epoll, which only Linux has")
+	}
+	return newConnEngine(l), nil
+}
 
 // pin does nothing here.
 func pin([]int) (undo func(), err error) { return func() {}, nil }

@@ -33,6 +33,7 @@ type options struct {
 	events   float64       // percent of the clients that do not send which speak the events protocol
 	slow     float64       // slow clients in addition, in percent of clients
 	slowRate int           // bytes a second that a slow client reads
+	spin     bool          // poll instead of sleeping once all clients are connected
 	pid      int           // of the server to measure; 0 for none
 	progress io.Writer     // receives a line of progress a second; may be nil
 	stop     chan struct{} // closing it ends the measurement before duration; may be nil
@@ -55,12 +56,12 @@ const tick = 50 * time.Millisecond
 
 // An engine moves bytes. It calls load.received and load.ended within its methods.
 type engine interface {
-	// add takes over a connection.
-	add(c *client, conn net.Conn) error
+	// add takes over a connection, from which rest has already been read.
+	add(c *client, conn net.Conn, rest []byte) error
 	// flush sends as much of c.out as the connection takes, and the rest later.
 	flush(c *client)
-	// poll waits until it has received something, or until the given moment.
-	poll(until time.Duration)
+	// poll waits until it has received something, or until the given moment. With spin it does not sleep, if it can.
+	poll(until time.Duration, spin bool)
 	// close closes all connections and waits for the engine's goroutines.
 	close()
 }
@@ -82,6 +83,7 @@ type load struct {
 	sample    int64 // every sample-th delivery records its latency
 	messages  int64
 	unsent    int64
+	spun      time.Duration // processor time that the engine span away
 	closes    map[string]int
 	progressN int64 // deliveries at the last progress line
 	progressT time.Duration
@@ -116,7 +118,7 @@ func newLoad(o options) (*load, error) {
 		l.hubs = append(l.hubs, &hub{})
 	}
 	var err error
-	l.engine, err = newEngine(l, o.target.tls != nil)
+	l.engine, err = newEngine(l)
 	return l, err
 }
 
@@ -142,7 +144,8 @@ func (l *load) connect(ctx context.Context, first, n int, place func(i int) (hub
 			}
 			connected++
 		default:
-			l.engine.poll(l.now() + time.Millisecond)
+			// Not spinning, which would keep the dialers from the processor.
+			l.engine.poll(l.now()+time.Millisecond, false)
 		}
 		l.report("connecting", 0)
 	}
@@ -154,13 +157,7 @@ func (l *load) join(d dialed) error {
 	h.clients = append(h.clients, c)
 	h.live++
 	l.live++
-	if err := l.engine.add(c, d.conn); err != nil {
-		return err
-	}
-	if err := l.received(c, d.rest, l.now()); err != nil {
-		l.ended(c, err)
-	}
-	return nil
+	return l.engine.add(c, d.conn, d.rest)
 }
 
 // chooseSenders makes the first raw clients of each hub its senders. In an open loop they begin at random moments, so that
@@ -198,7 +195,7 @@ func (l *load) runFor(d time.Duration, phase string, until func() bool) {
 		if l.sending {
 			next = min(next, l.send(now))
 		}
-		l.engine.poll(next)
+		l.engine.poll(next, l.spin)
 		l.report(phase, d)
 	}
 }

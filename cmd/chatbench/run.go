@@ -37,7 +37,7 @@ type result struct {
 	Others  int64          `json:"others"`  // messages of other programs
 	Rejoins int64          `json:"rejoins"` // reconnections of slow clients
 	Server  *serverUsage   `json:"server,omitempty"`
-	// How much of one core this tool took. Near 1 the run measures the tool.
+	// How much of one core this tool took, without spinning. Near 1 the run measures the tool.
 	GeneratorCPU float64 `json:"generator_cpu"`
 }
 
@@ -86,7 +86,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 
 	l.latency.Reset()
 	l.messages, l.unsent = 0, 0
-	start, deliveries := l.now(), l.deliveries
+	start, deliveries, spun := l.now(), l.deliveries, l.spun
 	if o.pid > 0 {
 		from, err = readUsage(o.pid)
 	}
@@ -103,7 +103,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 		}
 	})
 	r.Seconds = (l.now() - start).Seconds()
-	r.Deliveries = l.deliveries - deliveries
+	r.Deliveries, spun = l.deliveries-deliveries, l.spun-spun
 	if o.pid > 0 {
 		to, err = readUsage(o.pid)
 	}
@@ -119,7 +119,7 @@ func measure(ctx context.Context, o options) (r result, err error) {
 	ms := func(percent float64) float64 { return float64(l.latency.ValueAtQuantile(percent)) / 1000 }
 	r.Latency.P50, r.Latency.P90, r.Latency.P99, r.Latency.P999, r.Latency.Max = ms(50), ms(90), ms(99), ms(99.9), ms(100)
 	r.Faults, r.Closes, r.Unsent, r.Others, r.Rejoins = l.faults, l.closes, l.unsent, l.others, slow.rejoins.Load()
-	r.GeneratorCPU = (self1.cpu - self0.cpu).Seconds() / r.Seconds
+	r.GeneratorCPU = max(0, self1.cpu-self0.cpu-spun).Seconds() / r.Seconds
 	if o.pid > 0 {
 		cpu := (to.cpu - from.cpu).Seconds()
 		r.Server = &serverUsage{
@@ -170,6 +170,7 @@ func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 // targetFlags defines the flags of the target.
 func targetFlags(f *flag.FlagSet, o *options) {
 	f.StringVar(&o.url, "url", "ws://localhost:8080/chat/{hub}", "where to connect; {hub} stands for the hub's number; wss:// takes more of the tool's CPU")
+	f.BoolVar(&o.spin, "spin", false, "poll instead of sleeping once all clients are connected, so that the server never has to wake this tool; takes a whole core (Linux)")
 	f.BoolVar(&o.insecure, "insecure", false, "accept any certificate")
 	f.Float64Var(&o.ramp, "ramp", 0, "`clients` to connect a second; 0 for as many as possible")
 	f.IntVar(&o.pid, "pid", 0, "`process` whose CPU and memory to report (Linux)")

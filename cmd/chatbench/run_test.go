@@ -42,6 +42,7 @@ func TestRun_FindsNoFaultsInTheFloors(t *testing.T) {
 				"closed loop":    func(*options) {},
 				"at a rate":      func(o *options) { o.rateLow, o.rateHigh = 100, 400 },
 				"large messages": func(o *options) { o.size, o.duration = 100_000, largeDuration() },
+				"spinning":       func(o *options) { o.rateLow, o.rateHigh, o.spin = 100, 400, runtime.GOOS == "linux" },
 			} {
 				o := shortRun(server.URL)
 				set(&o)
@@ -54,6 +55,34 @@ func TestRun_FindsNoFaultsInTheFloors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestRun_FindsNoFaultsWithTheEngineForAllSystems(t *testing.T) {
+	for name, server := range map[string]*httptest.Server{
+		"plain": httptest.NewServer(&floor{}),
+		"TLS":   httptest.NewTLSServer(&floor{}),
+	} {
+		defer server.Close()
+		o := shortRun(server.URL)
+		l, err := newLoad(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.engine.close()
+		l.engine = newConnEngine(l)
+		defer l.engine.close()
+		if err := l.connect(t.Context(), 0, o.clients, o.place); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		l.chooseSenders()
+		l.sending = true
+		l.runFor(10*time.Second, "", func() bool { return l.deliveries >= 1000 })
+		l.sending = false
+		l.runFor(o.drain, "", func() bool { return !l.underWay() })
+		if l.finish(l.hubs); l.faults.any() || l.deliveries < 1000 {
+			t.Errorf("%s: got %+v after %d deliveries", name, l.faults, l.deliveries)
+		}
 	}
 }
 
