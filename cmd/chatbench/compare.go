@@ -46,15 +46,16 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{name: "saturation-10", summary: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched"},
+	{name: "saturation-10", summary: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched", tls: true},
 	{name: "saturation-1000", summary: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
 	{name: "saturation-both", summary: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", without: notEvents},
 	{name: "saturation-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", without: notEvents},
 	{name: "saturation-5000", summary: "the same, raw, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
 	{name: "rate-1000", summary: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
-	{name: "rate-both", summary: "the same, every other client speaks events; ratios against the mean of rate-1000 and -events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-events", without: notEvents},
-	{name: "rate-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000", without: notEvents},
-	{name: "hubs", summary: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor"},
+	{name: "rate-1000-233", summary: "the same, messages of 233 bytes, as long as the events of rate-1000-events", args: words("-clients 1000 -rate 20 -size 233"), floor: "floor"},
+	{name: "rate-1000-events", summary: "rate-1000, all but the sender speak events; ratios against rate-1000-233", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000-233", without: notEvents},
+	{name: "rate-both", summary: "rate-1000, every other client speaks events; ratios against the mean of rate-1000 and rate-1000-events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-1000-events", without: notEvents},
+	{name: "hubs", summary: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor", tls: true},
 	{name: "growth-100", summary: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
 	{name: "growth-10000", summary: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
 	{name: "large", summary: "4 messages of 64 KiB under way to 1000 clients", args: words("-clients 1000 -rate 0 -window 4 -size 65536"), floor: "floor"},

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -257,6 +258,30 @@ func TestSlowClients_RejoinWhenTheyAreClosed(t *testing.T) {
 	slow.close()
 	if slow.rejoins.Load() < 2 {
 		t.Errorf("%d rejoins, want 2", slow.rejoins.Load())
+	}
+}
+
+func TestCompare_ComparesWithScenariosThatExist(t *testing.T) {
+	for _, s := range scenarios {
+		bases := words(s.against)
+		if s.against == "" {
+			bases = []string{s.name}
+			if !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == s.floor }) {
+				t.Errorf("%s compares with %q, which is no server", s.name, s.floor)
+			}
+			if s.tls && !slices.ContainsFunc(contenders, func(c contender) bool { return c.tls && c.name == s.floor+"-tls" }) {
+				t.Errorf("%s compares with %s-tls, which is no server", s.name, s.floor)
+			}
+		}
+		for _, base := range bases {
+			if !slices.ContainsFunc(scenarios, func(s scenario) bool { return s.name == base }) {
+				t.Errorf("%s compares with %s, which is no scenario", s.name, base)
+			}
+		}
+	}
+	row := comparison{Scenario: "rate-1000-events", Server: "caddy"}
+	if bases, server := basesOf(&row); !slices.Equal(bases, []string{"rate-1000-233"}) || server != "caddy" {
+		t.Errorf("the ratios of events are against %v of %s", bases, server)
 	}
 }
 
