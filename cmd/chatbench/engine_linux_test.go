@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -25,5 +26,19 @@ func TestRun_SpinningIsNotTheToolsWork(t *testing.T) {
 	l.runFor(300*time.Millisecond, "", func() bool { return false })
 	if all := threadTime() - start; l.spun < all/2 || l.spun > all {
 		t.Errorf("an idle load span for %v of %v", l.spun, all)
+	}
+}
+
+func TestUsage_CountsLessThanATick(t *testing.T) {
+	before, err := readUsage(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := readUsage(os.Getpid())
+	if used := after.cpu - before.cpu; err != nil || used <= 0 || after.resident <= 0 || after.peak < after.resident {
+		t.Errorf("reading the usage took %v, and it is %+v, %v", used, after, err)
+	}
+	if _, err := readUsage(1 << 30); err == nil {
+		t.Error("a process that does not exist has a usage")
 	}
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"net"
+	"time"
 )
 
 // A connection is an engine's part of a client.
@@ -18,6 +19,11 @@ func newEngine(l *load) (engine, error) {
 		return nil, errors.New("-spin needs epoll, which only Linux has")
 	}
 	return newConnEngine(l), nil
+}
+
+// processTime fails here.
+func processTime(int) (time.Duration, error) {
+	return 0, errors.New("only Linux tells the processor time of another process")
 }
 
 // pin does nothing here.

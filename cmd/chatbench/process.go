@@ -14,21 +14,10 @@ type usage struct {
 	resident, peak int64         // bytes
 }
 
-// readUsage reads /proc, which only Linux has.
+// readUsage reads a clock and a file that only Linux has.
 func readUsage(pid int) (u usage, err error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	if u.cpu, err = processTime(pid); err != nil {
 		return u, err
-	}
-	// The fields follow the command's name, which may have spaces. State is the first; utime and stime are the 12th and
-	// 13th, in ticks of 10 ms (proc(5); the unit is fixed for programs).
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	for _, field := range fields[11:13] {
-		ticks, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return u, err
-		}
-		u.cpu += time.Duration(ticks) * 10 * time.Millisecond
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(status)) {
