@@ -17,6 +17,7 @@ type client struct {
 	digest uint64   // of the received messages, in their order
 	faulty bool     // something was lost, doubled or reordered, so the digest is useless
 	gone   bool
+	dialed time.Duration // when it began to connect
 
 	// engine
 	conn    connection

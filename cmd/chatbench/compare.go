@@ -19,42 +19,53 @@ type contender struct {
 	name  string
 	serve []string // a subcommand of this program; nil for Caddy
 	tls   bool
-	log   bool // with log and metrics
+	has   string // what it can do beyond sending messages to all: keep a history, speak events
+	log   bool   // with log and metrics
 }
 
 // contenders are the servers that compare starts. The floors come first, because ratios are against them.
 var contenders = []contender{
-	{name: "floor", serve: []string{"serve-floor"}},
-	{name: "floor-batched", serve: []string{"serve-floor", "-batched"}},
+	{name: "floor", serve: []string{"serve-floor"}, has: "history"},
+	{name: "floor-batched", serve: []string{"serve-floor", "-batched"}, has: "history"},
 	{name: "gorilla", serve: []string{"serve-gorilla"}},
-	{name: "caddy"},
-	{name: "caddy-log", log: true},
-	{name: "floor-tls", serve: []string{"serve-floor"}, tls: true},
-	{name: "floor-batched-tls", serve: []string{"serve-floor", "-batched"}, tls: true},
-	{name: "caddy-tls", tls: true},
+	{name: "caddy", has: "history events"},
+	{name: "caddy-log", log: true, has: "history events"},
+	{name: "floor-tls", serve: []string{"serve-floor"}, tls: true, has: "history"},
+	{name: "floor-batched-tls", serve: []string{"serve-floor", "-batched"}, tls: true, has: "history"},
+	{name: "caddy-tls", tls: true, has: "history events"},
 }
 
 // A scenario is one load on a server.
 type scenario struct {
 	name    string
 	summary string
-	args    []string // of chatbench run, or of idle
+	command string   // of chatbench; run if empty
+	args    []string // of the command
 	floor   string   // the contender to which ratios compare
 	against string   // or the scenarios of the same server to whose mean ratios compare
 	tls     bool     // also with TLS
-	without string   // contenders that cannot run it
+	needs   string   // what a contender must have
+	without string   // contenders that cannot run it for another reason
 }
+
+// runs reports whether c can run s.
+func (s *scenario) runs(c contender) bool {
+	return (!c.tls || s.tls) && (s.needs == "" || slices.Contains(words(c.has), s.needs)) && !slices.Contains(words(s.without), c.name)
+}
+
+// joinHistory is how many messages the servers of join-burst keep.
+const joinHistory = "100"
 
 var scenarios = []scenario{
 	{name: "saturation-10", summary: "32 messages of 128 bytes under way to 10 clients", args: words("-clients 10 -rate 0"), floor: "floor-batched", tls: true},
 	{name: "saturation-1000", summary: "the same, 1000 clients", args: words("-clients 1000 -rate 0"), floor: "floor-batched", tls: true},
-	{name: "saturation-both", summary: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", without: notEvents},
-	{name: "saturation-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", without: notEvents},
+	{name: "saturation-both", summary: "the same, every other client speaks events; ratios against the mean of saturation-1000 and -events", args: words("-clients 1000 -rate 0 -events 50"), against: "saturation-1000 saturation-events", needs: "events"},
+	{name: "saturation-events", summary: "the same, all but the sender speak events", args: words("-clients 1000 -rate 0 -events 100"), against: "saturation-1000", needs: "events"},
 	{name: "saturation-5000", summary: "the same, raw, 5000 clients", args: words("-clients 5000 -rate 0"), floor: "floor-batched"},
 	{name: "rate-1000", summary: "20 messages/s to 1000 clients", args: words("-clients 1000 -rate 20"), floor: "floor", tls: true},
 	{name: "rate-1000-233", summary: "the same, messages of 233 bytes, as long as the events of rate-1000-events", args: words("-clients 1000 -rate 20 -size 233"), floor: "floor"},
-	{name: "rate-1000-events", summary: "rate-1000, all but the sender speak events; ratios against rate-1000-233", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000-233", without: notEvents},
-	{name: "rate-both", summary: "rate-1000, every other client speaks events; ratios against the mean of rate-1000 and rate-1000-events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-1000-events", without: notEvents},
+	{name: "rate-1000-events", summary: "rate-1000, all but the sender speak events; ratios against rate-1000-233", args: words("-clients 1000 -rate 20 -events 100"), against: "rate-1000-233", needs: "events"},
+	{name: "rate-both", summary: "rate-1000, every other client speaks events; ratios against the mean of rate-1000 and rate-1000-events", args: words("-clients 1000 -rate 20 -events 50"), against: "rate-1000 rate-1000-events", needs: "events"},
 	{name: "hubs", summary: "200 hubs of 10 clients, 5 messages/s each", args: words("-clients 2000 -hubs 200 -rate 5"), floor: "floor", tls: true},
 	{name: "growth-100", summary: "200 messages/s to 100 clients: as many deliveries as rate-1000", args: words("-clients 100 -rate 200"), floor: "floor"},
 	{name: "growth-10000", summary: "2 messages/s to 10,000 clients: as many deliveries as rate-1000", args: words("-clients 10000 -rate 2"), floor: "floor"},
@@ -64,11 +75,12 @@ var scenarios = []scenario{
 		name: "mixed-slow", summary: "mixed, and 5 % more clients that do not read; ratios against mixed", against: "mixed", without: "floor floor-batched",
 		args: words("-clients 1000 -hubs 100 -rate 5-50 -size 4096 -slow 5 -warmup 5s"),
 	},
-	{name: "idle", summary: "10,000 idle clients in one hub, then 5000 in a hub of their own each", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
+	{
+		name: "join-burst", summary: "1000 clients join at once and receive 100 messages of 128 bytes each",
+		command: "join", args: words("-clients 1000 -history " + joinHistory), floor: "floor", tls: true, needs: "history",
+	},
+	{name: "idle", summary: "10,000 idle clients in one hub, then 5000 in a hub of their own each", command: "idle", args: words("-clients 10000 -hubs 5000"), floor: "floor", tls: true},
 }
-
-// notEvents names the contenders that do not speak the events protocol.
-const notEvents = "floor floor-batched gorilla"
 
 func words(s string) []string { return strings.Fields(s) }
 
@@ -80,13 +92,15 @@ type measurement struct {
 	P99         float64 `json:"p99_ms,omitempty"`
 	PerClient   float64 `json:"kib_per_client"`
 	PerHub      float64 `json:"kib_per_hub,omitempty"`
+	Burst       float64 `json:"burst_ms,omitempty"`
+	CPUPerJoin  float64 `json:"cpu_us_per_client,omitempty"`
 	Generator   float64 `json:"generator_cpu,omitempty"`
 	Faults      float64 `json:"rounds_with_faults"`
 }
 
 // fields returns pointers to the figures of m, for arithmetic.
 func (m *measurement) fields() []*float64 {
-	return []*float64{&m.PerSecond, &m.PerDelivery, &m.P50, &m.P99, &m.PerClient, &m.PerHub, &m.Generator, &m.Faults}
+	return []*float64{&m.PerSecond, &m.PerDelivery, &m.P50, &m.P99, &m.PerClient, &m.PerHub, &m.Burst, &m.CPUPerJoin, &m.Generator, &m.Faults}
 }
 
 // median returns the median of each field separately.
@@ -137,7 +151,7 @@ type comparison struct {
 	Median   measurement   `json:"median"`
 	Ratio    measurement   `json:"ratio"` // the median of the rounds' ratios
 	Rounds   []measurement `json:"rounds"`
-	idle     bool
+	command  string
 }
 
 func compareCommand(name string, args []string) error {
@@ -168,13 +182,13 @@ func compareCommand(name string, args []string) error {
 	}
 
 	var rows []*comparison
-	find := func(scenario, server string) *comparison {
+	find := func(s scenario, server string) *comparison {
 		for _, row := range rows {
-			if row.Scenario == scenario && row.Server == server {
+			if row.Scenario == s.name && row.Server == server {
 				return row
 			}
 		}
-		rows = append(rows, &comparison{Scenario: scenario, Server: server, idle: scenario == "idle"})
+		rows = append(rows, &comparison{Scenario: s.name, Server: server, command: s.command})
 		return rows[len(rows)-1]
 	}
 	for round := range *rounds {
@@ -183,17 +197,17 @@ func compareCommand(name string, args []string) error {
 				continue
 			}
 			for _, c := range contenders {
-				if !listed(*servers, c.name) || c.tls && !s.tls || slices.Contains(words(s.without), c.name) {
+				if !listed(*servers, c.name) || !s.runs(c) {
 					continue
 				}
 				m, err := measureOne(ctx, l, load, s, c, *duration, *spin)
 				if err != nil {
 					return fmt.Errorf("%s with %s: %w", s.name, c.name, err)
 				}
-				row := find(s.name, c.name)
+				row := find(s, c.name)
 				row.Rounds = append(row.Rounds, m)
-				fmt.Fprintf(os.Stderr, "round %d of %d: %s, %s: %.0f deliveries/s, %.2f µs each, p99 %.2f ms, %.1f KiB a client\n",
-					round+1, *rounds, s.name, c.name, m.PerSecond, m.PerDelivery, m.P99, m.PerClient)
+				fmt.Fprintf(os.Stderr, "round %d of %d: %s, %s: %.0f deliveries/s, %.2f µs each, p99 %.2f ms, %.1f KiB a client, burst %.0f ms\n",
+					round+1, *rounds, s.name, c.name, m.PerSecond, m.PerDelivery, m.P99, m.PerClient, m.Burst)
 			}
 		}
 	}
@@ -243,14 +257,14 @@ func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c con
 	if err != nil {
 		return m, err
 	}
-	server, scheme, err := l.startContender(ctx, c, address)
+	server, scheme, err := l.startContender(ctx, c, s, address)
 	if err != nil {
 		return m, err
 	}
 	defer stop(server)
-	args := words("run -duration " + d.String())
-	if s.name == "idle" {
-		args = words("idle")
+	args := []string{s.command}
+	if s.command == "" {
+		args = words("run -duration " + d.String())
 	}
 	args = append(args, "-json", "-insecure", "-spin="+strconv.FormatBool(spin), "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
 	load := exec.CommandContext(ctx, l.self, append(args, s.args...)...)
@@ -263,47 +277,64 @@ func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c con
 	if failed := load.Wait(); out.Len() == 0 {
 		return m, fmt.Errorf("%w\n%s", failed, progress.Bytes())
 	}
-	if s.name == "idle" {
-		var r idleResult
-		err := json.Unmarshal(out.Bytes(), &r)
-		m = measurement{PerClient: r.PerClient, PerHub: r.PerHub}
-		if r.Faults.any() {
-			m.Faults = 1
-		}
-		return m, err
-	}
-	var r result
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		return m, err
-	}
-	m = measurement{PerSecond: r.PerSecond, P50: r.Latency.P50, P99: r.Latency.P99, Generator: r.GeneratorCPU}
-	if r.Server != nil {
-		m.PerDelivery, m.PerClient = r.Server.PerDelivery, r.Server.PerClient
-	}
-	if r.Faults.any() {
+	m, found, err := readMeasurement(s.command, out.Bytes())
+	if found.any() {
 		m.Faults = 1
-		fmt.Fprintf(os.Stderr, "%s, %s: %+v %v\n", s.name, c.name, r.Faults, r.Closes)
+		fmt.Fprintf(os.Stderr, "%s, %s: %+v\n", s.name, c.name, found)
 	}
-	return m, nil
+	return m, err
 }
 
-func (l *launcher) startContender(ctx context.Context, c contender, address string) (server *exec.Cmd, scheme string, err error) {
+// readMeasurement reads the JSON that a command of chatbench has printed.
+func readMeasurement(command string, printed []byte) (m measurement, found faults, err error) {
+	switch command {
+	case "idle":
+		var r idleResult
+		err = json.Unmarshal(printed, &r)
+		return measurement{PerClient: r.PerClient, PerHub: r.PerHub}, r.Faults, err
+	case "join":
+		var r joinResult
+		err = json.Unmarshal(printed, &r)
+		m = measurement{Burst: r.Burst, P50: r.Joined.P50, P99: r.Joined.P99, Generator: r.GeneratorCPU}
+		if r.Server != nil {
+			m.CPUPerJoin, m.PerClient = r.Server.CPUPerClient, r.Server.PerClient
+		}
+		return m, r.Faults, err
+	default:
+		var r result
+		err = json.Unmarshal(printed, &r)
+		m = measurement{PerSecond: r.PerSecond, P50: r.Latency.P50, P99: r.Latency.P99, Generator: r.GeneratorCPU}
+		if r.Server != nil {
+			m.PerDelivery, m.PerClient = r.Server.PerDelivery, r.Server.PerClient
+		}
+		return m, r.Faults, err
+	}
+}
+
+// startContender starts c as s needs it.
+func (l *launcher) startContender(ctx context.Context, c contender, s scenario, address string) (server *exec.Cmd, scheme string, err error) {
 	scheme = "ws"
 	if c.tls {
 		scheme = "wss"
 	}
 	if c.serve == nil {
-		globals, site, http := "", "", "http"
+		globals, site, chat, http := "", "", "", "http"
+		if s.needs == "history" {
+			chat = "history " + joinHistory
+		}
 		if c.log {
 			globals, site = "metrics", "log"
 		}
 		if c.tls {
 			site, http = fmt.Sprintf("tls %s %s", l.cert(), l.key()), "https"
 		}
-		server, err = l.startCaddy(ctx, address, caddyfile("off", globals, http, address, site))
+		server, err = l.startCaddy(ctx, address, caddyfile("off", globals, http, address, site, chat))
 		return server, scheme, err
 	}
 	args := append(slices.Clone(c.serve), "-listen", address)
+	if s.needs == "history" {
+		args = append(args, "-history", joinHistory)
+	}
 	if c.tls {
 		args = append(args, "-cert", l.cert(), "-key", l.key())
 	}
@@ -317,14 +348,23 @@ func printComparison(rows []*comparison) {
 		"|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n")
 	for _, row := range rows {
 		m, r := row.Median, row.Ratio
-		if !row.idle {
+		if row.command == "" {
 			fmt.Printf("| %s | %s | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f | %.1f | %.2f | %.2f |\n", row.Scenario, row.Server,
 				m.PerSecond, r.PerSecond, m.PerDelivery, r.PerDelivery, m.P50, m.P99, r.P99, m.PerClient, r.PerClient, m.Generator)
 		}
 	}
+	fmt.Print("\n| scenario | server | burst ms | × | CPU µs a client | × | p50 ms | p99 ms | × | peak KiB a client | × | tool's CPU |\n" +
+		"|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n")
+	for _, row := range rows {
+		m, r := row.Median, row.Ratio
+		if row.command == "join" {
+			fmt.Printf("| %s | %s | %.1f | %.2f | %.1f | %.2f | %.2f | %.2f | %.2f | %.1f | %.2f | %.2f |\n", row.Scenario, row.Server,
+				m.Burst, r.Burst, m.CPUPerJoin, r.CPUPerJoin, m.P50, m.P99, r.P99, m.PerClient, r.PerClient, m.Generator)
+		}
+	}
 	fmt.Print("\n| scenario | server | KiB a client | × | KiB a hub beyond its client |\n|---|---|---:|---:|---:|\n")
 	for _, row := range rows {
-		if row.idle {
+		if row.command == "idle" {
 			fmt.Printf("| %s | %s | %.2f | %.2f | %.2f |\n", row.Scenario, row.Server, row.Median.PerClient, row.Ratio.PerClient, row.Median.PerHub)
 		}
 	}

@@ -139,6 +139,7 @@ func handshake(conn net.Conn, u *url.URL, header http.Header, protocol string) (
 type dialed struct {
 	hub    int
 	events bool
+	start  time.Time // of the dial
 	conn   net.Conn
 	rest   []byte
 	err    error
@@ -176,9 +177,10 @@ func (t *target) dialAll(ctx context.Context, first, n int, ramp float64, place 
 		wg.Go(func() { // ends when next is closed
 			for i := range next {
 				hub, events := place(i)
+				dialing := time.Now()
 				conn, rest, err := t.dial(ctx, i, hub, events)
 				select {
-				case out <- dialed{hub, events, conn, rest, err}:
+				case out <- dialed{hub, events, dialing, conn, rest, err}:
 				case <-ctx.Done():
 					if conn != nil {
 						conn.Close()

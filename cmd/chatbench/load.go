@@ -83,7 +83,8 @@ type load struct {
 	sample    int64 // every sample-th delivery records its latency
 	messages  int64
 	unsent    int64
-	spun      time.Duration // processor time that the engine span away
+	delivered func(c *client, now time.Duration) // called for each message in order instead of recording its latency; may be nil
+	spun      time.Duration                      // processor time that the engine span away
 	closes    map[string]int
 	progressN int64 // deliveries at the last progress line
 	progressT time.Duration
@@ -153,7 +154,7 @@ func (l *load) connect(ctx context.Context, first, n int, place func(i int) (hub
 
 func (l *load) join(d dialed) error {
 	h := l.hubs[d.hub]
-	c := &client{hub: h, wants: make([]uint64, l.senders), parser: parser{events: d.events}}
+	c := &client{hub: h, wants: make([]uint64, l.senders), parser: parser{events: d.events}, dialed: d.start.Sub(l.start)}
 	h.clients = append(h.clients, c)
 	h.live++
 	l.live++
@@ -254,9 +255,12 @@ func (l *load) received(c *client, data []byte, now time.Duration) error {
 			if opened != nil && opened.interval == 0 {
 				l.opened = append(l.opened, opened)
 			}
-			if ok && l.deliveries%l.sample == 0 {
-				// This cannot fail: the value is within the histogram's range. More than a minute counts as a minute.
-				_ = l.latency.RecordValue(min((now - at).Microseconds(), 60_000_000))
+			switch {
+			case !ok:
+			case l.delivered != nil:
+				l.delivered(c, now)
+			case l.deliveries%l.sample == 0:
+				l.record(now - at)
 			}
 		case foundPing:
 			c.out = appendFrame(c.out, opPong, true, c.controlData)
@@ -266,6 +270,12 @@ func (l *load) received(c *client, data []byte, now time.Duration) error {
 			return closeError(c.controlData)
 		}
 	}
+}
+
+// record adds a latency to the histogram.
+func (l *load) record(latency time.Duration) {
+	// This cannot fail: the value is within the histogram's range. More than a minute counts as a minute.
+	_ = l.latency.RecordValue(min(latency.Microseconds(), 60_000_000))
 }
 
 // A closeError is the payload of the close frame that ended a connection.

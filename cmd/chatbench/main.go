@@ -4,11 +4,12 @@
 //
 //	chatbench run     -url 'ws://localhost:8080/chat/{hub}' -clients 1000 -hubs 10 -rate 5 -pid "$(pgrep caddy)"
 //	chatbench idle    -url ws://localhost:8080/chat/{hub} -clients 10000 -hubs 1000 -pid "$(pgrep caddy)"
+//	chatbench join    -url ws://localhost:8080/chat/{hub} -clients 1000 -history 100 -pid "$(pgrep caddy)"
 //	chatbench compare # compares Caddy with chat_broadcast, floors, and gorilla's chat example
 //	chatbench reload  # checks that no message is lost while Caddy reloads its configuration
 //	chatbench slow    # checks whether clients that do not read disturb the others
 //
-// The first two need a running server. The others start their servers and build Caddy, so run them in the repository's
+// The first three need a running server. The others start their servers and build Caddy, so run them in the repository's
 // folder or give them -caddy. Each has -help. The exit status is 1 if any message was lost, doubled or out of order, or
 // any client was disconnected.
 package main
@@ -26,6 +27,7 @@ import (
 var commands = map[string]func(name string, args []string) error{
 	"run":           runCommand,
 	"idle":          idleCommand,
+	"join":          joinCommand,
 	"compare":       compareCommand,
 	"reload":        reloadCommand,
 	"slow":          slowCommand,
@@ -38,7 +40,7 @@ var errFaults = errors.New("not everything was delivered once and in order")
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: chatbench run|idle|compare|reload|slow [-help] [flags]")
+		fmt.Fprintln(os.Stderr, "usage: chatbench run|idle|join|compare|reload|slow [-help] [flags]")
 		os.Exit(2)
 	}
 	err := commands[os.Args[1]](os.Args[1], os.Args[2:])

@@ -33,7 +33,7 @@ func (l *launcher) startForScenario(ctx context.Context, o *options) (server *ex
 	if admin, err = freeAddress(); err != nil {
 		return nil, "", "", err
 	}
-	config = caddyfile(admin, "", "http", address, "header X-Config 0")
+	config = caddyfile(admin, "", "http", address, "header X-Config 0", "")
 	if server, err = l.startCaddy(ctx, address, config); err != nil {
 		return nil, "", "", err
 	}

@@ -23,12 +23,13 @@ func serveCommand(name string, args []string) error {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	listen := f.String("listen", "127.0.0.1:8080", "address")
 	batched := f.Bool("batched", false, "with serve-floor: send all queued messages in one write")
+	history := f.Int("history", 0, "with serve-floor: `messages` of a hub that a client receives when it joins, in one write")
 	cert := f.String("cert", "", "certificate `file`: serve TLS")
 	key := f.String("key", "", "key `file`")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	handler := http.Handler(&floor{batched: *batched})
+	handler := http.Handler(&floor{batched: *batched, history: *history})
 	if name == "serve-gorilla" {
 		handler = &gorillaChat{}
 	}
@@ -54,17 +55,24 @@ var upgrader = websocket.Upgrader{
 // hub has one goroutine that takes a message, makes its frame once, and writes it to one client after the other. It
 // has no checks, limits or pings, and a client that does not read stops its hub.
 //
-// If batched, it takes all messages that queued while it wrote, and writes their frames to each client in one Write.
+// If batched, it takes all messages that queued while it wrote, and writes their frames to each client in one Write. With a
+// history it keeps the frames of the last messages of a hub, and writes them to a client that joins, in one Write.
 type floor struct {
 	batched bool
+	history int
 	mu      sync.Mutex
 	hubs    map[string]*floorHub
 }
 
 type floorHub struct {
 	messages chan []byte
-	mu       sync.Mutex
-	conns    map[net.Conn]struct{}
+	batched  bool
+	history  int // how many frames it keeps
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+	kept  []byte // the frames of the last messages
+	sizes []int  // of these frames
 }
 
 func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -74,9 +82,9 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s.hubs == nil {
 			s.hubs = map[string]*floorHub{}
 		}
-		h = &floorHub{messages: make(chan []byte, 256), conns: map[net.Conn]struct{}{}}
+		h = &floorHub{messages: make(chan []byte, 256), batched: s.batched, history: s.history, conns: map[net.Conn]struct{}{}}
 		s.hubs[r.URL.Path] = h
-		go h.run(s.batched) // ends with the process
+		go h.run() // ends with the process
 	}
 	s.mu.Unlock()
 	// A client that has seen its 101 must receive every later message, so messages wait for the handshake.
@@ -87,6 +95,9 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	conn := ws.NetConn()
+	if len(h.kept) > 0 {
+		_, _ = conn.Write(h.kept) // the reader notices errors
+	}
 	h.conns[conn] = struct{}{}
 	h.mu.Unlock()
 	go func() { // ends with the connection; the handler returns, which frees its stack and its request
@@ -105,15 +116,20 @@ func (s *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 }
 
-func (h *floorHub) run(batched bool) {
+func (h *floorHub) run() {
 	var frames []byte
+	var sizes []int
 	var conns []net.Conn
 	for message := range h.messages {
 		frames = appendFrame(frames[:0], opText, false, message)
-		for batched && len(h.messages) > 0 {
+		sizes = append(sizes[:0], len(frames))
+		for h.batched && len(h.messages) > 0 {
+			before := len(frames)
 			frames = appendFrame(frames, opText, false, <-h.messages)
+			sizes = append(sizes, len(frames)-before)
 		}
 		h.mu.Lock()
+		h.keepLocked(frames, sizes)
 		conns = conns[:0]
 		for conn := range h.conns {
 			conns = append(conns, conn)
@@ -122,6 +138,17 @@ func (h *floorHub) run(batched bool) {
 		for _, conn := range conns {
 			_, _ = conn.Write(frames) // the reader notices errors
 		}
+	}
+}
+
+// keepLocked adds frames to the history, and forgets those before the last.
+func (h *floorHub) keepLocked(frames []byte, sizes []int) {
+	if h.history == 0 {
+		return
+	}
+	h.kept, h.sizes = append(h.kept, frames...), append(h.sizes, sizes...)
+	for len(h.sizes) > h.history {
+		h.kept, h.sizes = h.kept[h.sizes[0]:], h.sizes[1:]
 	}
 }
 

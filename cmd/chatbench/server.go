@@ -99,9 +99,9 @@ func freeAddress() (string, error) {
 }
 
 // caddyfile returns a configuration with one site at the address.
-func caddyfile(admin, globals, scheme, address, site string) string {
-	return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\t%s\n}\n%s://%s {\n\t%s\n\tchat_broadcast * {\n\t\tmax_hubs 20000\n\t}\n}\n",
-		admin, globals, scheme, address, site)
+func caddyfile(admin, globals, scheme, address, site, chat string) string {
+	return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\t%s\n}\n%s://%s {\n\t%s\n\tchat_broadcast * {\n\t\tmax_hubs 20000\n\t\t%s\n\t}\n}\n",
+		admin, globals, scheme, address, site, chat)
 }
 
 // startCaddy starts Caddy and waits until it listens on the address.
