@@ -16,11 +16,12 @@ import (
 
 // A contender is a server to measure, with its configuration.
 type contender struct {
-	name  string
-	serve []string // a subcommand of this program; nil for Caddy
-	tls   bool
-	has   string // what it can do beyond sending messages to all: keep a history, speak events
-	log   bool   // with log and metrics
+	name         string
+	command, url string   // of a server of the user's
+	serve        []string // a subcommand of this program; without it and a command, Caddy
+	tls          bool
+	has          string // what it can do beyond sending messages to all: keep a history, speak events
+	log          bool   // with log and metrics
 }
 
 // contenders are the servers that compare starts. The floors come first, because ratios are against them.
@@ -154,20 +155,47 @@ type comparison struct {
 	command  string
 }
 
+// A plan is what to compare.
+type plan struct {
+	contenders []contender
+	scenarios  []scenario
+	rounds     int
+	duration   time.Duration
+	cores      []int // of the load
+	spin       bool
+}
+
 func compareCommand(name string, args []string) error {
+	var p plan
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	program := launcherFlags(f)
-	rounds := f.Int("rounds", 3, "how often to measure each")
-	duration := f.Duration("duration", 5*time.Second, "duration of each measurement")
+	f.IntVar(&p.rounds, "rounds", 3, "how often to measure each")
+	f.DurationVar(&p.duration, "duration", 5*time.Second, "duration of each measurement")
 	only := f.String("only", "", "comma-separated `scenarios`: "+names(scenarios, func(s scenario) string { return s.name + " (" + s.summary + ")" }))
 	servers := f.String("servers", "", "comma-separated `servers`: "+names(contenders, func(c contender) string { return c.name }))
 	serverCores := f.String("server-cores", "0", "cores of the server; empty for any")
 	toolCores := f.String("tool-cores", "1", "cores of the load")
-	spin := f.Bool("spin", false, "the load polls instead of sleeping, as chatbench run -spin does")
+	f.BoolVar(&p.spin, "spin", false, "the load polls instead of sleeping, as chatbench run -spin does")
+	custom := customFlags(f)
 	asJSON := f.Bool("json", false, "print JSON")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
+	for _, s := range scenarios {
+		if listed(*only, s.name) {
+			p.scenarios = append(p.scenarios, s)
+		}
+	}
+	for _, c := range contenders {
+		if listed(*servers, c.name) {
+			p.contenders = append(p.contenders, c)
+		}
+	}
+	added, err := custom()
+	if err != nil {
+		return err
+	}
+	p.contenders = append(p.contenders, added...)
 	ctx, l, closeIt, err := newLauncher(*program)
 	if err != nil {
 		return err
@@ -176,12 +204,22 @@ func compareCommand(name string, args []string) error {
 	if l.cores, err = coreList(*serverCores); err != nil {
 		return err
 	}
-	load, err := coreList(*toolCores)
+	if p.cores, err = coreList(*toolCores); err != nil {
+		return err
+	}
+	rows, err := l.compare(ctx, p)
 	if err != nil {
 		return err
 	}
+	if !*asJSON {
+		printComparison(rows)
+		return nil
+	}
+	return report(true, rows, nil, faults{})
+}
 
-	var rows []*comparison
+// compare makes all measurements of a plan.
+func (l *launcher) compare(ctx context.Context, p plan) (rows []*comparison, err error) {
 	find := func(s scenario, server string) *comparison {
 		for _, row := range rows {
 			if row.Scenario == s.name && row.Server == server {
@@ -191,23 +229,20 @@ func compareCommand(name string, args []string) error {
 		rows = append(rows, &comparison{Scenario: s.name, Server: server, command: s.command})
 		return rows[len(rows)-1]
 	}
-	for round := range *rounds {
-		for _, s := range scenarios {
-			if !listed(*only, s.name) {
-				continue
-			}
-			for _, c := range contenders {
-				if !listed(*servers, c.name) || !s.runs(c) {
+	for round := range p.rounds {
+		for _, s := range p.scenarios {
+			for _, c := range p.contenders {
+				if !s.runs(c) {
 					continue
 				}
-				m, err := measureOne(ctx, l, load, s, c, *duration, *spin)
+				m, err := measureOne(ctx, l, p, s, c)
 				if err != nil {
-					return fmt.Errorf("%s with %s: %w", s.name, c.name, err)
+					return nil, fmt.Errorf("%s with %s: %w", s.name, c.name, err)
 				}
 				row := find(s, c.name)
 				row.Rounds = append(row.Rounds, m)
 				fmt.Fprintf(os.Stderr, "round %d of %d: %s, %s: %.0f deliveries/s, %.2f µs each, p99 %.2f ms, %.1f KiB a client, burst %.0f ms\n",
-					round+1, *rounds, s.name, c.name, m.PerSecond, m.PerDelivery, m.P99, m.PerClient, m.Burst)
+					round+1, p.rounds, s.name, c.name, m.PerSecond, m.PerDelivery, m.P99, m.PerClient, m.Burst)
 			}
 		}
 	}
@@ -228,11 +263,7 @@ func compareCommand(name string, args []string) error {
 		}
 		row.Ratio = median(ratios)
 	}
-	if !*asJSON {
-		printComparison(rows)
-		return nil
-	}
-	return report(true, rows, nil, faults{})
+	return rows, nil
 }
 
 // basesOf returns the scenarios, and their server, to whose mean the ratios of row compare.
@@ -252,25 +283,21 @@ func basesOf(row *comparison) (names []string, server string) {
 }
 
 // measureOne starts a contender, loads it from a separate process, and stops it.
-func measureOne(ctx context.Context, l *launcher, cores []int, s scenario, c contender, d time.Duration, spin bool) (m measurement, err error) {
-	address, err := freeAddress()
-	if err != nil {
-		return m, err
-	}
-	server, scheme, err := l.startContender(ctx, c, s, address)
+func measureOne(ctx context.Context, l *launcher, p plan, s scenario, c contender) (m measurement, err error) {
+	server, url, err := l.startContender(ctx, c, s)
 	if err != nil {
 		return m, err
 	}
 	defer stop(server)
 	args := []string{s.command}
 	if s.command == "" {
-		args = words("run -duration " + d.String())
+		args = words("run -duration " + p.duration.String())
 	}
-	args = append(args, "-json", "-insecure", "-spin="+strconv.FormatBool(spin), "-url", scheme+"://"+address+"/{hub}", "-pid", strconv.Itoa(server.Process.Pid))
+	args = append(args, "-json", "-insecure", "-spin="+strconv.FormatBool(p.spin), "-url", url, "-pid", strconv.Itoa(server.Process.Pid))
 	load := exec.CommandContext(ctx, l.self, append(args, s.args...)...)
 	var out, progress bytes.Buffer
 	load.Stdout, load.Stderr = &out, &progress
-	if err := startOn(load, cores); err != nil {
+	if err := startOn(load, p.cores); err != nil {
 		return m, err
 	}
 	// Faults also make the exit status 1.
@@ -311,11 +338,19 @@ func readMeasurement(command string, printed []byte) (m measurement, found fault
 	}
 }
 
-// startContender starts c as s needs it.
-func (l *launcher) startContender(ctx context.Context, c contender, s scenario, address string) (server *exec.Cmd, scheme string, err error) {
-	scheme = "ws"
+// startContender starts c as s needs it, and returns its URL.
+func (l *launcher) startContender(ctx context.Context, c contender, s scenario) (server *exec.Cmd, url string, err error) {
+	if c.command != "" {
+		server, err = l.startCustom(ctx, c)
+		return server, c.url, err
+	}
+	address, err := freeAddress()
+	if err != nil {
+		return nil, "", err
+	}
+	url = "ws://" + address + "/{hub}"
 	if c.tls {
-		scheme = "wss"
+		url = "wss://" + address + "/{hub}"
 	}
 	if c.serve == nil {
 		globals, site, chat, http := "", "", "", "http"
@@ -329,7 +364,7 @@ func (l *launcher) startContender(ctx context.Context, c contender, s scenario, 
 			site, http = fmt.Sprintf("tls %s %s", l.cert(), l.key()), "https"
 		}
 		server, err = l.startCaddy(ctx, address, caddyfile("off", globals, http, address, site, chat))
-		return server, scheme, err
+		return server, url, err
 	}
 	args := append(slices.Clone(c.serve), "-listen", address)
 	if s.needs == "history" {
@@ -339,7 +374,7 @@ func (l *launcher) startContender(ctx context.Context, c contender, s scenario, 
 		args = append(args, "-cert", l.cert(), "-key", l.key())
 	}
 	server = exec.CommandContext(ctx, l.self, args...)
-	return server, scheme, l.start(ctx, server, address)
+	return server, url, l.start(ctx, server, address)
 }
 
 // printComparison prints the table as Markdown.

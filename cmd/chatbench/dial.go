@@ -68,10 +68,6 @@ func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Co
 	if err != nil {
 		return nil, nil, err
 	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
-	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	d := net.Dialer{KeepAlive: -1}
@@ -81,7 +77,7 @@ func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Co
 	if t.control != nil {
 		d.Control = controlOf(t.control)
 	}
-	if conn, err = d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port)); err != nil {
+	if conn, err = d.DialContext(ctx, "tcp", hostPort(u)); err != nil {
 		return nil, nil, err
 	}
 	deadline, _ := ctx.Deadline()
@@ -96,6 +92,15 @@ func (t *target) dial(ctx context.Context, i, hub int, events bool) (conn net.Co
 	rest, err = handshake(conn, u, t.header, protocol)
 	conn.SetDeadline(time.Time{})
 	return conn, rest, err
+}
+
+// hostPort returns the address of a WebSocket URL.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
 }
 
 // handshake performs the opening handshake (RFC 6455 §4.1) without extensions, offering the subprotocol unless it is
