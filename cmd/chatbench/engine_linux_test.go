@@ -25,7 +25,7 @@ func TestRun_SpinningIsNotTheToolsWork(t *testing.T) {
 	start := threadTime()
 	l.runFor(300*time.Millisecond, "", func() bool { return false })
 	if all := threadTime() - start; l.spun < all/2 || l.spun > all {
-		t.Errorf("an idle load span for %v of %v", l.spun, all)
+		t.Errorf("an idle load spun for %v of %v", l.spun, all)
 	}
 }
 

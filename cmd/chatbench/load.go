@@ -84,7 +84,7 @@ type load struct {
 	messages  int64
 	unsent    int64
 	delivered func(c *client, now time.Duration) // called for each message in order instead of recording its latency; may be nil
-	spun      time.Duration                      // processor time that the engine span away
+	spun      time.Duration                      // processor time that the engine spent spinning with nothing to do
 	closes    map[string]int
 	progressN int64 // deliveries at the last progress line
 	progressT time.Duration

@@ -5,7 +5,7 @@
 //	chatbench run     -url 'ws://localhost:8080/chat/{hub}' -clients 1000 -hubs 10 -rate 5 -pid "$(pgrep caddy)"
 //	chatbench idle    -url ws://localhost:8080/chat/{hub} -clients 10000 -hubs 1000 -pid "$(pgrep caddy)"
 //	chatbench join    -url ws://localhost:8080/chat/{hub} -clients 1000 -history 100 -pid "$(pgrep caddy)"
-//	chatbench compare # compares Caddy with chat_broadcast, floors, and gorilla's chat example
+//	chatbench compare # compares Caddy with chat_broadcast, floors, gorilla's chat example, and any other server
 //	chatbench reload  # checks that no message is lost while Caddy reloads its configuration
 //	chatbench slow    # checks whether clients that do not read disturb the others
 //

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// A record is larger than any read of the network promises, so it arrives in pieces.
+// The network may deliver a record in pieces.
 func TestPipe_ReadsRecordsThatArriveInPieces(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.StartTLS()
@@ -28,7 +28,7 @@ func TestPipe_ReadsRecordsThatArriveInPieces(t *testing.T) {
 	}
 	// The session tickets, which a server sends after its handshake, wait in the net.Pipe.
 	sent := strings.Repeat("message ", 100)
-	go func() { // ends when both messages are written
+	go func() { // ends when all is written
 		if err := <-failed; err == nil {
 			_, err = io.WriteString(peer, sent)
 			failed <- errors.Join(err, far.Close())
