@@ -62,6 +62,7 @@ type Client struct {
 	// Owned by the reader.
 	in       ws.Reader
 	heard    time.Time // when the last bytes came
+	said     time.Time // when the last message came
 	pinged   bool      // the server has sent a ping, and nothing has come since
 	spared   bool      // the last deadline passed without a ping, because bytes had come
 	polls    bool      // a read must not wait

@@ -127,9 +127,7 @@ func (b *Hub) appendedLocked(w *work) {
 }
 
 func (b *Hub) deliver(w *work) {
-	for range w.flushers {
-		go b.flush() // ends when the queue is empty; nobody waits for it but senders, for turns
-	}
+	b.startFlushers(w.flushers)
 	for _, c := range w.cut {
 		c.Cut(CloseLagged)
 	}

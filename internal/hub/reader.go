@@ -50,23 +50,14 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 }
 
-// often is the most time between two reads of a client that sends often.
-const often = time.Second
-
-// listen is the reader. Between messages a client has no buffer, and a new goroutine waits for it, unless the client sends
-// often. The stack of a new goroutine is half as large as after its first message, and stacks that have grown hardly ever
-// shrink. To start a goroutine and to grow its stack again takes 6 µs.
+// listen is the reader from one wait to the next. Between messages a client has no buffer, and a new goroutine waits for it,
+// unless the client sends often. The stack of a new goroutine is half as large as after its first message, and stacks that have
+// grown hardly ever shrink. A new goroutine costs less than the system calls of the message that it reads.
 func (c *Client) listen() {
-	for {
-		before := c.heard
-		sure, err := c.wait()
-		if !c.read(sure, err) {
-			break
-		}
-		if quiet := c.heard.Sub(before); quiet <= 0 || quiet > often {
-			go c.listen()
-			return
-		}
+	sure, err := c.wait()
+	if c.read(sure, err) {
+		go c.listen()
+		return
 	}
 	c.gone(CloseGone) // without effect if the client has left before
 	c.awaitEnd()
@@ -123,11 +114,25 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 		if !c.receive(opcode, r) {
 			return false
 		}
-		if c.mayListen() {
+		if !c.sendsOften() && c.mayListen() {
 			return true
 		}
 	}
 	return true
+}
+
+// often is the most time between two messages of a client that sends often.
+const often = time.Second
+
+// sendsOften reports whether the client has sent its last two messages within a second. Then the reader waits for the next one in a
+// read. If none comes, it is a pong at the latest that ends the read.
+func (c *Client) sendsOften() bool {
+	if c.pingInterval() == 0 {
+		return false
+	}
+	quiet := c.heard.Sub(c.said)
+	c.said = c.heard
+	return quiet <= often
 }
 
 // discardInput reads once for a client without WebSocket, which can only listen. It returns false at the end of the
