@@ -415,7 +415,7 @@ func testElementLinks(t *testing.T, browser context.Context, s *process) {
 	p := openTab(t, browser, s.frame("/chat/links"))
 	p.waitState("open")
 	s.in(t).join("/chat/links?name=Eve").text("see www.example.com/a, (https://example.com/b) or mail Bob.B+c@example.co.uk. not@home javascript:alert(1) xwww.example.com")
-	p.waitFor(`inside().querySelector(".text")`)
+	p.waitFor(`inside().querySelector(".text a")`)
 	got := element[[]string](p, `[...root.querySelectorAll(".text a")].map((a) => a.href + " " + a.textContent + " " + a.rel)`)
 	want := []string{
 		"https://www.example.com/a www.example.com/a noopener noreferrer nofollow",

@@ -104,14 +104,15 @@ func testElementRestart(t *testing.T, browser context.Context) {
 	p.waitFor(`inside().querySelector(".sent")`)
 	s.terminate()
 	p.waitState("connecting", "waiting")
-	p.send("meanwhile")
+	p.send("meanwhile: https://example.com/")
 	p.waitFor(`inside().querySelector(".pending") && inside().querySelector("#why").textContent.startsWith("The connection is lost.")`)
 	s = s.startAgain(options, faultSite(t))
 	p.waitState("open")
 	p.waitFor(`!inside().querySelector(".pending, .gone, .missed")`)
+	p.waitFor(`inside().querySelector(".text a")?.href === "https://example.com/"`) // its module did not come before
 	s.join("/chat/fault?name=Eve").text("after")
 	p.waitMessage("Eve", "after")
-	want := []shownMessage{{"You", "before"}, {"You", "meanwhile"}, {"Eve", "after"}}
+	want := []shownMessage{{"You", "before"}, {"You", "meanwhile: https://example.com/"}, {"Eve", "after"}}
 	if got := p.messages(); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -13,8 +13,6 @@ export declare function clean(s: any): string;
 export declare function legible(user: any): any;
 /** Returns a message as it is shown: with a bound, without empty lines in a row, with at most four marks on a letter. */
 export declare function tidy(s: any): any;
-/** Splits a text into strings, and links to web pages and mailboxes. */
-export declare function linked(text: any): any;
 /** Returns a hue for a name, the same in every window. */
 export declare function hue(author: any): number;
 export declare function bytes(text: any): number;

@@ -47,18 +47,6 @@ export function tidy(s) {
   return text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)}…` : text;
 }
 
-const LINK = /(https?:\/\/[^\s<>"]+[^\s<>".,:;!?')\]]|\bwww\.[^\s<>"]+[^\s<>".,:;!?')\]]|(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[a-z]{2,24}\b)/i;
-
-/** Splits a text into strings, and links to web pages and mailboxes. */
-export function linked(text) {
-  return text.split(LINK).map((part, i) => {
-    if (i % 2 === 0) return part;
-    const href = /^https?:/i.test(part) ? part : /^www\./i.test(part) ? `https://${part}` : `mailto:${part}`;
-    if (!URL.canParse(href)) return part;
-    return make('a', { href, target: '_blank', rel: 'noopener noreferrer nofollow' }, part);
-  });
-}
-
 /** Returns a hue for a name, the same in every window. */
 export function hue(author) {
   let h = 0;

@@ -6,7 +6,7 @@ import { Chat } from './chat.js';
 import { ItemList } from './chat-room-list.js';
 import style from './chat-room-style.js';
 import {
-  MAX_TEXT, avatar, bytes, clean, dress, hue, icon, legible, linked, make, recall, remember, setText, speak, tidy,
+  MAX_TEXT, avatar, bytes, clean, dress, hue, icon, legible, make, recall, remember, setText, speak, tidy,
 } from './chat-room-tools.js';
 import { Speaker, guest, languages, speakerOf } from './chat-room-words.js';
 
@@ -722,7 +722,8 @@ export class ChatRoom extends Base {
     if (timed) when.append(make('time', { datetime: time.toISOString() }, speaker.clock(time)));
     if (status === 'sent') when.append(make('span', { role: 'img', 'aria-label': speaker.say('sent') }, timed ? ' ✓' : '✓'));
     if (status === 'pending') when.append(`${timed ? ' · ' : ''}${speaker.say(this.#state.state === 'open' ? 'sending' : 'waiting')}`);
-    const text = make('p', { class: 'text', dir: 'auto' }, ...linked(item.text));
+    const text = make('p', { class: 'text', dir: 'auto' }, item.text);
+    if (/:\/\/|www\.|@/i.test(item.text)) this.#part('links').then((links) => links?.link(text));
     const bubble = make('div', { class: 'bubble', part: ours ? 'bubble own-bubble' : 'bubble', title: speaker.exactly(time) }, from, text, when);
     if (status === 'gone') {
       bubble.append(make('p', { class: 'failed' }, make('span', {}, this.#failure(item.code)), ' ',
