@@ -174,7 +174,7 @@ func TestElement_ThreeLines(t *testing.T) {
 			t.Errorf("got a message in %s, want the element's own style", got)
 		}
 		// Without presence there is no list, and no row for one.
-		if got := element[bool](tabs[0], `root.querySelector("#people") !== null || root.querySelector("#who").checkVisibility()
+		if got := element[bool](tabs[0], `root.querySelector("#people") !== null || root.querySelector("#who")?.checkVisibility()
 			|| getComputedStyle(root.querySelector("#room")).gridTemplateColumns.includes(" ")
 			|| getComputedStyle(root.querySelector("#room")).gridTemplateRows.split(" ").length !== 3`); got {
 			t.Error("got a list of people, or its place, where the hub has no presence")
@@ -610,7 +610,7 @@ func testElementReadsOutOnce(t *testing.T, browser context.Context, s *process) 
 func testElementKeyboard(t *testing.T, browser context.Context, s *process) {
 	p := openTab(t, browser, s.frame("/chat/keyboard&name"))
 	p.waitState("open")
-	p.waitFor(`!inside().querySelector("#who").hidden && inside().querySelector("#name")?.checkVisibility()`)
+	p.waitFor(`inside().querySelector("#who")?.hidden === false && inside().querySelector("#name")?.checkVisibility()`)
 	p.resize(500, 600, "light") // where the list of people is a panel
 	var reached []string
 	for range 8 {

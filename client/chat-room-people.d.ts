@@ -16,16 +16,15 @@ export default class People extends Panel {
     set({ users, next }: import('./chat-types.js').Page, visitor: string): void;
     /** Hides the list, for a room that has not told who is there. */
     hide(): void;
-    /** Notes who came and went. Returns whether the list is wrong now: somebody has opened or closed a further window. */
-    change(event: any): boolean;
     /**
-     * Adds who came and went to the list of messages: as one notice, which grows until the next message.
+     * Notes who came and went, and tells it among the messages.
      * @param {any} event
-     * @param {import('./chat-room-list.js').ItemList} list
+     * @param {import('./chat-room-list.js').ItemList} messages
      * @param {number} order of the notice
      * @param {Set<string>} own names of the visitor
+     * @returns {boolean} whether the list of a small room is wrong now: somebody has opened or closed a further window
      */
-    announce(event: any, list: import('./chat-room-list.js').ItemList, order: number, own: Set<string>): void;
+    change(event: any, messages: import('./chat-room-list.js').ItemList, order: number, own: Set<string>): boolean;
     /** Shows the list. */
     show(): void;
 }

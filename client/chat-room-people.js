@@ -1,9 +1,10 @@
 /** The list of the people who are here. A page loads this module when a hub tells who is there. */
 import { Panel } from './chat-room-panel.js';
-import { avatar, dress, hue, legible, make, setText } from './chat-room-tools.js';
+import { avatar, dress, hue, icon, legible, make, setText, speak } from './chat-room-tools.js';
 import { learn } from './chat-room-words.js';
 
 learn({
+  people: 'Who is here',
   joined: '{who} joined',
   left: '{who} left',
   others: { one: '{n} other', other: '{n} others' },
@@ -18,6 +19,7 @@ learn({
 const MAX_LISTED = 200;
 
 const css = `
+#who { padding-inline: 0.8rem; }
 #people li { display: flex; align-items: center; gap: 0.6rem; padding-block: 0.3rem; }
 #people .avatar { align-self: center; inline-size: 1.8rem; block-size: 1.8rem; font-size: 0.82rem; }
 #people .name { min-inline-size: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-weight: 550; }
@@ -53,7 +55,9 @@ export default class People extends Panel {
   #list;
   #others;
   #visitor = '';
-  #ui;
+  #button;
+  #number = make('span', { id: 'present' });
+  #room;
   #speaker;
 
   /**
@@ -61,11 +65,18 @@ export default class People extends Panel {
    * @param {() => import('./chat-room-words.js').Speaker} speaker
    */
   constructor(ui, speaker) {
+    const button = make('button', { type: 'button', id: 'who', 'aria-expanded': 'false', 'data-title': 'people', hidden: '' },
+      icon(20, 'M10.5 6.5a3 3 0 1 1-6 0 3 3 0 0 1 6 0M2 16.5c0-3 2.4-5 5.5-5s5.5 2 5.5 5M13 3.8a3 3 0 0 1 0 5.4m2 2.8c1.9.7 3 2.3 3 4.5'),
+      make('span', { class: 'hidden', 'data-text': 'people' }));
+    ui.bell.after(button);
     const title = make('p', { class: 'heading' }), list = make('ul', { role: 'list' });
     const others = make('p', { id: 'others', hidden: '', 'data-text': 'more' });
-    super(ui.who, ui.news, speaker(), 'people', { part: 'people' }, title, list, others);
+    super(button, ui.news, speaker(), 'people', { part: 'people' }, title, list, others);
     dress(ui.room, css);
-    [this.#title, this.#list, this.#others, this.#ui, this.#speaker] = [title, list, others, ui, speaker];
+    button.append(this.#number);
+    speak(ui.header, speaker());
+    button.addEventListener('click', () => this.toggle());
+    [this.#button, this.#room, this.#title, this.#list, this.#others, this.#speaker] = [button, ui.room, title, list, others, speaker];
   }
 
   /**
@@ -77,43 +88,51 @@ export default class People extends Panel {
     this.#people = new Map(users.map(({ user, clients }) => [user, clients]));
     this.#more = next !== undefined;
     this.#visitor = visitor;
-    this.#ui.who.hidden = false;
-    this.#ui.room.classList.add('listed');
+    this.#button.hidden = false;
+    this.#room.classList.add('listed');
     this.show();
   }
 
   /** Hides the list, for a room that has not told who is there. */
   hide() {
     this.set({ clients: 0, users: [] }, '');
-    this.#ui.who.hidden = true;
-    this.#ui.room.classList.remove('listed');
+    this.#button.hidden = true;
+    this.#room.classList.remove('listed');
   }
 
-  /** Notes who came and went. Returns whether the list is wrong now: somebody has opened or closed a further window. */
-  change(event) {
+  /**
+   * Notes who came and went, and tells it among the messages.
+   * @param {any} event
+   * @param {import('./chat-room-list.js').ItemList} messages
+   * @param {number} order of the notice
+   * @param {Set<string>} own names of the visitor
+   * @returns {boolean} whether the list of a small room is wrong now: somebody has opened or closed a further window
+   */
+  change(event, messages, order, own) {
     const { joined, left } = changes(event);
+    this.#announce(joined, left, messages, order, own);
     for (const user of joined) this.#people.set(user, this.#people.get(user) || 1);
     for (const user of left) this.#people.delete(user);
     this.show();
     const listed = [...this.#people.values()].reduce((sum, windows) => sum + windows, 0);
-    return event.clients !== listed || joined.length + left.length === 0;
+    return event.clients <= MAX_LISTED && (event.clients !== listed || joined.length + left.length === 0);
   }
 
   /**
    * Adds who came and went to the list of messages: as one notice, which grows until the next message.
-   * @param {any} event
+   * @param {string[]} joined
+   * @param {string[]} left
    * @param {import('./chat-room-list.js').ItemList} list
-   * @param {number} order of the notice
-   * @param {Set<string>} own names of the visitor
+   * @param {number} order
+   * @param {Set<string>} own
    */
-  announce(event, list, order, own) {
-    const { joined, left } = changes(event), { last } = list;
-    const sum = last?.changes ?? { joined: new Set(), left: new Set() };
+  #announce(joined, left, list, order, own) {
+    const { last } = list, sum = last?.changes ?? { joined: new Set(), left: new Set() };
     const others = (/** @type {string[]} */ users) => users.filter((user) => user && !own.has(user));
     // Somebody who comes and goes at once is not mentioned.
     for (const user of others(joined)) if (!sum.left.delete(user)) sum.joined.add(user);
     for (const user of others(left)) if (!sum.joined.delete(user)) sum.left.add(user);
-    const text = ['joined', 'left'].filter((what) => sum[what].size).map((what) => this.#sentence(what, sum[what])).join(', ');
+    const text = /** @type {const} */ (['joined', 'left']).filter((what) => sum[what].size).map((what) => this.#sentence(what, sum[what])).join(', ');
     if (last?.changes && text) list.update(Object.assign(last, { text }));
     else if (last?.changes) list.remove(last);
     else if (text) list.add({ kind: 'notice', order, text, changes: sum });
@@ -138,12 +157,12 @@ export default class People extends Panel {
       return item;
     }));
     setText(this.#title, speaker.say('hereNow', { n: number }));
-    setText(this.#ui.present, number);
+    setText(this.#number, number);
     this.#others.hidden = !this.#more && people.size <= MAX_LISTED;
   }
 }
 
 /** Returns who came and who went, by any of the three events about that. */
-function changes({ type, user, joined = type === 'join' ? [user] : [], left = type === 'leave' ? [user] : [] }) {
+function changes({ type, user = '', joined = type === 'join' ? [user] : [], left = type === 'leave' ? [user] : [] }) {
   return { joined, left };
 }

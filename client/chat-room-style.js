@@ -95,7 +95,6 @@ a { color: var(--accent); }
   font-weight: 550;
   font-variant-numeric: tabular-nums;
 }
-#who { padding-inline: 0.8rem; }
 #who svg, #bell svg { inline-size: 1.2rem; }
 
 /* the messages */

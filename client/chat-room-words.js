@@ -42,7 +42,6 @@ const en = {
   newMessages: { one: '{n} new message', other: '{n} new messages' },
   emptyTitle: 'Nobody has said anything yet',
   emptyText: 'Say hello.',
-  people: 'Who is here',
   alerts: 'Notifications',
 };
 

@@ -32,9 +32,6 @@ function build() {
         make('span', { class: 'dot' }), make('span', { id: 'state', role: 'status' }), make('span', { id: 'countdown', 'aria-hidden': 'true' }))),
     make('button', { type: 'button', id: 'bell', 'aria-expanded': 'false', 'data-title': 'alerts', 'data-aria-label': 'alerts' },
       icon(20, 'M5 13.5V9a5 5 0 0 1 10 0v4.5l1.2 1.5H3.8zM8.5 17.3a1.8 1.8 0 0 0 3 0')),
-    make('button', { type: 'button', id: 'who', 'aria-expanded': 'false', 'data-title': 'people', hidden: '' },
-      icon(20, 'M10.5 6.5a3 3 0 1 1-6 0 3 3 0 0 1 6 0M2 16.5c0-3 2.4-5 5.5-5s5.5 2 5.5 5M13 3.8a3 3 0 0 1 0 5.4m2 2.8c1.9.7 3 2.3 3 4.5'),
-      make('span', { class: 'hidden', 'data-text': 'people' }), make('span', { id: 'present' })),
     make('slot', { name: 'actions' }));
   const main = make('div', { id: 'main' },
     make('div', { id: 'empty' }, make('slot', { name: 'empty' },
@@ -248,7 +245,7 @@ export class ChatRoom extends Base {
   }
 
   #listen() {
-    const { log, messages, jump, connect, text, compose, who, bell } = this.#ui;
+    const { log, messages, jump, connect, text, compose, bell } = this.#ui;
     log.addEventListener('scroll', () => this.#see(), { passive: true });
     log.addEventListener('keydown', (event) => {
       if (event.target !== log || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
@@ -286,7 +283,6 @@ export class ChatRoom extends Base {
       this.#submit();
       text.focus();
     });
-    who.addEventListener('click', async () => (await this.#part('people'))?.toggle());
     bell.addEventListener('click', async () => (await this.#part('alerts'))?.toggle());
     if (recall('localStorage', 'notify') || recall('localStorage', 'sound')) this.#part('alerts');
   }
@@ -563,8 +559,7 @@ export class ChatRoom extends Base {
   async #change(event) {
     const told = this.#chat, people = await this.#part('people');
     if (told !== this.#chat || !people) return;
-    if (people.change(event) && event.clients <= MAX_LISTED) this.#ask(); // it is a small room
-    people.announce(event, this.#list, this.#newest, this.#names);
+    if (people.change(event, this.#list, this.#newest, this.#names)) this.#ask();
     this.#showEmpty();
   }
 
