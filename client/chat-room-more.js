@@ -1,4 +1,4 @@
-/** English that few pages need, and only when the server is there. */
+/** What few pages need to say, and only when the server is there. */
 import { learn } from './chat-room-words.js';
 
 learn({
@@ -27,3 +27,24 @@ learn({
   perhapsMore: '{when}, and perhaps more: the room has started anew',
   since: 'something may be missing since {from}',
 });
+
+export default class More {
+  #speaker;
+
+  constructor(_ui, speaker) {
+    this.#speaker = speaker;
+  }
+
+  /** Returns the phrases for the end of a connection, or a refusal: the first that there is says most. */
+  why({ code, status }, exact) {
+    return status ? [`refused ${status}`] : code ? [exact, `${code}`, '1008'] : ['noAddress'];
+  }
+
+  /** Says when messages were missed. `away` is when the connection was lost, if it was. */
+  when({ count, restarted }, away) {
+    const speaker = this.#speaker(), to = speaker.clock(new Date()), from = away && speaker.clock(away);
+    if (restarted && !count) return speaker.say('since', { from: from ?? to });
+    const when = from ? speaker.say('whileAway', { from, to }) : speaker.say('tooFast');
+    return restarted ? speaker.say('perhapsMore', { when }) : when;
+  }
+}

@@ -12,6 +12,7 @@ export declare class Speaker {
     #private;
     language: any;
     constructor(language: any, words?: {});
+    /** Says the first phrase that there is. */
     first(...keys: any[]): any;
     say(key: any, values?: {}): any;
     /** Formats a time, with the day if it is not today. */

@@ -106,8 +106,9 @@ export class Speaker {
     this.#exact = later(() => new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'medium' }));
   }
 
+  /** Says the first phrase that there is. */
   first(...keys) {
-    return keys.find((key) => this.say(key));
+    return keys.map((key) => this.say(key)).find(Boolean) ?? '';
   }
 
   say(key, values = {}) {

@@ -290,7 +290,7 @@ export class ChatRoom extends Base {
   /** Loads a module that not every page needs. Resolves to nothing if it does not come. */
   #part(name) {
     return this.#parts[name] ??= import(`./chat-room-${name}.js${this.#again}`)
-      .then(({ default: Part }) => Part && new Part(this.#ui, () => this.#speaker))
+      .then(({ default: Part }) => new Part(this.#ui, () => this.#speaker))
       .catch(() => {
         delete this.#parts[name];
         this.#again = `?${Date.now()}`; // Firefox never asks for the same address again
@@ -465,20 +465,19 @@ export class ChatRoom extends Base {
       trouble.hidden = true;
       if (!this.#tooLong(this.#ui.text.value)) this.#say('');
     }
-    if (status === 401) this.#trouble('refused 401', 'connectAgain', `401 ${reason}`, this.getAttribute('login') ?? location.href);
+    if (status === 401) this.#trouble(['refused 401'], 'connectAgain', `401 ${reason}`, this.getAttribute('login') ?? location.href);
     else if (status || (state === 'closed' && (code || !this.#chat))) this.#explain(frame);
     else if (state === 'waiting') {
       const reading = this.readOnly || this.transparent;
-      this.#trouble(reading ? 'notYetReading' : offline ? 'noNetwork' : this.#met ? 'lost' : 'notYet', 'tryNow');
-    } else if (state === 'open' && offline) this.#trouble('noNetwork', 'tryNow');
+      this.#trouble([reading ? 'notYetReading' : offline ? 'noNetwork' : this.#met ? 'lost' : 'notYet'], 'tryNow');
+    } else if (state === 'open' && offline) this.#trouble(['noNetwork'], 'tryNow');
   }
 
   async #explain(frame) {
-    await this.#part('more');
-    if (frame !== this.#state) return; // it has changed meanwhile
     const { state, code = '', reason = '', status } = frame, exact = `${status ?? code} ${reason}`.trim();
-    const why = status ? [`refused ${status}`] : code ? [exact, code, 1008] : ['noAddress'];
-    this.#trouble(this.#speaker.first(...why, 'refused'), state === 'closed' ? 'connectAgain' : 'tryNow', exact);
+    const keys = (await this.#part('more'))?.why(frame, exact) ?? [];
+    if (frame !== this.#state) return; // it has changed meanwhile
+    this.#trouble([...keys, 'refused'], state === 'closed' ? 'connectAgain' : 'tryNow', exact);
   }
 
   #countDown(retryIn) {
@@ -490,9 +489,9 @@ export class ChatRoom extends Base {
     this.#ticker = setInterval(tick, 500);
   }
 
-  #trouble(what, action, detail = '', signIn = '') {
+  #trouble(keys, action, detail = '', signIn = '') {
     const { trouble, why, login, connect } = this.#ui;
-    const text = this.#speaker.say(what) + (detail && ` (${detail.trim()})`);
+    const text = this.#speaker.first(...keys) + (detail && ` (${detail.trim()})`);
     if (trouble.hidden || why.textContent !== text) this.#announce(text);
     why.textContent = text;
     connect.textContent = this.#speaker.say(action);
@@ -531,17 +530,16 @@ export class ChatRoom extends Base {
     this.#list.release();
   }
 
-  async #missed({ count: n, restarted }) {
+  async #missed(event) {
     this.#ask();
-    if (!n && !restarted) return; // only news of who is here is lost
-    const speaker = this.#speaker, now = speaker.clock(new Date()), from = this.#away && speaker.clock(this.#away);
+    const n = event.count, away = this.#away;
+    if (!n && !event.restarted) return; // only news of who is here is lost
     this.#away = null;
-    const notice = { kind: 'notice', order: this.#newest, text: n ? speaker.say('missed', { n }) : speaker.say('anew'), more: '', missed: true };
+    /** @type {import('./chat-room-types.js').Notice} */
+    const notice = { kind: 'notice', order: this.#newest, text: this.#speaker.say(n ? 'missed' : 'anew', { n }), missed: true };
     this.#list.add(notice);
     this.#showEmpty();
-    await this.#part('more');
-    const when = from ? speaker.say('whileAway', { from, to: now }) : speaker.say('tooFast');
-    notice.more = !restarted ? when : n ? speaker.say('perhapsMore', { when }) : speaker.say('since', { from: from ?? now });
+    notice.more = (await this.#part('more'))?.when(event, away) ?? '';
     this.#list.update(notice);
     this.#announce(`${notice.text}: ${notice.more}`);
   }
@@ -614,7 +612,7 @@ export class ChatRoom extends Base {
   }
 
   #failure(code) {
-    return this.#speaker.say(this.#speaker.first(`failed ${code}`, 'failed'));
+    return this.#speaker.first(`failed ${code}`, 'failed');
   }
 
   #sendAgain(item) {
