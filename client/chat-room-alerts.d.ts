@@ -3,14 +3,15 @@
  * opens the panel, or has turned one of them on.
  */
 import { Panel } from './chat-room-panel.js';
+import type { Speaker, UI } from './chat-room-types.js';
 /** The panel, and what it turns on. */
 export default class Alerts extends Panel {
     #private;
     /**
-     * @param {Record<string, any>} ui
-     * @param {() => import('./chat-room-words.js').Speaker} speaker
+     * @param {UI} ui
+     * @param {() => Speaker} speaker
      */
-    constructor(ui: Record<string, any>, speaker: () => import('./chat-room-words.js').Speaker);
+    constructor(ui: UI, speaker: () => Speaker);
     /**
      * Draws attention to a message.
      * @param {import('./chat-room-types.js').Message} message

@@ -6,6 +6,8 @@ import { Panel } from './chat-room-panel.js';
 import { dress, make, recall, remember, setText } from './chat-room-tools.js';
 import { learn } from './chat-room-words.js';
 
+/** @import { Speaker, UI } from './chat-room-types.js' */
+
 learn({
   notify: 'Show notifications',
   sound: 'Play a sound',
@@ -22,15 +24,20 @@ const css = `
 
 /** The panel, and what it turns on. */
 export default class Alerts extends Panel {
+  /** @type {HTMLInputElement} */
   #notify;
+  /** @type {HTMLInputElement} */
   #sound;
+  /** @type {HTMLElement} */
   #hint;
+  /** @type {() => Speaker} */
   #speaker;
+  /** @type {AudioContext | undefined} */
   #audio;
 
   /**
-   * @param {Record<string, any>} ui
-   * @param {() => import('./chat-room-words.js').Speaker} speaker
+   * @param {UI} ui
+   * @param {() => Speaker} speaker
    */
   constructor(ui, speaker) {
     const notify = make('input', { type: 'checkbox', id: 'notify' }), sound = make('input', { type: 'checkbox', id: 'sound' });

@@ -1,3 +1,5 @@
+/** @import { How } from './chat-room-types.js' */
+
 /** How many items the document has, and a page more before any leave it. */
 const WINDOW = 200;
 
@@ -13,8 +15,10 @@ const NEAR = 40;
 /**
  * A list of items, sorted by their `order`. The document has only those around the reader. Changes show together, in the next
  * frame. A reader at the end follows new items; for any other, nothing moves.
+ * @template {{ order: number }} T
  */
 export class ItemList {
+  /** @type {T[]} */
   #items = [];
   // The document has the items in between, without the last one.
   #from = 0;
@@ -22,26 +26,20 @@ export class ItemList {
   #atEnd = true;
   #top = 0;
   // The element and the mark of each item in the document.
+  /** @type {Map<T, { element: HTMLElement, mark: string }>} */
   #drawn = new Map();
   #frame = 0;
   #timer = 0;
   #held = false;
   #scroller;
   #list;
-  #draw;
-  #mark;
-  #forget;
+  #how;
 
-  /**
-   * `list` is all that scrolls. `draw(item, mark)` makes an element, and again when `mark(item, previous)` has changed. The list
-   * calls `forget(item)` for an item that it has dropped.
-   */
-  constructor(scroller, list, { draw, mark, forget }) {
+  /** `list` is all that is in `scroller`. */
+  constructor(/** @type {HTMLElement} */ scroller, /** @type {HTMLElement} */ list, /** @type {How<T>} */ how) {
     this.#scroller = scroller;
     this.#list = list;
-    this.#draw = draw;
-    this.#mark = mark;
-    this.#forget = forget;
+    this.#how = how;
     scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
     const resized = new ResizeObserver(() => this.#atEnd && this.#stay());
     resized.observe(scroller);
@@ -70,7 +68,7 @@ export class ItemList {
     return this.#items[Symbol.iterator]();
   }
 
-  add(item) {
+  add(/** @type {T} */ item) {
     let i = this.#items.length;
     while (i > 0 && this.#items[i - 1].order > item.order) i--;
     this.#items.splice(i, 0, item);
@@ -80,7 +78,7 @@ export class ItemList {
     this.changed();
   }
 
-  remove(item) {
+  remove(/** @type {T} */ item) {
     const i = this.#items.lastIndexOf(item);
     if (i < 0) return;
     this.#items.splice(i, 1);
@@ -90,7 +88,7 @@ export class ItemList {
   }
 
   /** Puts an item where its order says now, and draws it again. */
-  update(item) {
+  update(/** @type {T} */ item) {
     const i = this.#items.lastIndexOf(item);
     if (i < 0) return;
     const { [i - 1]: before, [i + 1]: after } = this.#items;
@@ -166,7 +164,7 @@ export class ItemList {
     // Not what is being read, unless the reader stays away for long.
     if (!this.#atEnd && many < 4 * KEPT) many = Math.min(many, this.#from);
     if (many > 0) {
-      for (const item of this.#items.splice(0, many)) this.#forget(item);
+      for (const item of this.#items.splice(0, many)) this.#how.forget(item);
       this.#from = Math.max(0, this.#from - many);
       this.#to = Math.max(this.#from, this.#to - many);
     }
@@ -190,11 +188,11 @@ export class ItemList {
     let previous = this.#items[this.#from - 1];
     let next = this.#list.firstElementChild;
     for (const item of shown) {
-      const mark = this.#mark(item, previous);
+      const mark = this.#how.mark(item, previous);
       previous = item;
       let drawn = this.#drawn.get(item);
       if (drawn?.mark !== mark) {
-        const element = this.#draw(item, mark);
+        const element = this.#how.draw(item, mark);
         if (drawn?.element === next) next = next?.nextElementSibling ?? null;
         drawn?.element.remove();
         drawn = { element, mark };
@@ -221,7 +219,7 @@ export class ItemList {
   }
 
   /** Scrolls so that the item is where it was. */
-  #restore({ item, top }) {
+  #restore(/** @type {{ item: T, top: number }} */ { item, top }) {
     const now = this.#drawn.get(item)?.element.getBoundingClientRect().top;
     if (now !== undefined && now !== top) this.#scroller.scrollTop += now - top;
     this.#top = this.#scroller.scrollTop;

@@ -1,6 +1,8 @@
 /** What few pages need to say, and only when the server is there. */
 import { learn } from './chat-room-words.js';
 
+/** @import { MissedFields, Speaker, StateFields, UI } from './chat-room-types.js' */
+
 learn({
   // Why the server has refused or ended the connection: by the status of the refusal, or by close code and reason.
   1000: 'The connection is closed.',
@@ -31,17 +33,17 @@ learn({
 export default class More {
   #speaker;
 
-  constructor(_ui, speaker) {
+  constructor(/** @type {UI} */ _ui, /** @type {() => Speaker} */ speaker) {
     this.#speaker = speaker;
   }
 
   /** Returns the phrases for the end of a connection, or a refusal: the first that there is says most. */
-  why({ code, status }, exact) {
+  why(/** @type {StateFields} */ { code, status }, /** @type {string} */ exact) {
     return status ? [`refused ${status}`] : code ? [exact, `${code}`, '1008'] : ['noAddress'];
   }
 
   /** Says when messages were missed. `away` is when the connection was lost, if it was. */
-  when({ count, restarted }, away) {
+  when(/** @type {MissedFields} */ { count, restarted }, /** @type {?Date} */ away) {
     const speaker = this.#speaker(), to = speaker.clock(new Date()), from = away && speaker.clock(away);
     if (restarted && !count) return speaker.say('since', { from: from ?? to });
     const when = from ? speaker.say('whileAway', { from, to }) : speaker.say('tooFast');

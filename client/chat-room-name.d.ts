@@ -1,11 +1,12 @@
+import type { Speaker, UI } from './chat-room-types.js';
 /** A field for the name. */
 export default class Name {
     #private;
     /**
-     * @param {Record<string, any>} ui
-     * @param {() => import('./chat-room-words.js').Speaker} speaker
+     * @param {UI} ui
+     * @param {() => Speaker} speaker
      */
-    constructor({ below, text }: Record<string, any>, speaker: () => import('./chat-room-words.js').Speaker);
+    constructor({ below, text }: UI, speaker: () => Speaker);
     /**
      * @param {string} name
      * @param {boolean} shown

@@ -2,6 +2,8 @@
 import { MAX_NAME, dress, make, speak } from './chat-room-tools.js';
 import { learn } from './chat-room-words.js';
 
+/** @import { Speaker, UI } from './chat-room-types.js' */
+
 learn({ youAre: 'You are' });
 
 const css = `
@@ -32,11 +34,12 @@ export default class Name {
   });
   #label = make('label', { id: 'me', hidden: '' }, make('span', { 'data-text': 'youAre' }), ' ', this.#name);
 
-  #changed;
+  /** @type {(name: string) => void} */
+  #changed = () => {};
 
   /**
-   * @param {Record<string, any>} ui
-   * @param {() => import('./chat-room-words.js').Speaker} speaker
+   * @param {UI} ui
+   * @param {() => Speaker} speaker
    */
   constructor({ below, text }, speaker) {
     dress(below, css);

@@ -1,6 +1,4 @@
 /** Gives it to an element. */
 export default class Overlay {
-    constructor({ room }: {
-        room: any;
-    });
+    constructor(/** @type {import('./chat-room-types.js').UI} */ { room }: import('./chat-room-types.js').UI);
 }

@@ -13,7 +13,7 @@ const css = `
 
 /** Gives it to an element. */
 export default class Overlay {
-  constructor({ room }) {
+  constructor(/** @type {import('./chat-room-types.js').UI} */ { room }) {
     dress(room, css);
   }
 }

@@ -59,7 +59,7 @@ export class Panel {
         if (!path.includes(this.#panel) && !path.includes(this.#button)) this.toggle(false);
       }, { signal });
     }
-    this.#panel.parentElement?.addEventListener('keydown', ({ key }) => {
+    this.#panel.parentElement?.addEventListener('keydown', (/** @type {KeyboardEvent} */ { key }) => {
       if (key !== 'Escape') return;
       this.toggle(false);
       this.#button.focus();

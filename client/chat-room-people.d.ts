@@ -1,13 +1,15 @@
 /** The list of the people who are here. A page loads this module when a hub tells who is there. */
 import { Panel } from './chat-room-panel.js';
+import type { ItemList } from './chat-room-list.js';
+import type { Item, PeopleEvent, Speaker, UI } from './chat-room-types.js';
 /** The panel, and who is in it. */
 export default class People extends Panel {
     #private;
     /**
-     * @param {Record<string, any>} ui
-     * @param {() => import('./chat-room-words.js').Speaker} speaker
+     * @param {UI} ui
+     * @param {() => Speaker} speaker
      */
-    constructor(ui: Record<string, any>, speaker: () => import('./chat-room-words.js').Speaker);
+    constructor(ui: UI, speaker: () => Speaker);
     /**
      * Takes a new list, and shows it.
      * @param {import('./chat-types.js').Page} page
@@ -18,13 +20,13 @@ export default class People extends Panel {
     hide(): void;
     /**
      * Notes who came and went, and tells it among the messages.
-     * @param {any} event
-     * @param {import('./chat-room-list.js').ItemList} messages
+     * @param {PeopleEvent} event
+     * @param {ItemList<Item>} messages
      * @param {number} order of the notice
      * @param {Set<string>} own names of the visitor
      * @returns {boolean} whether the list of a small room is wrong now: somebody has opened or closed a further window
      */
-    change(event: any, messages: import('./chat-room-list.js').ItemList, order: number, own: Set<string>): boolean;
+    change(event: PeopleEvent, messages: ItemList<Item>, order: number, own: Set<string>): boolean;
     /** Shows the list. */
     show(): void;
 }

@@ -3,6 +3,9 @@ import { Panel } from './chat-room-panel.js';
 import { avatar, dress, hue, icon, legible, make, setText, speak } from './chat-room-tools.js';
 import { learn } from './chat-room-words.js';
 
+/** @import { ItemList } from './chat-room-list.js' */
+/** @import { Item, PeopleEvent, Speaker, UI } from './chat-room-types.js' */
+
 learn({
   people: 'Who is here',
   joined: '{who} joined',
@@ -51,18 +54,24 @@ export default class People extends Panel {
   /** @type {Map<string, number>} */
   #people = new Map();
   #more = false;
+  /** @type {HTMLElement} */
   #title;
+  /** @type {HTMLElement} */
   #list;
+  /** @type {HTMLElement} */
   #others;
   #visitor = '';
+  /** @type {HTMLElement} */
   #button;
   #number = make('span', { id: 'present' });
+  /** @type {HTMLElement} */
   #room;
+  /** @type {() => Speaker} */
   #speaker;
 
   /**
-   * @param {Record<string, any>} ui
-   * @param {() => import('./chat-room-words.js').Speaker} speaker
+   * @param {UI} ui
+   * @param {() => Speaker} speaker
    */
   constructor(ui, speaker) {
     const button = make('button', { type: 'button', id: 'who', 'aria-expanded': 'false', 'data-title': 'people', hidden: '' },
@@ -102,8 +111,8 @@ export default class People extends Panel {
 
   /**
    * Notes who came and went, and tells it among the messages.
-   * @param {any} event
-   * @param {import('./chat-room-list.js').ItemList} messages
+   * @param {PeopleEvent} event
+   * @param {ItemList<Item>} messages
    * @param {number} order of the notice
    * @param {Set<string>} own names of the visitor
    * @returns {boolean} whether the list of a small room is wrong now: somebody has opened or closed a further window
@@ -122,7 +131,7 @@ export default class People extends Panel {
    * Adds who came and went to the list of messages: as one notice, which grows until the next message.
    * @param {string[]} joined
    * @param {string[]} left
-   * @param {import('./chat-room-list.js').ItemList} list
+   * @param {ItemList<Item>} list
    * @param {number} order
    * @param {Set<string>} own
    */
@@ -139,7 +148,7 @@ export default class People extends Panel {
   }
 
   /** Says that people have joined or left: names all of up to three, or two and a number. */
-  #sentence(what, users) {
+  #sentence(/** @type {string} */ what, /** @type {Set<string>} */ users) {
     const speaker = this.#speaker(), names = [...users].map(legible);
     const some = names.length > 3 ? [...names.slice(0, 2), speaker.say('others', { n: names.length - 2 })] : names;
     return speaker.say(what, { who: new Intl.ListFormat(speaker.language).format(some) });
@@ -162,7 +171,11 @@ export default class People extends Panel {
   }
 }
 
-/** Returns who came and who went, by any of the three events about that. */
+/**
+ * Returns who came and who went, by any of the three events about that.
+ * @param {PeopleEvent} event
+ * @returns {{ joined: string[], left: string[] }}
+ */
 function changes({ type, user = '', joined = type === 'join' ? [user] : [], left = type === 'leave' ? [user] : [] }) {
   return { joined, left };
 }

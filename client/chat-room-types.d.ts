@@ -3,9 +3,10 @@
  *
  * @typedef {object} Message
  * @property {'message'} kind
+ * @property {undefined} [changes]
  * @property {number} order
  * @property {string} author as it is shown
- * @property {string} [sender] tells authors apart who are shown alike; empty for the visitor
+ * @property {string} sender tells authors apart who are shown alike; empty for the visitor
  * @property {string} [client] and `user`: as the server has them
  * @property {string} [user]
  * @property {string} text as it is shown
@@ -17,6 +18,7 @@
  *
  * @typedef {object} Notice
  * @property {'notice'} kind
+ * @property {undefined} [status]
  * @property {number} order
  * @property {string} text
  * @property {string} [more]
@@ -25,6 +27,8 @@
  *
  * @typedef {object} Line stands before the first message that nobody has seen
  * @property {'line'} kind
+ * @property {undefined} [status]
+ * @property {undefined} [changes]
  * @property {number} order
  *
  * @typedef {Message | Notice | Line} Item
@@ -34,7 +38,32 @@
  * @typedef {Record<string, Phrase>} Words the phrases of a language
  * @typedef {Record<string, Words | (() => Promise<{ default: Words }>)>} Languages the phrases of each, or what loads them
  *
- * @typedef {import('./chat-types.js').Events & { unread: Event & { count: number } }} RoomEvents
+ * @typedef {'localStorage' | 'sessionStorage'} StorageName
+ *
+ * @typedef {<K extends keyof HTMLElementTagNameMap>(tag: K, attributes?: Record<string, string>, ...children: (Node | string)[]) =>
+ *   HTMLElementTagNameMap[K]} Make
+ *
+ * @typedef {import('./chat-room-words.js').Speaker} Speaker
+ *
+ * @typedef {Record<string, HTMLElement> & { text: HTMLTextAreaElement, login: HTMLAnchorElement }} UI the elements by their ids
+ *
+ * @typedef {object} Parts what comes from the modules that not every page loads, unless they do not come
+ * @property {Promise<import('./chat-room-alerts.js').default | void>} [alerts]
+ * @property {Promise<import('./chat-room-links.js').default | void>} [links]
+ * @property {Promise<import('./chat-room-name.js').default | void>} [name]
+ * @property {Promise<import('./chat-room-people.js').default | void>} [people]
+ * @property {Promise<import('./chat-room-more.js').default | void>} [more]
+ * @property {Promise<import('./chat-room-overlay.js').default | void>} [overlay]
+ *
+ * @typedef {<P extends keyof Parts>(name: P) => NonNullable<Parts[P]>} Load
+ *
+ * @typedef {import('./chat-types.js').StateFields} StateFields
+ * @typedef {import('./chat-types.js').MessageFields} MessageFields
+ * @typedef {import('./chat-types.js').MissedFields} MissedFields
+ * @typedef {import('./chat-types.js').Events} Events
+ * @typedef {import('./chat-types.js').PresenceFields & { type: string, user?: string }} PeopleEvent `join`, `leave` or `presence`
+ *
+ * @typedef {Events & { unread: Event & { count: number } }} RoomEvents
  *
  * @typedef {<K extends keyof RoomEvents>(type: K, listener: (event: RoomEvents[K]) => void,
  *   options?: boolean | AddEventListenerOptions) => void} RoomListen
@@ -46,6 +75,7 @@
  */
 export type Message = {
     kind: 'message';
+    changes?: undefined;
     order: number;
     /**
      * as it is shown
@@ -54,7 +84,7 @@ export type Message = {
     /**
      * tells authors apart who are shown alike; empty for the visitor
      */
-    sender?: string;
+    sender: string;
     /**
      * and `user`: as the server has them
      */
@@ -81,6 +111,7 @@ export type Message = {
 };
 export type Notice = {
     kind: 'notice';
+    status?: undefined;
     order: number;
     text: string;
     more?: string;
@@ -95,6 +126,8 @@ export type Notice = {
 };
 export type Line = {
     kind: 'line';
+    status?: undefined;
+    changes?: undefined;
     order: number;
 };
 export type Item = Message | Notice | Line;
@@ -106,7 +139,31 @@ export type Words = Record<string, Phrase>;
 export type Languages = Record<string, Words | (() => Promise<{
     default: Words;
 }>)>;
-export type RoomEvents = import('./chat-types.js').Events & {
+export type StorageName = 'localStorage' | 'sessionStorage';
+export type Make = <K extends keyof HTMLElementTagNameMap>(tag: K, attributes?: Record<string, string>, ...children: (Node | string)[]) => HTMLElementTagNameMap[K];
+export type Speaker = import('./chat-room-words.js').Speaker;
+export type UI = Record<string, HTMLElement> & {
+    text: HTMLTextAreaElement;
+    login: HTMLAnchorElement;
+};
+export type Parts = {
+    alerts?: Promise<import('./chat-room-alerts.js').default | void>;
+    links?: Promise<import('./chat-room-links.js').default | void>;
+    name?: Promise<import('./chat-room-name.js').default | void>;
+    people?: Promise<import('./chat-room-people.js').default | void>;
+    more?: Promise<import('./chat-room-more.js').default | void>;
+    overlay?: Promise<import('./chat-room-overlay.js').default | void>;
+};
+export type Load = <P extends keyof Parts>(name: P) => NonNullable<Parts[P]>;
+export type StateFields = import('./chat-types.js').StateFields;
+export type MessageFields = import('./chat-types.js').MessageFields;
+export type MissedFields = import('./chat-types.js').MissedFields;
+export type Events = import('./chat-types.js').Events;
+export type PeopleEvent = import('./chat-types.js').PresenceFields & {
+    type: string;
+    user?: string;
+};
+export type RoomEvents = Events & {
     unread: Event & {
         count: number;
     };
@@ -116,4 +173,25 @@ export type RoomElement = Omit<HTMLElement, 'addEventListener' | 'removeEventLis
     addEventListener: RoomListen & HTMLElement['addEventListener'];
     removeEventListener: RoomListen & HTMLElement['removeEventListener'];
 };
+export type How<T> = {
+    /**
+     * makes an element, and again when the mark has changed
+     */
+    draw: (item: T, mark: string) => HTMLElement;
+    /**
+     * names what an item shows of the one before it
+     */
+    mark: (item: T, previous: T | undefined) => string;
+    /**
+     * is called for an item that the list has dropped
+     */
+    forget: (item: T) => void;
+};
+/**
+ * @template T
+ * @typedef {object} How what a list asks of its owner
+ * @property {(item: T, mark: string) => HTMLElement} draw makes an element, and again when the mark has changed
+ * @property {(item: T, previous: T | undefined) => string} mark names what an item shows of the one before it
+ * @property {(item: T) => void} forget is called for an item that the list has dropped
+ */
 export {};

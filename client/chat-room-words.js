@@ -1,6 +1,8 @@
 /** The interface of `<chat-room>` in English, and where the other languages are. */
 
-/** @type {import('./chat-room-types.js').Words} */
+/** @import { Languages, Words } from './chat-room-types.js' */
+
+/** @type {Words} */
 const en = {
   chat: 'Chat {room}',
   messages: 'Messages',
@@ -45,7 +47,7 @@ const en = {
   alerts: 'Notifications',
 };
 
-/** @type {import('./chat-room-types.js').Languages} */
+/** @type {Languages} */
 export const languages = {
   en,
   de: () => import('./chat-room-de.js'),
@@ -54,20 +56,21 @@ export const languages = {
 };
 
 /** Adds the English of a module that not every page loads. */
-export function learn(words) {
+export function learn(/** @type {Words} */ words) {
   Object.assign(en, { ...words, ...en });
 }
 
 // These cannot wait for the rest of a language.
+/** @type {Record<string, string>} */
 const guests = { en: 'Guest', de: 'Gast', fr: 'Invité', es: 'Invitado' };
 
 /** Makes up a name. */
-export function guest(tag) {
+export function guest(/** @type {string} */ tag) {
   return `${guests[tag.slice(0, 2)] ?? guests.en} ${1000 + Math.floor(Math.random() * 9000)}`;
 }
 
 /** Returns who speaks a language, or English. `own` has phrases instead of others. */
-export async function speakerOf(tag, own) {
+export async function speakerOf(/** @type {string} */ tag, /** @type {Words} */ own) {
   const language = tag.toLowerCase().split('-')[0], words = languages[language];
   if (!words) return new Speaker('en', own);
   try {
@@ -77,8 +80,13 @@ export async function speakerOf(tag, own) {
   }
 }
 
-/** Returns a function that makes a value when it is first called. */
+/**
+ * Returns a function that makes a value when it is first called.
+ * @template T
+ * @param {() => T} make
+ */
 function later(make) {
+  /** @type {T | undefined} */
   let value;
   return () => value ??= make();
 }
@@ -93,7 +101,7 @@ export class Speaker {
   #otherDay;
   #exact;
 
-  constructor(language, words = {}) {
+  constructor(/** @type {string} */ language, /** @type {Words} */ words = {}) {
     this.language = language;
     this.#words = words;
     this.#plural = later(() => new Intl.PluralRules(language));
@@ -107,25 +115,25 @@ export class Speaker {
   }
 
   /** Says the first phrase that there is. */
-  first(...keys) {
+  first(/** @type {string[]} */ ...keys) {
     return keys.map((key) => this.say(key)).find(Boolean) ?? '';
   }
 
-  say(key, values = {}) {
+  say(/** @type {string} */ key, /** @type {Record<string, string | number>} */ values = {}) {
     let phrase = this.#words[key] ?? en[key] ?? '';
     if (typeof phrase === 'object') phrase = this.#plural().select(Number(values.n)) === 'one' ? phrase.one : phrase.other;
-    return phrase.replace(/\{(\w+)\}/g, (_, name) => {
+    return phrase.replace(/\{(\w+)\}/g, (/** @type {string} */ _, /** @type {string} */ name) => {
       const value = values[name];
       return typeof value === 'number' ? this.#number().format(value) : value;
     });
   }
 
   /** Formats a time, with the day if it is not today. */
-  clock(time) {
+  clock(/** @type {Date} */ time) {
     return (time.toDateString() === new Date().toDateString() ? this.#today : this.#otherDay)().format(time);
   }
 
-  exactly(time) {
+  exactly(/** @type {Date} */ time) {
     return this.#exact().format(time);
   }
 }

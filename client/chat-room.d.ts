@@ -3,7 +3,8 @@
  * client/README.md says what its modules do.
  */
 import { Chat } from './chat.js';
-declare const Base: new () => import('./chat-room-types.js').RoomElement;
+import type { RoomElement, Words } from './chat-room-types.js';
+declare const Base: new () => RoomElement;
 export declare class ChatRoom extends Base {
     #private;
     static observedAttributes: string[];
@@ -25,8 +26,8 @@ export declare class ChatRoom extends Base {
     get transparent(): boolean;
     set transparent(on: boolean);
     /** Phrases instead of the element's own. */
-    get phrases(): import("./chat-room-types.js").Words;
-    set phrases(phrases: import("./chat-room-types.js").Words);
+    get phrases(): Words;
+    set phrases(phrases: Words);
     /** Sends a message and shows it. Returns the id in `sent` or `failed`, or null if it cannot be sent now. */
     send(/** @type {string} */ text: string): string | null;
     /** Connects now, or again after `close`. */
@@ -42,6 +43,6 @@ export declare class ChatRoom extends Base {
     scrollToEnd(): void;
     connectedCallback(): void;
     disconnectedCallback(): void;
-    attributeChangedCallback(name: any, before: any, now: any): void;
+    attributeChangedCallback(/** @type {string} */ name: string, /** @type {?string} */ before: string | null, /** @type {?string} */ now: string | null): void;
 }
 export {};

@@ -10,6 +10,8 @@ import {
 } from './chat-room-tools.js';
 import { Speaker, guest, languages, speakerOf } from './chat-room-words.js';
 
+/** @import { Events, Item, Line, Load, Message, MessageFields, Notice, Parts, PeopleEvent, RoomElement, StateFields, UI, Words } from './chat-room-types.js' */
+
 /** How long the messages of one author form a group, in milliseconds. */
 const TOGETHER = 120_000;
 
@@ -28,7 +30,7 @@ function build() {
     make('div', { id: 'where' },
       make('slot', { name: 'header' }, make('h2', { id: 'title', part: 'title', dir: 'auto' })),
       // A status would be read out every second.
-      make('p', { class: 'state', 'data-state': 'connecting' },
+      make('p', { id: 'pill', class: 'state', 'data-state': 'connecting' },
         make('span', { class: 'dot' }), make('span', { id: 'state', role: 'status' }), make('span', { id: 'countdown', 'aria-hidden': 'true' }))),
     make('button', { type: 'button', id: 'bell', 'aria-expanded': 'false', 'data-title': 'alerts', 'data-aria-label': 'alerts' },
       icon(20, 'M5 13.5V9a5 5 0 0 1 10 0v4.5l1.2 1.5H3.8zM8.5 17.3a1.8 1.8 0 0 0 3 0')),
@@ -57,7 +59,7 @@ function build() {
 }
 
 // A server that renders pages has no HTMLElement, but may import the module.
-const Base = /** @type {new () => import('./chat-room-types.js').RoomElement} */ (globalThis.HTMLElement ?? class {});
+const Base = /** @type {new () => RoomElement} */ (globalThis.HTMLElement ?? class {});
 
 export class ChatRoom extends Base {
   static observedAttributes = ['src', 'name', 'readonly', 'transparent', 'login', 'lang'];
@@ -65,22 +67,27 @@ export class ChatRoom extends Base {
   /** The phrases of each language. A page may change them before it makes elements. */
   static languages = languages;
 
-  // Elements by their ids.
+  /** @type {UI} */
   #ui;
+  /** @type {ItemList<Item>} */
   #list;
   #speaker = new Speaker('en');
-  #phrases = /** @type {import('./chat-room-types.js').Words} */ ({});
+  #phrases = /** @type {Words} */ ({});
+  /** @type {AbortController | undefined} */
   #attached;
   // What comes from the modules that not every page loads.
+  /** @type {Parts} */
   #parts = {};
   #again = '';
 
   /** @type {?Chat} */
   #chat = null;
+  /** @type {StateFields} */
   #state = { state: 'closed' };
   // Whether there has been a connection, and when the last one was lost.
   #met = false;
-  #away;
+  /** @type {?Date} */
+  #away = null;
   #renaming = false;
   #draftOf = '';
   #ticker = 0;
@@ -104,14 +111,19 @@ export class ChatRoom extends Base {
   #first = true;
   #historyTimer = 0;
   // Messages by their order, and those without an answer by their id.
+  /** @type {Map<number, Message>} */
   #shown = new Map();
+  /** @type {Map<string, Message>} */
   #pending = new Map();
   // Messages by their elements.
+  /** @type {WeakMap<Element, Message>} */
   #drawn = new WeakMap();
 
   #some = false;
   #unread = 0;
-  #line;
+  /** @type {?Line} */
+  #line = null;
+  /** @type {string[]} */
   #said = [];
 
   constructor() {
@@ -119,7 +131,7 @@ export class ChatRoom extends Base {
     const root = this.attachShadow({ mode: 'open' }), room = build();
     dress(root, style);
     root.append(room);
-    this.#ui = Object.fromEntries([room, ...room.querySelectorAll('[id]')].map((element) => [element.id, element]));
+    this.#ui = /** @type {any} */ (Object.fromEntries([room, ...room.querySelectorAll('[id]')].map((element) => [element.id, element])));
     this.#list = new ItemList(this.#ui.log, this.#ui.messages, {
       draw: (item, mark) => this.#draw(item, mark),
       mark: (item, previous) => this.#mark(item, previous),
@@ -168,6 +180,7 @@ export class ChatRoom extends Base {
     if (!said || !this.#chat) return null;
     const id = this.#chat.send(said);
     if (id === null) return null;
+    /** @type {Message} */
     const item = {
       kind: 'message', order: Infinity, author: this.#user || this.#chosen, sender: '', text: tidy(said), said,
       time: new Date(), status: 'pending', arrives: true,
@@ -234,7 +247,7 @@ export class ChatRoom extends Base {
     });
   }
 
-  attributeChangedCallback(name, before, now) {
+  attributeChangedCallback(/** @type {string} */ name, /** @type {?string} */ before, /** @type {?string} */ now) {
     if (!this.#attached || before === now) return;
     if (name === 'src') this.#enter();
     else if (name === 'lang') this.#speak();
@@ -287,7 +300,10 @@ export class ChatRoom extends Base {
     if (recall('localStorage', 'notify') || recall('localStorage', 'sound')) this.#part('alerts');
   }
 
-  /** Loads a module that not every page needs. Resolves to nothing if it does not come. */
+  /**
+   * Loads a module that not every page needs. Resolves to nothing if it does not come.
+   * @type {Load}
+   */
   #part(name) {
     return this.#parts[name] ??= import(`./chat-room-${name}.js${this.#again}`)
       .then(({ default: Part }) => new Part(this.#ui, () => this.#speaker))
@@ -314,7 +330,7 @@ export class ChatRoom extends Base {
   /** Shows the visitor's name, where the page wants that. */
   async #showName() {
     if (this.name === null && !this.#parts.name) return;
-    const known = this.#met ? this.#user : this.name === '', shown = this.name !== null && known && (this.name === '' || this.#decided);
+    const known = this.#met ? this.#user !== '' : this.name === '', shown = this.name !== null && known && (this.name === '' || this.#decided);
     (await this.#part('name'))?.show(this.#user || this.#chosen, shown, this.#decided, (name) => {
       this.#chosen = clean(name);
       remember('localStorage', 'name', this.#chosen);
@@ -391,6 +407,7 @@ export class ChatRoom extends Base {
       return;
     }
     this.#chat = chat;
+    /** @type {Record<string, ?((event: any) => void)>} */
     const handlers = {
       state: this.#showState, open: this.#opened, sent: this.#sent, failed: this.#failed, missed: this.#missed,
       join: this.#change, leave: this.#change, presence: this.#change, close: null, error: null, refused: null,
@@ -420,7 +437,7 @@ export class ChatRoom extends Base {
     clearTimeout(this.#historyTimer);
   }
 
-  #repeat(event) {
+  #repeat(/** @type {Event} */ event) {
     const { isTrusted: _, ...fields } = Object.getOwnPropertyDescriptors(event);
     this.dispatchEvent(Object.defineProperties(new Event(event.type), fields));
   }
@@ -444,11 +461,11 @@ export class ChatRoom extends Base {
     }
   }
 
-  #showState(frame) {
+  #showState(/** @type {StateFields} */ frame) {
     const { state, retryIn, code, reason = '', status, offline } = frame;
     if (this.#renaming && state === 'closed') return;
     this.#state = frame;
-    const { room, countdown, state: shown, trouble } = this.#ui, pill = shown.parentElement;
+    const { room, countdown, state: shown, trouble, pill } = this.#ui;
     clearInterval(this.#ticker);
     countdown.textContent = '';
     const label = offline && state !== 'closed' ? 'offline' : state === 'open' ? 'connected' : state === 'closed' ? 'disconnected'
@@ -473,14 +490,14 @@ export class ChatRoom extends Base {
     } else if (state === 'open' && offline) this.#trouble(['noNetwork'], 'tryNow');
   }
 
-  async #explain(frame) {
+  async #explain(/** @type {StateFields} */ frame) {
     const { state, code = '', reason = '', status } = frame, exact = `${status ?? code} ${reason}`.trim();
     const keys = (await this.#part('more'))?.why(frame, exact) ?? [];
     if (frame !== this.#state) return; // it has changed meanwhile
     this.#trouble([...keys, 'refused'], state === 'closed' ? 'connectAgain' : 'tryNow', exact);
   }
 
-  #countDown(retryIn) {
+  #countDown(/** @type {number} */ retryIn) {
     const due = Date.now() + retryIn;
     const tick = () => {
       this.#ui.countdown.textContent = this.#speaker.say('inSeconds', { n: Math.max(1, Math.ceil((due - Date.now()) / 1000)) });
@@ -489,7 +506,7 @@ export class ChatRoom extends Base {
     this.#ticker = setInterval(tick, 500);
   }
 
-  #trouble(keys, action, detail = '', signIn = '') {
+  #trouble(/** @type {string[]} */ keys, /** @type {string} */ action, detail = '', signIn = '') {
     const { trouble, why, login, connect } = this.#ui;
     const text = this.#speaker.first(...keys) + (detail && ` (${detail.trim()})`);
     if (trouble.hidden || why.textContent !== text) this.#announce(text);
@@ -501,7 +518,7 @@ export class ChatRoom extends Base {
     trouble.hidden = false;
   }
 
-  #opened(hello) {
+  #opened(/** @type {Events['open']} */ hello) {
     if (hello.epoch !== this.#epoch) [this.#epoch, this.#start] = [hello.epoch ?? '', this.#newest];
     this.#user = hello.user ?? '';
     this.#names.add(this.#user);
@@ -530,12 +547,12 @@ export class ChatRoom extends Base {
     this.#list.release();
   }
 
-  async #missed(event) {
+  async #missed(/** @type {Events['missed']} */ event) {
     this.#ask();
     const n = event.count, away = this.#away;
     if (!n && !event.restarted) return; // only news of who is here is lost
     this.#away = null;
-    /** @type {import('./chat-room-types.js').Notice} */
+    /** @type {Notice} */
     const notice = { kind: 'notice', order: this.#newest, text: this.#speaker.say(n ? 'missed' : 'anew', { n }), missed: true };
     this.#list.add(notice);
     this.#showEmpty();
@@ -550,18 +567,18 @@ export class ChatRoom extends Base {
   async #ask() {
     const asked = this.#chat, page = await asked?.who({ limit: MAX_LISTED });
     const people = page && await this.#part('people');
-    if (asked === this.#chat) people?.set(page, this.#user);
+    if (people && asked === this.#chat) people.set(page, this.#user);
   }
 
   /** Shows who came and went. */
-  async #change(event) {
+  async #change(/** @type {PeopleEvent} */ event) {
     const told = this.#chat, people = await this.#part('people');
     if (told !== this.#chat || !people) return;
     if (people.change(event, this.#list, this.#newest, this.#names)) this.#ask();
     this.#showEmpty();
   }
 
-  #nameOf(user) {
+  #nameOf(/** @type {string} */ user) {
     return legible(user) || this.#speaker.say('somebody');
   }
 
@@ -583,25 +600,25 @@ export class ChatRoom extends Base {
   }
 
   /** Returns by how many characters, or bytes, a text is too long. */
-  #tooLong(text) {
+  #tooLong(/** @type {string} */ text) {
     const said = text.trim(), most = this.#chat?.maxMessageSize ?? Infinity;
     return Math.max(0, said.length - MAX_TEXT, bytes(JSON.stringify(said)) + AROUND - most);
   }
 
-  #sent({ id, seq, time, epoch = this.#epoch }) {
+  #sent(/** @type {Events['sent']} */ { id, seq, time, epoch = this.#epoch }) {
     const item = this.#pending.get(id);
     // The hub may have published it before it began anew.
     if (item) this.#confirm(item, epoch === this.#epoch ? this.#start + seq : this.#newest, time);
   }
 
-  #confirm(item, order, time) {
+  #confirm(/** @type {Message} */ item, /** @type {number} */ order, /** @type {Date} */ time) {
     for (const [id, other] of this.#pending) if (other === item) this.#pending.delete(id);
     this.#newest = Math.max(this.#newest, order);
     this.#shown.set(order, item);
     this.#list.update(Object.assign(item, { status: 'sent', code: undefined, order, time }));
   }
 
-  async #failed({ id, code }) {
+  async #failed(/** @type {Events['failed']} */ { id, code }) {
     const item = this.#pending.get(id), aloud = !this.#renaming;
     if (!item) return;
     this.#pending.delete(id);
@@ -611,15 +628,15 @@ export class ChatRoom extends Base {
     if (aloud) this.#announce(`${this.#failure(code)} ${item.text}`);
   }
 
-  #failure(code) {
+  #failure(/** @type {string} */ code = '') {
     return this.#speaker.first(`failed ${code}`, 'failed');
   }
 
-  #sendAgain(item) {
+  #sendAgain(/** @type {Message} */ item) {
     if (this.send(item.said ?? item.text) !== null) this.#list.remove(item);
   }
 
-  #say(hint) {
+  #say(/** @type {string} */ hint) {
     setText(this.#ui.hint, hint);
   }
 
@@ -631,14 +648,14 @@ export class ChatRoom extends Base {
   }
 
   /** Stores the draft, with the messages that still wait if the visitor leaves. */
-  #keepDraft(leaving) {
+  #keepDraft(/** @type {boolean} */ leaving) {
     const waiting = leaving ? [...this.#pending.values()].map(({ said }) => said) : [];
     remember('sessionStorage', `draft.${this.#draftOf}`, [...waiting, this.#ui.text.value].filter(Boolean).join('\n'));
   }
 
   // ---- receiving ----
 
-  #receive({ data, seq, time, client, user, own, replayed }) {
+  #receive(/** @type {MessageFields} */ { data, seq, time, client, user, own, replayed }) {
     if (typeof data !== 'string') return;
     const order = this.#start + seq;
     if (seq >= this.#head) this.#endHistory();
@@ -654,8 +671,9 @@ export class ChatRoom extends Base {
     if (!text) return;
     const news = !ours && !(replayed && this.#first);
     const author = client ? this.#nameOf(user) : this.#speaker.say('announcement');
+    /** @type {Message} */
     const item = {
-      kind: 'message', order, author, sender: ours ? '' : user || client, client, user, text, time, arrives: !replayed,
+      kind: 'message', order, author, sender: ours ? '' : user || client || '', client, user, text, time, arrives: !replayed,
       status: ours ? 'sent' : client ? 'theirs' : 'official',
     };
     if (news) this.#note(item);
@@ -667,7 +685,7 @@ export class ChatRoom extends Base {
   }
 
   /** Learns of the browser's other clients, whose messages may have come before. */
-  #recognize(clients) {
+  #recognize(/** @type {string} */ clients) {
     for (const client of clients.split(' ')) this.#others.add(client);
     for (const item of this.#list) {
       if (item.status !== 'theirs' || !this.#isOurs(item.client, item.user)) continue;
@@ -676,27 +694,29 @@ export class ChatRoom extends Base {
   }
 
   /** Whether a message is from this tab, from another one under one of our names, or of our login. */
-  #isOurs(client, user = '') {
+  #isOurs(/** @type {string} */ client = '', /** @type {string} */ user = '') {
     if (!client) return false; // the site itself
     return this.#mine.has(client) || (this.#others.has(client) && this.#names.has(user)) || (this.#decided && user === this.#user);
   }
 
   /** Finds a message from here that has this text and no answer. */
-  #unanswered(said) {
-    const items = [...this.#pending.values(), ...this.#list];
-    return items.find((item) => item.said === said && (item.status === 'pending' || item.code === 'unknown'));
+  #unanswered(/** @type {string} */ said) {
+    for (const item of [...this.#pending.values(), ...this.#list]) {
+      if (item.kind === 'message' && item.said === said && (item.status === 'pending' || item.code === 'unknown')) return item;
+    }
+    return null;
   }
 
   /** What an item shows of the one before it. */
-  #mark(item, previous) {
+  #mark(/** @type {Item} */ item, /** @type {Item | undefined} */ previous) {
     if (item.kind !== 'message' || previous?.kind !== 'message') return 'timed';
     const follows = previous.sender === item.sender && (previous.status === 'official') === (item.status === 'official')
-      && item.time - previous.time < TOGETHER;
+      && item.time.getTime() - previous.time.getTime() < TOGETHER;
     const timed = !follows || previous.time.getMinutes() !== item.time.getMinutes();
     return `${follows ? 'follows ' : ''}${timed ? 'timed' : ''}`;
   }
 
-  #draw(item, mark) {
+  #draw(/** @type {Item} */ item, /** @type {string} */ mark) {
     if (item.kind === 'line') return make('li', { class: 'unread' }, this.#speaker.say('unread'));
     if (item.kind === 'notice') {
       const body = make('p', { dir: 'auto' }, item.text);
@@ -706,7 +726,7 @@ export class ChatRoom extends Base {
     return this.#bubble(item, mark.includes('follows'), mark.includes('timed'));
   }
 
-  #bubble(item, follows, timed) {
+  #bubble(/** @type {Message} */ item, /** @type {boolean} */ follows, /** @type {boolean} */ timed) {
     const { author, status, time } = item, speaker = this.#speaker, ours = /pending|sent|gone/.test(status);
     const name = make('bdi', { class: 'name' }, ours ? speaker.say('you') : author);
     const from = make('p', { class: 'from' }, name);
@@ -738,7 +758,7 @@ export class ChatRoom extends Base {
   }
 
   /** Has a screen reader read something out. */
-  #announce(text) {
+  #announce(/** @type {string} */ text) {
     if (this.#said.push(text) > 1) return;
     setTimeout(() => {
       const { news } = this.#ui;
@@ -754,7 +774,7 @@ export class ChatRoom extends Base {
   // ---- what is new ----
 
   /** Draws attention to a message that the visitor may not see. */
-  #note(item) {
+  #note(/** @type {Message} */ item) {
     if (document.hidden || !document.hasFocus()) this.#parts.alerts?.then((alerts) => alerts?.alert(item, `chat-room ${this.src}`));
     if (!document.hidden && this.#list.atEnd) return;
     if (!this.#unread) {
@@ -775,7 +795,7 @@ export class ChatRoom extends Base {
     this.#showJump();
   }
 
-  #setUnread(count) {
+  #setUnread(/** @type {number} */ count) {
     if (count === this.#unread) return;
     this.#unread = count;
     this.#showJump();
@@ -785,7 +805,7 @@ export class ChatRoom extends Base {
   #showJump() {
     const { jump } = this.#ui, n = this.#unread;
     jump.hidden = this.#list.atEnd || !(n || this.#list.farAway);
-    setText(jump.firstChild, this.#speaker.say(n ? 'newMessages' : 'jump', { n }));
+    setText(jump.children[0], this.#speaker.say(n ? 'newMessages' : 'jump', { n }));
   }
 }
 
