@@ -358,7 +358,8 @@ func TestElement_ManyMessages(t *testing.T) {
 	p.collectGarbage()
 	then := p.metrics()
 	t.Logf("10,000 messages later: %.1f MB instead of %.1f, %v nodes instead of %v", then["JSHeapUsedSize"]/1e6, earlier["JSHeapUsedSize"]/1e6, then["Nodes"], earlier["Nodes"])
-	if then["JSHeapUsedSize"] > 1.3*earlier["JSHeapUsedSize"] || then["Nodes"] > 2*earlier["Nodes"] {
+	// Of 10,000 messages that stay each would have ten nodes. Some thousand may wait to be collected.
+	if then["JSHeapUsedSize"] > 1.3*earlier["JSHeapUsedSize"] || then["Nodes"] > 4*earlier["Nodes"] {
 		t.Error("the page takes more memory than before")
 	}
 
