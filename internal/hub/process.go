@@ -19,9 +19,6 @@ type Process struct {
 	Outgoing   *fair.Pool       // memory for messages while they wait for an engine
 	Processors *fair.Processors // shared by the addresses of clients
 
-	flushing chan *Hub    // for flushers that rest
-	resting  atomic.Int32 // flushers that rest
-
 	spare     func() int // Memory.Buffers.Left
 	lastID    atomic.Uint64
 	node      atomic.Uint64 // of its cluster
@@ -45,7 +42,6 @@ func NewProcess() *Process {
 		Incoming:   fair.NewPool(maxIncoming),
 		Outgoing:   fair.NewPool(maxOutgoing),
 		Processors: fair.NewProcessors(),
-		flushing:   make(chan *Hub),
 		Delivered:  func(time.Duration) {},
 		Published:  func() {},
 

@@ -205,47 +205,10 @@ func (b *Hub) moreFlushersLocked() int {
 	return more
 }
 
-// A flusher that has nothing more to do rests for a while, in the hope of another queue: its stack has grown, and to grow the
-// stack of another goroutine takes as long as writing a message. Few are ever needed at the same time.
-const (
-	flusherRest = time.Second
-	maxResting  = 8
-)
-
 // startFlushers starts n flushers. They end when the queue is empty; nobody waits for them but senders, for turns.
 func (b *Hub) startFlushers(n int) {
 	for range n {
-		select {
-		case b.process.flushing <- b:
-		default:
-			go b.process.flush(b)
-		}
-	}
-}
-
-// flush serves the queue of b, and then those of other hubs.
-func (p *Process) flush(b *Hub) {
-	var rest *time.Timer
-	for {
-		b.flush()
-		b = nil // it may end
-		if p.resting.Add(1) > maxResting {
-			p.resting.Add(-1)
-			return
-		}
-		if rest == nil {
-			rest = time.NewTimer(flusherRest)
-		} else {
-			rest.Reset(flusherRest)
-		}
-		select {
-		case b = <-p.flushing:
-		case <-rest.C:
-		}
-		p.resting.Add(-1)
-		if b == nil {
-			return
-		}
+		go b.flush()
 	}
 }
 
