@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 )
 
@@ -291,7 +292,7 @@ func runSend(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	return report(cmd, done, "published message %d for %d clients\n", done.Seq, done.Clients)
+	return report(cmd, done, "published message %d for %s\n", done.Seq, english.Plural(done.Clients, "client", ""))
 }
 
 // kickable has the flags of `caddy chat kick`, with their help and the path of the API.
@@ -326,7 +327,7 @@ func runKick(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	reportSilent(cmd, done.Silent)
-	return report(cmd, done, "kicked %d clients\n", done.Kicked)
+	return report(cmd, done, "kicked %s\n", english.Plural(done.Kicked, "client", ""))
 }
 
 // tailPause is the pause of `caddy chat tail` between two attempts to follow a hub, if the first lasted no longer.

@@ -113,7 +113,7 @@ func TestCommand_Send(t *testing.T) {
 		{"", []string{"a/b", "", "--allow-empty"}, frame{websocket.TextMessage, ""}},
 		{"\x00\xff", []string{"--binary", "a/b"}, frame{websocket.BinaryMessage, "\x00\xff"}},
 	} {
-		want := fmt.Sprintf("published message %d for 1 clients\n", i+1)
+		want := fmt.Sprintf("published message %d for 1 client\n", i+1)
 		if got := chat(t, tc.stdin, append([]string{"send"}, tc.args...)...); got != want {
 			t.Errorf("%q: got %q, want %q", tc.args, got, want)
 		}
@@ -135,8 +135,8 @@ func TestCommand_Kick(t *testing.T) {
 		want   string
 		kicked []*peer
 	}{
-		{[]string{"--client", id}, "kicked 1 clients\n", []*peer{ada}},
-		{[]string{"--user", "bob/1"}, "kicked 1 clients\n", []*peer{bob}},
+		{[]string{"--client", id}, "kicked 1 client\n", []*peer{ada}},
+		{[]string{"--user", "bob/1"}, "kicked 1 client\n", []*peer{bob}},
 		{[]string{"--hub", "../x", "--json"}, "{\"kicked\":2}\n", []*peer{eve, eve2}},
 	} {
 		if got := chat(t, "", append([]string{"kick"}, tc.args...)...); got != tc.want {
@@ -476,11 +476,11 @@ func TestCommand_CoversAllNodes(t *testing.T) {
 		rows[2][len(rows[2])-1] != second {
 		t.Errorf("got %q, want the clients of both nodes", rows)
 	}
-	if got := chat(t, "", "kick", "--user", "bob"); got != "kicked 1 clients\n" {
+	if got := chat(t, "", "kick", "--user", "bob"); got != "kicked 1 client\n" {
 		t.Errorf("got %q", got)
 	}
 	wantCause(t, bob, hub.CloseKicked)
-	if got := chat(t, "", "send", "attic", "hello"); !strings.HasSuffix(got, " for 1 clients\n") {
+	if got := chat(t, "", "send", "attic", "hello"); !strings.HasSuffix(got, " for 1 client\n") {
 		t.Errorf("got %q", got)
 	}
 
@@ -492,7 +492,7 @@ func TestCommand_CoversAllNodes(t *testing.T) {
 	}{
 		{[]string{"hubs"}, "lobby"},
 		{[]string{"clients", "lobby"}, "ada"},
-		{[]string{"kick", "--user", "ada"}, "kicked 1 clients"},
+		{[]string{"kick", "--user", "ada"}, "kicked 1 client"},
 	} {
 		cmd := command(t, append([]string{"chat"}, tc.args...)...)
 		var stderr bytes.Buffer

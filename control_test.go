@@ -461,7 +461,7 @@ func TestControl_EngineDown(t *testing.T) {
 			t.Errorf("got %d, %s, want 503 and the reason", status, reason)
 		}
 		status, reason := a.call("DELETE", "/hubs/y", "", nil)
-		if want := "1 clients are kicked, but the engine has not forgotten the hub's messages: "; status != 503 || !strings.HasPrefix(reason, want) {
+		if want := "1 client kicked, but the engine has not forgotten the hub's messages: "; status != 503 || !strings.HasPrefix(reason, want) {
 			t.Errorf("got %d, %s, want 503, %s", status, reason, want)
 		}
 		wantCause(t, eve, hub.CloseKicked)
@@ -966,7 +966,7 @@ func TestControl_OverRedis(t *testing.T) {
 	}
 	run(a, "send", "attic", "hello")
 	eve.wantText("hello")
-	if got := run(a, "kick", "--user", "eve"); got != "kicked 1 clients\n" {
+	if got := run(a, "kick", "--user", "eve"); got != "kicked 1 client\n" {
 		t.Errorf("got %q", got)
 	}
 	eve.wantClose(1008, "kicked")

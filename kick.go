@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
+	"github.com/dustin/go-humanize/english"
 )
 
 // A kicking is the answer to a kick: how many clients were closed, and which nodes did not answer.
@@ -109,7 +110,7 @@ func (a *adminAPI) kickLinkedHub(w http.ResponseWriter, r adminRequest, l *link)
 	switch {
 	case err != nil:
 		return adminError(http.StatusServiceUnavailable,
-			fmt.Errorf("%d clients are kicked, but the engine has not forgotten the hub's messages: %w", kicked, err))
+			fmt.Errorf("%s kicked, but the engine has not forgotten the hub's messages: %w", english.Plural(kicked, "client", ""), err))
 	case !open:
 		return notFound(errNotOpen(r.name), silent)
 	}

@@ -324,7 +324,7 @@ func TestKick_EngineThatFailsToForget(t *testing.T) {
 		synctest.Wait()
 		m := n.enter("x", "", historyOfTen())
 		status, reason := n.call("DELETE", "/hubs/x", "", nil)
-		if want := "1 clients are kicked, but the engine has not forgotten the hub's messages: read-only"; status != 503 || reason != want {
+		if want := "1 client kicked, but the engine has not forgotten the hub's messages: read-only"; status != 503 || reason != want {
 			t.Errorf("got %d, %s, want 503, %s", status, reason, want)
 		}
 		wantCause(t, m, hub.CloseKicked)

@@ -46,6 +46,8 @@ export default class Name {
     speak(this.#label, speaker());
     below.prepend(this.#label);
     this.#name.addEventListener('change', () => this.#changed(this.#name.value));
+    // A click would leave the caret within the old name, after the focus.
+    this.#name.addEventListener('focus', () => requestAnimationFrame(() => this.#name.select()));
     this.#name.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.isComposing) return;
       event.preventDefault(); // or Enter would also act on the text box
