@@ -23,7 +23,7 @@ func wrap(s stream) Conn {
 	case *tls.Conn:
 		if raw := rawConn(innermost(s.Conn)); raw != nil {
 			c := secure{socket: socket{stream: s, raw: raw}, fresh: true}
-			if room := sendBufferOf(raw)/3 - unseenWrites; looksForRoom && room >= spaceFor(MaxTLSRecord) {
+			if room := sendBufferOf(raw)/3 - unseenWrites; looksForRoom && room >= spaceFor(MaxTLSRecord) && hasWholeSegments(raw) {
 				return &roomy{secure: c, most: int64(room)}
 			}
 			other := c
@@ -67,6 +67,15 @@ const looksForRoom = runtime.GOOS == "linux"
 func sendBufferOf(raw syscall.RawConn) (size int) {
 	_ = raw.Control(func(fd uintptr) { size, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
 	return size
+}
+
+// hasWholeSegments reports whether a socket sends segments of at least 500 bytes, as all but hostile peers allow. A peer with a
+// window of 100 bytes gets its bytes in segments that take ten times as much space in the send buffer. The kernel bounds them by
+// the largest window that the peer has ever had. A Unix socket has no segments.
+func hasWholeSegments(raw syscall.RawConn) bool {
+	size, err := 0, error(nil)
+	_ = raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+	return err != nil || size >= 500
 }
 
 // poll reports whether the event, or an error, is pending.
@@ -159,7 +168,7 @@ const unseenWrites = 16 * 2 << 10
 
 // spaceFor bounds the space that n bytes take in a send buffer, as the kernel counts it. Each segment takes 1.3 KB more than its
 // bytes, and TLS makes its first records as small as segments.
-func spaceFor(n int) int { return 2*n + 4<<10 }
+func spaceFor(n int) int { return 3*n + 4<<10 }
 
 // TryWrite implements TryWriter.
 func (c *roomy) TryWrite(p []byte) (sent int) {

@@ -257,6 +257,38 @@ func TestTryWrite_LooksAgainWhenSomethingElseWasWritten(t *testing.T) {
 	}
 }
 
+func TestWrap_PeerWithTinySegmentsIsNotTried(t *testing.T) {
+	if !looksForRoom {
+		t.Log("TLS is no TryWriter here")
+		return
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for size, want := range map[int]bool{100: false, 1000: true} {
+		dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			failed := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, size) })
+			return errors.Join(err, failed)
+		}}
+		client, err := dialer.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, _ := overTLS(t, server, client)
+		if _, tries := Wrap(s, nil).(TryWriter); tries != want {
+			t.Errorf("segments of %d bytes: got a TryWriter %v, want %v", size, tries, want)
+		}
+		client.Close()
+		server.Close()
+	}
+}
+
 func TestWrap_SmallSendBufferIsNotTried(t *testing.T) {
 	server, _ := secured(t)
 	nc := innermost(server)

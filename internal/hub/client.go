@@ -87,6 +87,7 @@ type Client struct {
 	looked   uint64  // with turnWriter: the cursor when a sender last looked
 	searched uint64  // the cursor, plus 1, at the last Trim; 0 for never
 	counted  uint64  // the generation of the roster that counts it
+	waited   bool    // a flusher had to wait for it
 
 	brokenOff bool // of the messages that it has sent the engine gets no more, because it will send them again
 
@@ -98,6 +99,7 @@ type Client struct {
 	cause        ws.Close      // once it has left; fixed then
 	deadline     time.Time     // once it has left: bounds all reads and writes
 	readDeadline time.Time     // before that: when the reader wakes up if the client is silent
+	timed        bool          // a write has set its deadline
 	halfClosed   bool          // in Goodbye: the server's half of the connection is closed, and the client can still send
 	saidGoodbye  bool          // the client's close frame has come
 	flushed      chan struct{} // if the reader waits: closed when the writer has ended

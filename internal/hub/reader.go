@@ -125,7 +125,7 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 const often = time.Second
 
 // sendsOften reports whether the client has sent its last two messages within a second. Then the reader waits for the next one in a
-// read. If none comes, it is a pong at the latest that ends the read.
+// read. What comes next, a message or a pong, ends that.
 func (c *Client) sendsOften() bool {
 	if c.pingInterval() == 0 {
 		return false
@@ -351,6 +351,9 @@ func (c *Client) armRead(t time.Time) {
 	if !c.isEnding() { // otherwise the last deadline is set
 		c.readDeadline = t
 		_ = c.conn.SetReadDeadline(t)
+		if !c.exact && !c.timed {
+			_ = c.conn.SetWriteDeadline(c.betweenWritesLocked())
+		}
 	}
 }
 

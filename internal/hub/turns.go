@@ -39,6 +39,7 @@ type watch struct {
 	attempts []attempting
 	timer    *time.Timer // calls relieveFlushers
 	runs     bool        // timer runs
+	distrust time.Time   // until then flushers attempt nothing that is not exact
 }
 
 // An attempting is an attempt of a flusher to write to a client whose connection is not exact.
@@ -50,6 +51,10 @@ type attempting struct {
 // flusherPatience is how long an attempt may take before its flusher is relieved: once to twice as long. A TLS record takes
 // 10 µs, and a relief for nothing costs a goroutine.
 const flusherPatience = 5 * time.Millisecond
+
+// distrustTime is how long a hub makes no attempts that are not exact after one had to wait. What made it wait may befall the next
+// ones: many hostile clients, or a kernel without memory for sockets. So all of them together hold up a hub for 1 % of the time.
+const distrustTime = time.Second
 
 // clientsPerFlusher is how many queued clients make another flusher worth its start, as long as a processor is free for
 // it. Writing to so many takes a few hundred microseconds.
@@ -230,7 +235,7 @@ func (b *Hub) flush() {
 			rest := c.attempt(&t, frames, n)
 			if !c.exact && !b.attempted(c) {
 				b.process.Counters.written.add(&t)
-				c.setWriteDeadline(time.Time{})
+				c.restoreWriteDeadline()
 				c.write(rest, n)
 				return
 			}
@@ -276,10 +281,7 @@ func (b *Hub) serve(served *Client) (c *Client, frames []byte, n int, p progress
 		frames, n, p = b.nextLocked(c)
 		switch p {
 		case progressFrames, progressReplay:
-			if p == progressFrames && c.tryWriter != nil && !c.due.Load() {
-				if !c.exact {
-					b.watchLocked(c)
-				}
+			if p == progressFrames && c.tryWriter != nil && !c.due.Load() && (c.exact || b.watchLocked(c)) {
 				return c, frames, n, p
 			}
 			b.unpinLocked(c)
@@ -312,9 +314,19 @@ func (b *Hub) attempted(c *Client) bool {
 	return true
 }
 
-// watchLocked watches a flusher's attempt to write to c.
-func (b *Hub) watchLocked(c *Client) {
+// watchLocked watches a flusher's attempt to write to c. It returns false if there must be none, because a flusher had to wait
+// for c, or less than a second ago for any client.
+func (b *Hub) watchLocked(c *Client) bool {
+	if c.waited {
+		return false
+	}
 	w := b.turns.watch
+	if w != nil && !w.distrust.IsZero() {
+		if time.Now().Before(w.distrust) {
+			return false
+		}
+		w.distrust = time.Time{}
+	}
 	if w == nil {
 		w = new(watch)
 		w.timer = time.AfterFunc(flusherPatience, b.relieveFlushers)
@@ -326,6 +338,7 @@ func (b *Hub) watchLocked(c *Client) {
 		w.runs = true
 		w.timer.Reset(flusherPatience)
 	}
+	return true
 }
 
 // endWatchLocked stops the timer when no flusher runs. Between two attempts of a flusher it goes on, because to stop it and to
@@ -345,6 +358,8 @@ func (b *Hub) relieveFlushers() {
 	w := b.turns.watch
 	w.attempts = slices.DeleteFunc(w.attempts, func(a attempting) bool {
 		if a.stood {
+			a.client.waited = true
+			w.distrust = time.Now().Add(distrustTime)
 			b.beginTurnLocked(a.client, turnWriter)
 			a.client.setWriteDeadline(time.Now().Add(a.client.settings.WriteTimeout))
 			b.turns.flushers--

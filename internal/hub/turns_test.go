@@ -279,6 +279,29 @@ func TestTurns_FlusherThatMustWaitIsRelieved(t *testing.T) {
 	}
 }
 
+// TestTurns_ManyThatMakeFlushersWaitHoldUpOthersOnce has the attempts of more and more clients wait.
+func TestTurns_ManyThatMakeFlushersWaitHoldUpOthersOnce(t *testing.T) {
+	for _, n := range []int{1, 10, 1000} {
+		bubble(t, func(t *testing.T, b *Hub) {
+			settings := defaults()
+			settings.PingInterval = 0
+			for range n {
+				joiner{abilities: triesWrites | mayWait, room: 100}.join(t, b, settings)
+			}
+			_, other := connect(t, b, settings)
+			synctest.Wait()
+			large := strings.Repeat("x", 1000)
+			began := time.Now()
+			publishIn(b, textMessage(large))
+			other.wantText(large)
+			if took := time.Since(began); took > 2*flusherPatience {
+				t.Errorf("beside %d such clients another one waited %v, want at most %v", n, took, 2*flusherPatience)
+			}
+			time.Sleep(3 * settings.WriteTimeout) // until they are cut
+		})
+	}
+}
+
 // selfSigned returns a certificate that nobody trusts.
 func selfSigned(t *testing.T) tls.Certificate {
 	t.Helper()

@@ -178,8 +178,8 @@ func (c *Client) send(p []byte) bool {
 			return false
 		}
 	}
-	if c.tryWriter != nil && !c.exact {
-		c.setWriteDeadline(time.Time{}) // an attempt after the deadline would break the connection
+	if !c.exact {
+		c.restoreWriteDeadline() // whatever is written after this one would break the connection
 	}
 	return true
 }
@@ -195,8 +195,29 @@ func (c *Client) setWriteDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.hasLeft() { // otherwise the deadline of the close holds
+		c.timed = true
 		_ = c.conn.SetWriteDeadline(t)
 	}
+}
+
+// restoreWriteDeadline sets the deadline that holds between two writes of a connection that is not exact. It bounds what TLS
+// writes by itself when it reads, for instance the answer to a key update. It comes after the read deadline, which the reader
+// meets by setting both anew (armRead). Without pings there is none.
+func (c *Client) restoreWriteDeadline() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.hasLeft() {
+		c.timed = false
+		_ = c.conn.SetWriteDeadline(c.betweenWritesLocked())
+	}
+}
+
+// betweenWritesLocked returns the deadline of restoreWriteDeadline.
+func (c *Client) betweenWritesLocked() time.Time {
+	if c.readDeadline.IsZero() {
+		return time.Time{}
+	}
+	return c.readDeadline.Add(c.settings.WriteTimeout)
 }
 
 // sayGoodbye sends the waiting control frames and answers, then the last frame of the client's protocol, and closes the
