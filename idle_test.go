@@ -71,7 +71,8 @@ func TestClient_WaitsWithoutABufferBetweenMessages(t *testing.T) {
 	}
 }
 
-// waitsBetweenMessages sends messages and pongs of all kinds, and wants p's reader to wait after each.
+// waitsBetweenMessages sends messages and pongs of all kinds, and wants p's reader to wait after each: after two messages within a
+// second in a read, until a pong comes.
 func waitsBetweenMessages(t *testing.T, p *peer) {
 	waits := func(after string) {
 		t.Helper()
@@ -79,6 +80,16 @@ func waitsBetweenMessages(t *testing.T, p *peer) {
 			all, waiting := readers(t)
 			return all == 1 && waiting == 1
 		})
+	}
+	pong := clientFrame(finBit|websocket.PongMessage, []byte("life"))
+	reads := func(after string) {
+		t.Helper()
+		eventually(t, "the reader to read after "+after, func() bool {
+			all, waiting := readers(t)
+			return all == 1 && waiting == 0
+		})
+		p.write(pong)
+		waits(after + " and a pong")
 	}
 	defer func() {
 		p.conn.Close()
@@ -89,7 +100,6 @@ func waitsBetweenMessages(t *testing.T, p *peer) {
 	}()
 	waits("joining")
 
-	pong := clientFrame(finBit|websocket.PongMessage, []byte("life"))
 	p.text("one")
 	p.wantText("one")
 	waits("a message")
@@ -105,12 +115,12 @@ func waitsBetweenMessages(t *testing.T, p *peer) {
 	}
 	p.text("three")
 	p.wantText("three")
-	waits("a pong in pieces")
+	reads("a pong in pieces and a message")
 
 	large := strings.Repeat("x", 3*readBuffer)
 	p.text(large)
 	p.wantText(large)
-	waits("a message larger than a buffer")
+	reads("a message larger than a buffer")
 
 	for i := range 200 { // faster than they are read, so that they are read together
 		p.text(fmt.Sprint(i))
@@ -118,7 +128,7 @@ func waitsBetweenMessages(t *testing.T, p *peer) {
 	for i := range 200 {
 		p.wantText(fmt.Sprint(i))
 	}
-	waits("a burst")
+	reads("a burst")
 }
 
 func TestClient_MalformedPongsAreRefused(t *testing.T) {
