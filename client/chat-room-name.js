@@ -46,8 +46,13 @@ export default class Name {
     speak(this.#label, speaker());
     below.prepend(this.#label);
     this.#name.addEventListener('change', () => this.#changed(this.#name.value));
-    // A click would leave the caret within the old name, after the focus.
-    this.#name.addEventListener('focus', () => requestAnimationFrame(() => this.#name.select()));
+    // The first click selects the old name, as Tab does, and does not put the caret into it.
+    this.#name.addEventListener('mousedown', (event) => {
+      if (this.#name.matches(':focus')) return;
+      event.preventDefault();
+      this.#name.focus();
+      this.#name.select();
+    });
     this.#name.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.isComposing) return;
       event.preventDefault(); // or Enter would also act on the text box
