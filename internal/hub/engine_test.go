@@ -155,8 +155,8 @@ func TestEngine_GapIsFetched(t *testing.T) {
 				b.session.LosePushes(5)
 				for i := range 5 {
 					publishIn(a.hub, textMessage(fmt.Sprint(i)))
+					synctest.Wait() // or several would be one push
 				}
-				synctest.Wait()
 				if next == "message" {
 					publishIn(a.hub, textMessage("5"))
 				} else {
