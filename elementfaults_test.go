@@ -118,7 +118,7 @@ func testElementRestart(t *testing.T, browser context.Context) {
 	}
 }
 
-// The browser says that there is no network, and that it is back. It may be wrong: what comes from the server shows that there
+// The browser says that there is no network, and that it is back. It may be wrong: a message from the server shows that there
 // is one.
 func testElementNoNetwork(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", faultSite(t))

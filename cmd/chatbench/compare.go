@@ -155,7 +155,7 @@ type comparison struct {
 	command  string
 }
 
-// A plan is what to compare.
+// A plan says which servers to compare, under which loads.
 type plan struct {
 	contenders []contender
 	scenarios  []scenario

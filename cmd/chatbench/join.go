@@ -30,7 +30,7 @@ type joinResult struct {
 	GeneratorCPU float64 `json:"generator_cpu"`
 }
 
-// joinUsage is what the burst cost the server.
+// joinUsage has the costs of the burst to the server.
 type joinUsage struct {
 	CPUPerClient float64 `json:"cpu_us_per_client"`
 	Before       int64   `json:"rss_before"` // bytes, before clients connected

@@ -22,12 +22,11 @@ func wrap(s stream) Conn {
 		}
 	case *tls.Conn:
 		if raw := rawConn(innermost(s.Conn)); raw != nil {
-			c := secure{socket: socket{stream: s, raw: raw}, fresh: true}
+			below := socket{stream: s, raw: raw}
 			if room := sendBufferOf(raw)/3 - unseenWrites; looksForRoom && room >= spaceFor(MaxTLSRecord) && hasWholeSegments(raw) {
-				return &roomy{secure: c, most: int64(room)}
+				return &roomy{secure: secure{socket: below, fresh: true}, most: int64(room)}
 			}
-			other := c
-			return &other
+			return &secure{socket: below, fresh: true}
 		}
 	}
 	other := s // the address of s would put it on the heap in each case
@@ -64,18 +63,20 @@ func writable(nc net.Conn) bool {
 const looksForRoom = runtime.GOOS == "linux"
 
 // sendBufferOf returns the size of a socket's send buffer, or 0 if it is unknown.
-func sendBufferOf(raw syscall.RawConn) (size int) {
-	_ = raw.Control(func(fd uintptr) { size, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
-	return size
+func sendBufferOf(raw syscall.RawConn) int { return option(raw, unix.SOL_SOCKET, unix.SO_SNDBUF) }
+
+// option returns an option of a socket, or 0 if the socket does not have it.
+func option(raw syscall.RawConn, level, name int) (value int) {
+	_ = raw.Control(func(fd uintptr) { value, _ = unix.GetsockoptInt(int(fd), level, name) })
+	return value
 }
 
 // hasWholeSegments reports whether a socket sends segments of at least 500 bytes, as all but hostile peers allow. A peer with a
 // window of 100 bytes gets its bytes in segments that take ten times as much space in the send buffer. The kernel bounds them by
 // the largest window that the peer has ever had. A Unix socket has no segments.
 func hasWholeSegments(raw syscall.RawConn) bool {
-	size, err := 0, error(nil)
-	_ = raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
-	return err != nil || size >= 500
+	size := option(raw, unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	return size == 0 || size >= 500
 }
 
 // poll reports whether the event, or an error, is pending.
@@ -206,7 +207,7 @@ func (c *roomy) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// Read implements Conn. What was seen before it does not hold after it.
+// Read implements Conn. A look from before it does not hold after it.
 func (c *roomy) Read(p []byte) (int, error) {
 	c.room.Store(0)
 	defer c.room.Store(0)
@@ -244,7 +245,7 @@ func newAttempt() *attempt {
 // write returns how many bytes of p the socket took.
 func (a *attempt) write(raw syscall.RawConn, p []byte) int {
 	a.p, a.sent = p, 0
-	_ = raw.Control(a.try) // a Write will find the error; raw.Write would prepare to wait, which takes a twentieth of a delivery
+	_ = raw.Control(a.try) // a Write will find the error; raw.Write would prepare to wait, which takes a fiftieth of a delivery
 	a.p = nil
 	return a.sent
 }

@@ -87,7 +87,7 @@ type Client struct {
 	looked   uint64  // with turnWriter: the cursor when a sender last looked
 	searched uint64  // the cursor, plus 1, at the last Trim; 0 for never
 	counted  uint64  // the generation of the roster that counts it
-	waited   bool    // a flusher had to wait for it
+	stalled  bool    // a flusher had to wait for it
 
 	brokenOff bool // of the messages that it has sent the engine gets no more, because it will send them again
 

@@ -20,7 +20,7 @@ import (
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/ws"
 )
 
-// A keyUpdater is a TLS 1.3 client that updates its keys, which crypto/tls cannot be told to do. It writes records by hand, and
+// A keyUpdater is a TLS 1.3 client that updates its keys, for which crypto/tls has no method. It writes records by hand, and
 // reads with crypto/tls.
 type keyUpdater struct {
 	*tls.Conn

@@ -114,7 +114,7 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 		if !c.receive(opcode, r) {
 			return false
 		}
-		if !c.sendsOften() && c.mayListen() {
+		if !c.noteMessage() && c.mayListen() {
 			return true
 		}
 	}
@@ -124,9 +124,9 @@ func (c *Client) read(sure bool, waited error) (idle bool) {
 // often is the most time between two messages of a client that sends often.
 const often = time.Second
 
-// sendsOften reports whether the client has sent its last two messages within a second. Then the reader waits for the next one in a
-// read. What comes next, a message or a pong, ends that.
-func (c *Client) sendsOften() bool {
+// noteMessage notes that a message has come, and reports whether the client sends often. Then the reader waits for the next one in
+// a read, until a message comes later than that, or a pong.
+func (c *Client) noteMessage() (sendsOften bool) {
 	if c.pingInterval() == 0 {
 		return false
 	}

@@ -317,27 +317,27 @@ func (b *Hub) attempted(c *Client) bool {
 // watchLocked watches a flusher's attempt to write to c. It returns false if there must be none, because a flusher had to wait
 // for c, or less than a second ago for any client.
 func (b *Hub) watchLocked(c *Client) bool {
-	if c.waited {
+	if c.stalled {
 		return false
 	}
+	if b.turns.watch == nil {
+		b.turns.watch = new(watch)
+	}
 	w := b.turns.watch
-	if w != nil && !w.distrust.IsZero() {
+	if !w.distrust.IsZero() {
 		if time.Now().Before(w.distrust) {
 			return false
 		}
-		w.distrust = time.Time{}
-	}
-	if w == nil {
-		w = new(watch)
-		w.timer = time.AfterFunc(flusherPatience, b.relieveFlushers)
-		w.runs = true
-		b.turns.watch = w
+		w.distrust = time.Time{} // and no more look at the clock
 	}
 	w.attempts = append(w.attempts, attempting{client: c})
-	if !w.runs {
-		w.runs = true
+	switch {
+	case w.timer == nil:
+		w.timer = time.AfterFunc(flusherPatience, b.relieveFlushers)
+	case !w.runs:
 		w.timer.Reset(flusherPatience)
 	}
+	w.runs = true
 	return true
 }
 
@@ -358,7 +358,7 @@ func (b *Hub) relieveFlushers() {
 	w := b.turns.watch
 	w.attempts = slices.DeleteFunc(w.attempts, func(a attempting) bool {
 		if a.stood {
-			a.client.waited = true
+			a.client.stalled = true
 			w.distrust = time.Now().Add(distrustTime)
 			b.beginTurnLocked(a.client, turnWriter)
 			a.client.setWriteDeadline(time.Now().Add(a.client.settings.WriteTimeout))

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A suddenlyFull is a socket that fills up once, after TLS has been told to write and before it does.
+// A suddenlyFull is a socket that fills up once, when TLS is about to write.
 type suddenlyFull struct {
 	*net.TCPConn
 	once sync.Once

@@ -239,8 +239,7 @@ func TestTurns_FlusherThatMustWaitIsRelieved(t *testing.T) {
 	for _, reads := range []bool{true, false} {
 		t.Run(fmt.Sprintf("reads=%v", reads), func(t *testing.T) {
 			bubble(t, func(t *testing.T, b *Hub) {
-				settings := defaults()
-				settings.PingInterval = 0
+				settings := unpinged(defaults())
 				stuck, p := joiner{abilities: triesWrites | mayWait, room: 100}.join(t, b, settings)
 				_, other := connect(t, b, settings)
 				synctest.Wait()
@@ -283,8 +282,7 @@ func TestTurns_FlusherThatMustWaitIsRelieved(t *testing.T) {
 func TestTurns_ManyThatMakeFlushersWaitHoldUpOthersOnce(t *testing.T) {
 	for _, n := range []int{1, 10, 1000} {
 		bubble(t, func(t *testing.T, b *Hub) {
-			settings := defaults()
-			settings.PingInterval = 0
+			settings := unpinged(defaults())
 			for range n {
 				joiner{abilities: triesWrites | mayWait, room: 100}.join(t, b, settings)
 			}

@@ -202,7 +202,7 @@ func (c *Client) setWriteDeadline(t time.Time) {
 
 // restoreWriteDeadline sets the deadline that holds between two writes of a connection that is not exact. It bounds what TLS
 // writes by itself when it reads, for instance the answer to a key update. It comes after the read deadline, which the reader
-// meets by setting both anew (armRead). Without pings there is none.
+// meets by setting both anew (armRead). Without pings nothing bounds it.
 func (c *Client) restoreWriteDeadline() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
