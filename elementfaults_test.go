@@ -57,13 +57,20 @@ func testElementStoppedServer(t *testing.T, browser context.Context) {
 	p.send("meanwhile")
 	p.waitFor(`inside().querySelector(".pending")`)
 	continueProcess(s, nil)
+	p.wantGoesOn(s, "meanwhile")
+}
+
+// wantGoesOn waits until the page is connected again, and wants what the visitor sent before and meanwhile, and then a message of
+// another.
+func (p *tab) wantGoesOn(s *process, meanwhile string) {
+	p.t.Helper()
 	p.waitState("open")
-	p.waitFor(`!inside().querySelector(".pending, .gone")`)
+	p.waitFor(`!inside().querySelector(".pending, .gone, .missed")`)
 	s.join("/chat/fault?name=Eve").text("after")
 	p.waitMessage("Eve", "after")
-	want := []shownMessage{{"You", "before"}, {"You", "meanwhile"}, {"Eve", "after"}}
+	want := []shownMessage{{"You", "before"}, {"You", meanwhile}, {"Eve", "after"}}
 	if got := p.messages(); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+		p.t.Errorf("got %v, want %v", got, want)
 	}
 }
 
@@ -107,15 +114,8 @@ func testElementRestart(t *testing.T, browser context.Context) {
 	p.send("meanwhile: https://example.com/")
 	p.waitFor(`inside().querySelector(".pending") && inside().querySelector("#why").textContent.startsWith("The connection is lost.")`)
 	s = s.startAgain(options, faultSite(t))
-	p.waitState("open")
-	p.waitFor(`!inside().querySelector(".pending, .gone, .missed")`)
+	p.wantGoesOn(s, "meanwhile: https://example.com/")
 	p.waitFor(`inside().querySelector(".text a")?.href === "https://example.com/"`) // its module did not come before
-	s.join("/chat/fault?name=Eve").text("after")
-	p.waitMessage("Eve", "after")
-	want := []shownMessage{{"You", "before"}, {"You", "meanwhile: https://example.com/"}, {"Eve", "after"}}
-	if got := p.messages(); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
 }
 
 // The browser says that there is no network, and that it is back. It may be wrong: a message from the server shows that there
