@@ -154,6 +154,7 @@ func raceJoins(t *testing.T, seed uint64) {
 		m.client.Close(hub.CloseKicked)
 	}
 	time.Sleep(5 * time.Minute) // histories expire
+	synctest.Wait()
 	race.checkNothingLeft()
 }
 
@@ -269,6 +270,8 @@ func (race *joinRace) checkLimits() {
 // checkNothingLeft checks that everything that was counted is counted down.
 func (race *joinRace) checkNothingLeft() {
 	r := race.registry
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.live != 0 || len(r.scopes)+len(r.named)+len(r.leases) > 0 {
 		race.Errorf("got %d live clients, %d scopes, %d hubs, %d leases, want none", r.live, len(r.scopes), len(r.named), len(r.leases))
 	}
