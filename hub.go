@@ -27,6 +27,8 @@ func newRegistry() *registry {
 		scopes:  map[string]*scope{},
 		taps:    map[string][]*hub.Tap{},
 		links:   map[string]*link{},
+
+		handshakers: newHandshakers(),
 	}
 	r.openHub = func(name string, s *hub.Settings, l *link) (*hub.Hub, error) {
 		if l == nil {
@@ -65,6 +67,8 @@ type registry struct {
 	live   int                   // members that are joining or not finished
 	exited chan struct{}         // once exiting: closed when live is 0
 	exitBy time.Time             // once exiting: when the wait for exited ends
+
+	handshakers handshakers
 
 	relieving      atomic.Bool // a goroutine runs cutUntilRelieved
 	shedWarning    occasionalWarning

@@ -313,6 +313,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	// The server's routes are complete once it has requests.
 	h.placement = sync.OnceValue(func() *placement { return newPlacement(h, server) })
 	if ok {
+		server.RegisterConnContext(withConnection)
 		// Caddy's shutdown of a server ignores upgraded connections and waits for all others. Do not wait for those
 		// before closing the clients.
 		server.RegisterOnShutdown(func() {

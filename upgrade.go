@@ -61,25 +61,33 @@ func isExtendedConnect(r *http.Request) bool {
 // upgrade makes r a client of its hub, or refuses r before it sends the 101. The client lives on when upgrade returns.
 // From then on it uses neither the request nor its context.
 func (h *Handler) upgrade(w http.ResponseWriter, r *http.Request) error {
-	if err := h.tryUpgrade(w, r); err != nil {
+	var m *member
+	err := hubs.handshakers.run(func() (err error) {
+		m, err = h.accept(w, r)
+		return err
+	})
+	if err == nil {
+		err = m.takeOver(w, r)
+	}
+	if err != nil {
 		return h.refused(w, r, err, refusedHandshake)
 	}
 	return nil
 }
 
-// tryUpgrade is upgrade, except that it returns an error for a request that it refuses.
-func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
+// accept makes r a member of its hub and sends the 101. It returns an error for a request that it refuses.
+func (h *Handler) accept(w http.ResponseWriter, r *http.Request) (*member, error) {
 	repl := replacer(r)
 	if err := checkRequest(w.Header(), r); err != nil {
-		return err
+		return nil, err
 	}
 	name, err := h.hubFor(r, repl)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	user, err := h.userOf(repl)
 	if err != nil {
-		return err
+		return nil, err
 	}
 
 	m := &member{scope: h.lease.scope}
@@ -89,15 +97,35 @@ func (h *Handler) tryUpgrade(w http.ResponseWriter, r *http.Request) error {
 		h.warnWithoutAddress("max_clients_per_ip")
 	}
 	m.client.Init(hubs.process, m, user, address, h.settings)
-	header, err := h.shake(&m.client, w, r)
+	response, err := h.shake(&m.client, w, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := hubs.join(r.Context(), m, name, h.limits); err != nil {
-		return refuseJoin(w.Header(), err)
+		return nil, refuseJoin(w.Header(), err)
 	}
 	repl.Set(placeholderClientID, m.client.ID().String())
-	cn, err := switchProtocols(w, header, h.settings.WriteTimeout)
+	if nc, ok := r.Context().Value(connectionKey{}).(net.Conn); ok && m.client.HasFrames() {
+		m.client.Held(conn.Hold(nc)) // so that the 101 leaves with them, in one segment
+	}
+	switchProtocols(w, response, h.settings.WriteTimeout)
+	return m, nil
+}
+
+// connectionKey is the key of a request's connection in its context.
+type connectionKey struct{}
+
+// withConnection puts a new connection of a server into the context of its requests.
+func withConnection(ctx context.Context, nc net.Conn) context.Context {
+	if ctx.Value(connectionKey{}) != nil { // another handler of the server has done it
+		return ctx
+	}
+	return context.WithValue(ctx, connectionKey{}, nc)
+}
+
+// takeOver hijacks the connection of r, on which the 101 has been sent, for m.
+func (m *member) takeOver(w http.ResponseWriter, r *http.Request) error {
+	cn, err := hijack(w)
 	if err != nil {
 		m.abandon()
 		return err
@@ -193,8 +221,8 @@ func sinceOf(query url.Values) (*hub.Resumption, error) {
 	return parsed, nil
 }
 
-// shake lets gorilla check the handshake for c, and chooses the protocol of c. It returns the header of the 101.
-func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (http.Header, error) {
+// shake lets gorilla check the handshake for c, and chooses the protocol of c. It returns gorilla's response, the 101.
+func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (response string, err error) {
 	shaken := &handshake{ResponseWriter: w, reader: c.Reader()}
 	protocol := http.Header{}
 	events := hasToken(r.Header["Sec-Websocket-Protocol"], hub.EventsProtocol)
@@ -203,63 +231,70 @@ func (h *Handler) shake(c *hub.Client, w http.ResponseWriter, r *http.Request) (
 	}
 	conn, err := upgrader.Upgrade(shaken, r, protocol)
 	if shaken.refusal != nil {
-		return nil, shaken.refusal
+		return "", shaken.refusal
 	}
 	if err != nil {
-		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("upgrading: %w", err))
+		return "", caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("upgrading: %w", err))
 	}
 	c.Reader().Open(conn, h.settings.MaxMessageSize, c.Pong)
-	raw := c.Reader().TakeResponse()
-	response, err := http.ReadResponse(bufio.NewReaderSize(bytes.NewReader(raw), len(raw)), r)
-	if err != nil {
-		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("reading the handshake's response: %w", err))
-	}
+	response = string(c.Reader().TakeResponse())
 	if events {
 		since, bundles, err := replayOf(r.URL.Query())
 		if err != nil {
-			return nil, caddyhttp.Error(http.StatusBadRequest, err)
+			return "", caddyhttp.Error(http.StatusBadRequest, err)
 		}
 		c.SpeakEvents(since)
 		if bundles {
 			c.TakeBundles()
 		}
 	}
-	return response.Header, response.Body.Close()
+	return response, nil
 }
 
-// switchProtocols sends the 101 and takes the connection over. It sends the 101 through the response writers and not
-// straight to the connection, so that access logs, metrics and header rules see it. net/http writes it before it hands
-// the connection over, so nobody else writes at that time.
-func switchProtocols(w http.ResponseWriter, header http.Header, timeout time.Duration) (conn.Conn, error) {
-	for name, values := range header {
-		// The spelling is that of RFC 6455, because some clients compare names with case.
-		w.Header()[strings.Replace(name, "Sec-Websocket-", "Sec-WebSocket-", 1)] = values
+// switchProtocols sends gorilla's response. It sends it through the response writers and not straight to the connection, so that
+// access logs, metrics and header rules see it. The names of the header keep gorilla's spelling, which is that of RFC 6455, because
+// some clients compare them with case.
+func switchProtocols(w http.ResponseWriter, response string, timeout time.Duration) {
+	for line := range strings.SplitSeq(response, "\r\n") {
+		if name, value, ok := strings.Cut(line, ": "); ok {
+			w.Header()[name] = []string{value}
+		}
 	}
 	// With a deadline, a client that does not read cannot hold the handler. Hijacking clears it.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(max(timeout, time.Second)))
 	w.WriteHeader(http.StatusSwitchingProtocols)
-	hijacked, rw, err := hijack(w)
+	if f, ok := hijackable(w).(http.Flusher); ok {
+		f.Flush() // otherwise Hijack does it
+	}
+}
+
+// hijack takes the connection over.
+func hijack(w http.ResponseWriter) (conn.Conn, error) {
+	h, ok := hijackable(w).(http.Hijacker)
+	if !ok {
+		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("taking over the connection from %T: %w", w, http.ErrNotSupported))
+	}
+	hijacked, rw, err := h.Hijack()
 	if err != nil {
-		return nil, caddyhttp.Error(http.StatusInternalServerError,
-			fmt.Errorf("taking over the connection from %T: %w", w, err))
+		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("taking over the connection from %T: %w", w, err))
 	}
 	// A client may answer the 101 before the connection is hijacked. Then the HTTP server has the answer in its buffer.
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered()) // cannot fail: it is buffered
 	return conn.Wrap(hijacked, bytes.Clone(early)), nil
 }
 
-// hijack takes the connection from the outermost writer that offers it, but goes past Caddy's response recorders. They
+// hijackable returns the outermost writer that offers to be hijacked, but goes past Caddy's response recorders. They
 // would wrap the connection to count bytes for the access log. Caddy writes that log when the handler returns, which is
 // now, so the count would be a data race. The wrapper would also keep the request alive and hide the TCP connection.
-func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
+func hijackable(w http.ResponseWriter) http.ResponseWriter {
 	for {
 		_, recorder := w.(caddyhttp.ResponseRecorder)
-		if h, ok := w.(http.Hijacker); ok && !recorder {
-			return h.Hijack()
+		if _, ok := w.(http.Hijacker); ok && !recorder {
+			return w
 		}
 		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
 		if !ok {
-			return nil, nil, http.ErrNotSupported
+			return nil
 		}
 		w = u.Unwrap()
 	}

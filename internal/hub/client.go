@@ -50,6 +50,7 @@ type Client struct {
 	tryWriter conn.TryWriter
 	exact     bool // tryWriter.Exact
 	waiter    conn.Waiter
+	release   func() // from Held until the first writer has written, otherwise nil; owned by the holder of the right to write
 
 	life    life         // only the holder of the hub's lock changes it, mostly with mu
 	writing atomic.Int32 // writerIdle, writerRunning or readerEnded
@@ -137,6 +138,10 @@ func (c *Client) Reader() *ws.Reader { return &c.in }
 // Pong queues the answer to a ping.
 func (c *Client) Pong(payload []byte) { c.push(ws.PongMessage, payload) }
 
+// Held gives c, before it starts, the function that ends what conn.Hold began, or nil. c calls it when it has written what
+// waits for it. Something must wait, see HasFrames.
+func (c *Client) Held(release func()) { c.release = release }
+
 // Attach gives c its connection.
 func (c *Client) Attach(cn conn.Conn) {
 	c.mu.Lock()
@@ -167,11 +172,12 @@ func (c *Client) Start() {
 		spread := 0.9 + 0.2*rand.Float64()
 		c.expiry = time.AfterFunc(time.Duration(spread*float64(age)), func() { c.Close(CloseMaxAge) })
 	}
-	c.startWriter(nil, 0)
 	if c.waiter == nil && c.in.IsOpen() {
 		c.in.Own()
 	}
 	go c.listen() // nobody waits for the reader; its last act is end
+	// Go runs the newest goroutine next, and the older ones after all others that can run. The client waits for the writer.
+	c.startWriter(nil, 0)
 }
 
 // pingInterval returns how long the client may be silent, or 0 if it is never pinged. Only WebSocket has pings.

@@ -288,6 +288,13 @@ func (b *Hub) next(c *Client) (frames []byte, n int, p progress) {
 	return b.nextLocked(c)
 }
 
+// HasFrames reports whether frames wait for c: the beginning of its protocol, or messages.
+func (c *Client) HasFrames() bool {
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	return c.due.Load() || c.cursor < c.feed.Head()
+}
+
 func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {
 	b.unpinLocked(c)
 	if c.index < 0 { // dropped: the feed may have been recycled

@@ -92,6 +92,10 @@ func (c *Client) flush(rest []byte, n int) (end writerEnd) {
 				return writerFails
 			}
 		}
+		if c.release != nil {
+			c.release()
+			c.release = nil
+		}
 	}
 }
 
