@@ -67,7 +67,7 @@ func TestHandshakers_PanicReachesTheRequest(t *testing.T) {
 		if got, ok := panicOf("broken").(error); !ok || !strings.HasPrefix(got.Error(), "broken\n\n") || !strings.Contains(got.Error(), "handshakers_test.go") {
 			t.Errorf("got the panic %v, want its value and its stack", got)
 		}
-		if got := panicOf(http.ErrAbortHandler); got != http.ErrAbortHandler {
+		if got, _ := panicOf(http.ErrAbortHandler).(error); !errors.Is(got, http.ErrAbortHandler) {
 			t.Errorf("got the panic %v, want http.ErrAbortHandler", got)
 		}
 		synctest.Wait()
