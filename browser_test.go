@@ -556,6 +556,8 @@ func testReconnectsByItself(t *testing.T, browser context.Context) {
 func testSaysWhyItDoesNotReconnect(t *testing.T, browser context.Context) {
 	s := startProcess(t, "", exampleSite(t, "chat_broadcast /chat/news {\n\t\tread_only\n\t}"))
 	p := openTabs(t, browser, s, "?room=news")[0]
+	p.waitFor(`document.querySelector("chat-room").readOnly`)
+	evaluate[bool](p, `(document.querySelector("chat-room").readOnly = false, true)`) // or it would have no text box
 	p.send("may I?")
 	p.waitState("closed")
 	p.waitFor(`inside().querySelector("#why").textContent.includes("(1008 read_only)")`)

@@ -357,6 +357,8 @@ func TestProtocol_SchemaKnowsRightFromWrong(t *testing.T) {
 		{"a ping with an empty id", client, `{"type":"ping","id":""}`, false},
 		{"a pong with a misspelt field", strict, `{"type":"pong","ID":"p1"}`, false},
 		{"a hello of an earlier server", server, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, true},
+		{"a hello for a listener", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0,"max_message_size":1,"read_only":true}`, true},
+		{"a hello with a false read_only", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0,"max_message_size":1,"read_only":false}`, false},
 		{"a hello without max_message_size", strict, `{"type":"hello","client":"a","user":"","hub":"a","epoch":"a","head":0,"clients":1,"replay":0}`, false},
 		{"a replay", strict, `{"type":"replay","messages":[{"type":"message","seq":1,"time":"2026-11-23T12:00:00.000Z","user":"","data":""}]}`, true},
 		{"a replay without messages", server, `{"type":"replay","messages":[]}`, false},

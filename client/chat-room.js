@@ -530,6 +530,7 @@ export class ChatRoom extends Base {
       this.#others = new Set(recall('localStorage', 'clients').split(' ')).add(hello.client);
       remember('localStorage', 'clients', [...this.#others].slice(-200).join(' '));
     }
+    if (hello.read_only) this.readOnly = true;
     this.#first = !this.#met;
     this.#head = hello.head ?? 0;
     if (hello.replay > 0) {

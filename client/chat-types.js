@@ -32,6 +32,7 @@
  * @property {number} [age] how long that is possible, in milliseconds
  * @property {{ messages: number, window: number }} [rate] how fast this client may send: `send` keeps to it
  * @property {number} [max_message_size] the largest frame, in bytes
+ * @property {boolean} [read_only] whether this client may only listen; otherwise not there
  *
  * @typedef {object} MessageFields With the option `raw` there is only `data`.
  * @property {string | Uint8Array} data from a stranger: show it with `textContent`

@@ -45,6 +45,7 @@ type helloEvent struct {
 	Age     int64   `json:"age,omitempty"`
 
 	MaxMessageSize int        `json:"max_message_size"`
+	ReadOnly       bool       `json:"read_only,omitempty"`
 	Rate           *allowance `json:"rate,omitempty"`
 }
 
@@ -130,6 +131,7 @@ func (eventsProtocol) joined(c *Client, w welcome) {
 		Replay:  w.replay,
 
 		MaxMessageSize: c.settings.MaxMessageSize,
+		ReadOnly:       c.settings.ReadOnly,
 		Rate:           c.settings.Rate.allowance(),
 	}
 	if w.remembers > 0 {

@@ -168,7 +168,9 @@ func TestEvents_ListenersMayAskAndNotSend(t *testing.T) {
 			settings := presenceOf(false)
 			settings.ReadOnly = true
 			c, p := joiner{events: true, user: "ada"}.join(t, b, settings)
-			p.wantEvent("hello")
+			if e := p.wantEvent("hello"); !strings.Contains(e.raw, `"read_only":true`) {
+				t.Errorf("got %s, want read_only", e.raw)
+			}
 			p.text(`{"type":"who"}`)
 			if e := p.wantEvent("presence"); e.Clients != 1 || len(e.Users) != 1 || e.Users[0].User != "ada" {
 				t.Errorf("got %s, want ada alone", e.raw)
