@@ -553,6 +553,10 @@ func testElementReadOnly(t *testing.T, browser context.Context, s *process) {
 		p := openTab(t, browser, s.frame(page))
 		p.waitState("open")
 		p.waitFor(`!inside().querySelector("#footer").checkVisibility()`)
+		got := element[string](p, `[...root.querySelectorAll("#empty p")].filter((e) => e.checkVisibility()).map((e) => e.textContent).join()`)
+		if want := "Nobody has said anything yet"; got != want {
+			t.Errorf("got %q where nobody can write, want %q", got, want)
+		}
 	}
 }
 
@@ -782,6 +786,9 @@ func TestElement_Refused(t *testing.T) {
 			began := time.Now()
 			p.waitFor(`inside().querySelector("#why")?.textContent.startsWith(` + jsString(row.want) + `)`)
 			p.waitState(row.state)
+			if element[bool](p, `root.querySelector("#empty").checkVisibility()`) {
+				t.Error("got an invitation to write, too")
+			}
 			t.Logf("after %v: %s", time.Since(began), element[string](p, `root.querySelector("#why").textContent`))
 		})
 	}

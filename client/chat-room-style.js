@@ -313,7 +313,7 @@ a { color: var(--accent); }
 /* kinds */
 
 .readonly #footer:not(:has(#trouble:not([hidden]))) { display: none; }
-.readonly :is(#hint, #compose, #below) { display: none; }
+.readonly :is(#hint, #compose, #below, [data-text=emptyText]), :has(#trouble:not([hidden])) #empty { display: none; }
 
 /* where it is shown */
 
