@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// handshakerPatience is how long an idle handshaker waits for the next handshake.
-const handshakerPatience = time.Second
+// handshakerPatience is how long an idle handshaker waits for the next handshake. A burst of them has no pause of that length.
+const handshakerPatience = 100 * time.Millisecond
 
 // handshakers are goroutines that make handshakes, one after the other, for the goroutines of requests. A request's goroutine has
 // 6 KiB of stack in use when it reaches the handler, and net/http needs 3 KiB more to write a header. All of it would be copied to
@@ -72,7 +72,7 @@ func (t *handshakeTask) make() {
 	defer close(t.done)
 	defer func() {
 		v := recover()
-		if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) { // net/http logs no other panic without its stack
+		if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) { // which net/http does not log
 			t.panicked = http.ErrAbortHandler
 		} else if v != nil {
 			t.panicked = fmt.Errorf("%v\n\n%s", v, debug.Stack())

@@ -183,5 +183,6 @@ func TestRegistry_ScopeThatClosesWhileAHubOpensLetsNobodyIn(t *testing.T) {
 		if r.has("slow") || r.live != 0 || len(r.scopes) != 0 {
 			t.Errorf("got %d live, %d scopes, want nothing left", r.live, len(r.scopes))
 		}
+		time.Sleep(removalStep) // closeUnleased may have seen the client
 	})
 }

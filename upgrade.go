@@ -104,11 +104,18 @@ func (h *Handler) accept(w http.ResponseWriter, r *http.Request) (*member, error
 	if err := hubs.join(r.Context(), m, name, h.limits); err != nil {
 		return nil, refuseJoin(w.Header(), err)
 	}
+	sent := false
+	defer func() {
+		if !sent { // a response writer has panicked
+			m.abandon()
+		}
+	}()
 	repl.Set(placeholderClientID, m.client.ID().String())
 	if nc, ok := r.Context().Value(connectionKey{}).(net.Conn); ok && m.client.HasFrames() {
-		m.client.Held(conn.Hold(nc)) // so that the 101 leaves with them, in one segment
+		m.client.Held(conn.Hold(nc)) // the 101 leaves with them, in one segment
 	}
 	switchProtocols(w, response, h.settings.WriteTimeout)
+	sent = true
 	return m, nil
 }
 
@@ -125,11 +132,17 @@ func withConnection(ctx context.Context, nc net.Conn) context.Context {
 
 // takeOver hijacks the connection of r, on which the 101 has been sent, for m.
 func (m *member) takeOver(w http.ResponseWriter, r *http.Request) error {
+	taken := false
+	defer func() {
+		if !taken {
+			m.abandon()
+		}
+	}()
 	cn, err := hijack(w)
 	if err != nil {
-		m.abandon()
 		return err
 	}
+	taken = true
 	m.client.Attach(cn)
 	if r.Context().Err() != nil {
 		// The client vanished while it was sent the 101. net/http has noticed and canceled the context. If it started now, it would

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/chat-broadcast/caddy-chat-broadcast/internal/hub"
 	"github.com/quic-go/quic-go/http3"
@@ -35,6 +37,73 @@ var wrappers = []struct{ name, directives string }{
 	{"tracing", "tracing {\nspan test\n}"},
 	{"everything", "log\nencode\nheader X-Site yes\nheader >X-Late yes\nrequest_body {\nmax_size 1KB\n}\n" +
 		"forward_auth 127.0.0.1:9081 {\nuri /\n}"},
+}
+
+func init() {
+	caddy.RegisterModule(new(brokenWrapper))
+	httpcaddyfile.RegisterHandlerDirective("test_broken_wrapper", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		return new(brokenWrapper), nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("test_broken_wrapper", httpcaddyfile.Before, "header")
+}
+
+// A brokenWrapper has response writers that panic with the header, or with the hijacking, if the path says so.
+type brokenWrapper struct{}
+
+// CaddyModule implements caddy.Module.
+func (*brokenWrapper) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.test_broken_wrapper", New: func() caddy.Module { return new(brokenWrapper) }}
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (*brokenWrapper) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	return next.ServeHTTP(&brokenWriter{w, r.URL.Path}, r)
+}
+
+type brokenWriter struct {
+	http.ResponseWriter
+	path string
+}
+
+func (w *brokenWriter) WriteHeader(status int) {
+	if w.path == "/chat/header" {
+		panic("a bug in WriteHeader")
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *brokenWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	switch w.path {
+	case "/chat/hijack":
+		panic("a bug in Hijack")
+	case "/chat/refused":
+		return nil, nil, errors.New("not today")
+	}
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+// TestUpgrade_WriterThatFailsLeavesNoClient has response writers of other plugins that panic or fail after the client has joined.
+func TestUpgrade_WriterThatFailsLeavesNoClient(t *testing.T) {
+	startCaddy(t, "http://localhost:9080 {\ntest_broken_wrapper\nchat_broadcast /chat/*\n}")
+	for _, path := range []string{"/chat/header", "/chat/hijack", "/chat/refused"} {
+		for range 10 {
+			conn, err := net.Dial("tcp", httpAddr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Write([]byte(handshakeRequest(httpAddr, path, eventsHeader))); err != nil {
+				t.Fatal(err)
+			}
+			p := &peer{t: t, conn: conn, r: bufio.NewReader(conn)}
+			p.patient()
+			_, _ = p.r.ReadByte() // an answer, or the end: the handler is done
+			_ = conn.Close()
+		}
+		eventually(t, "the client to be gone", func() bool { return allClients() == 0 && openHubs() == 0 })
+	}
+	p := join(t, "/chat/works")
+	p.text("hello")
+	p.wantText("hello")
 }
 
 func TestUpgrade_BehindEveryWrapper(t *testing.T) {

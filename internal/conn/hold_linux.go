@@ -8,8 +8,8 @@ import (
 )
 
 // Hold has the kernel keep back what is written to nc, so that several writes leave as one segment. It returns the function that
-// sends it all, or nil without a TCP socket below nc, and on systems other than Linux. The kernel waits 200 ms for that call
-// at most (TCP_CORK in tcp(7)).
+// sends it all, or nil without a TCP socket below nc, and on systems other than Linux. Until that call each write may wait for
+// 200 ms (TCP_CORK in tcp(7)), and for longer over a connection whose retransmission timeout is longer.
 func Hold(nc net.Conn) (release func()) {
 	t, ok := innermost(nc).(*net.TCPConn)
 	if !ok {

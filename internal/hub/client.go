@@ -50,7 +50,7 @@ type Client struct {
 	tryWriter conn.TryWriter
 	exact     bool // tryWriter.Exact
 	waiter    conn.Waiter
-	release   func() // from Held until the first writer has written, otherwise nil; owned by the holder of the right to write
+	release   func() // from Held until the first writer begins, otherwise nil; owned by the holder of the right to write
 
 	life    life         // only the holder of the hub's lock changes it, mostly with mu
 	writing atomic.Int32 // writerIdle, writerRunning or readerEnded
@@ -139,7 +139,7 @@ func (c *Client) Reader() *ws.Reader { return &c.in }
 func (c *Client) Pong(payload []byte) { c.push(ws.PongMessage, payload) }
 
 // Held gives c, before it starts, the function that ends what conn.Hold began, or nil. c calls it when it has written what
-// waits for it. Something must wait, see HasFrames.
+// waits for it, or finds nothing. Hold only clients for which something waits, see HasFrames: for the others it takes too long.
 func (c *Client) Held(release func()) { c.release = release }
 
 // Attach gives c its connection.
@@ -229,6 +229,10 @@ func (c *Client) gone(why ws.Close) {
 // Abandon cuts a client that has joined but never started. No goroutine works for it, so Abandon finishes it.
 func (c *Client) Abandon() {
 	c.Cut(CloseGone)
+	if c.release != nil {
+		c.release()
+		c.release = nil
+	}
 	c.finish()
 }
 

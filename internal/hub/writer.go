@@ -60,6 +60,13 @@ func (c *Client) flush(rest []byte, n int) (end writerEnd) {
 			end = writerFails
 		}
 	}()
+	release := c.release // once the right to write is given up it is another's
+	c.release = nil
+	defer func() {
+		if release != nil {
+			release() // nothing was left to write, or nothing more could be written
+		}
+	}()
 	if len(rest) > 0 && !c.sendMessages(rest, n) {
 		return writerFails
 	}
@@ -92,9 +99,9 @@ func (c *Client) flush(rest []byte, n int) (end writerEnd) {
 				return writerFails
 			}
 		}
-		if c.release != nil {
-			c.release()
-			c.release = nil
+		if release != nil {
+			release()
+			release = nil
 		}
 	}
 }
