@@ -125,7 +125,10 @@ func testElementNoNetwork(t *testing.T, browser context.Context) {
 	p := openTab(t, browser, s.frame("/chat/fault"))
 	evaluate[bool](p, `(Object.defineProperty(navigator, "onLine", { get: () => !window.gone, configurable: true }), dispatchEvent(new Event("online")), true)`)
 	p.waitState("open")
-	stopProcess(s, nil) // or its answer would show that there is a network
+	p.send("before")
+	p.waitFor(`inside().querySelector(".mine") && !inside().querySelector(".pending")`)
+	// Now nothing is on its way that would show that there is a network, and the server sends nothing from here on.
+	stopProcess(s, nil)
 	t.Cleanup(func() { continueProcess(s, nil) })
 	began := time.Now()
 	evaluate[bool](p, `(window.gone = true, dispatchEvent(new Event("offline")), true)`)
