@@ -283,11 +283,12 @@ func switchProtocols(w http.ResponseWriter, response string, timeout time.Durati
 
 // hijack takes the connection over.
 func hijack(w http.ResponseWriter) (conn.Conn, error) {
-	h, ok := hijackable(w).(http.Hijacker)
-	if !ok {
-		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("taking over the connection from %T: %w", w, http.ErrNotSupported))
+	var hijacked net.Conn
+	var rw *bufio.ReadWriter
+	err := error(http.ErrNotSupported)
+	if h, ok := hijackable(w).(http.Hijacker); ok {
+		hijacked, rw, err = h.Hijack()
 	}
-	hijacked, rw, err := h.Hijack()
 	if err != nil {
 		return nil, caddyhttp.Error(http.StatusInternalServerError, fmt.Errorf("taking over the connection from %T: %w", w, err))
 	}

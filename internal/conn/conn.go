@@ -76,8 +76,7 @@ type Waiter interface {
 // Wrap returns nc as a Conn. The Conn owns nc: the caller must no longer use it. early has the bytes that the HTTP
 // server had read from nc beyond the request; the Conn keeps them until they are read. The result is a TryWriter and a
 // Waiter for a *net.TCPConn, a *net.UnixConn or a *tls.Conn above a socket, and neither for other connections and on
-// systems other than Unix. Above TLS it is a TryWriter on Linux alone,
-// with a send buffer and segments of the usual size.
+// systems other than Unix. Above TLS it is a TryWriter on Linux alone, with a send buffer and segments of the usual size.
 //
 // Wrap limits the send buffer of a TCP socket below nc to 128 KiB.
 func Wrap(nc net.Conn, early []byte) Conn {

@@ -11,11 +11,7 @@ import (
 // sends it all, or nil without a TCP socket below nc, and on systems other than Linux. Until that call each write may wait for
 // 200 ms (TCP_CORK in tcp(7)), and for longer over a connection whose retransmission timeout is longer.
 func Hold(nc net.Conn) (release func()) {
-	t, ok := innermost(nc).(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	raw := rawConn(t)
+	raw := rawConn(innermost(nc))
 	if raw == nil || !cork(raw, 1) {
 		return nil
 	}

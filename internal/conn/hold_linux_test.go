@@ -36,7 +36,8 @@ func TestHold_OnlyOpenTCPSocketsAreHeld(t *testing.T) {
 	defer other.Close()
 	closed, _ := tcp(t)
 	_ = closed.Close()
-	for _, nc := range []net.Conn{piped, closed, new(net.TCPConn)} {
+	local, _ := unixSocket(t)
+	for _, nc := range []net.Conn{piped, local, closed, new(net.TCPConn)} {
 		if Hold(nc) != nil {
 			t.Errorf("%T %v was held", nc, nc.LocalAddr())
 		}

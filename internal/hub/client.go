@@ -139,7 +139,7 @@ func (c *Client) Reader() *ws.Reader { return &c.in }
 func (c *Client) Pong(payload []byte) { c.push(ws.PongMessage, payload) }
 
 // Held gives c, before it starts, the function that ends what conn.Hold began, or nil. c calls it when it has written what
-// waits for it, or finds nothing. Hold only clients for which something waits, see HasFrames: for the others it takes too long.
+// waits for it, or finds nothing. Hold only clients for which something waits, see HasFrames: the 101 of others waits for nothing.
 func (c *Client) Held(release func()) { c.release = release }
 
 // Attach gives c its connection.

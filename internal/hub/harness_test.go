@@ -202,8 +202,8 @@ func connect(t testing.TB, b *Hub, s *Settings) (*Client, *peer) {
 	return joiner{}.join(t, b, s)
 }
 
-// join makes a client that has done its handshake a member of b, starts it, and returns its peer.
-func (j joiner) join(t testing.TB, b *Hub, s *Settings) (*Client, *peer) {
+// member makes a client that has done its handshake a member of b. It has no connection yet.
+func (j joiner) member(t testing.TB, b *Hub, s *Settings) *Client {
 	t.Helper()
 	c := newTestClient(b.process, j.user, j.address, s)
 	shake(t, c)
@@ -221,6 +221,13 @@ func (j joiner) join(t testing.TB, b *Hub, s *Settings) (*Client, *peer) {
 		clients := all.(*[]*Client)
 		*clients = append(*clients, c)
 	}
+	return c
+}
+
+// join makes a client a member of b, starts it, and returns its peer.
+func (j joiner) join(t testing.TB, b *Hub, s *Settings) (*Client, *peer) {
+	t.Helper()
+	c := j.member(t, b, s)
 	m, server := newMemoryConn(j.abilities, j.room)
 	c.Attach(server)
 	p := &peer{t: t, conn: m.peer()}

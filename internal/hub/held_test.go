@@ -30,14 +30,7 @@ func TestHeld_IsReleasedWhateverBecomesOfTheClient(t *testing.T) {
 				s.SkipLag = true
 				b.Grow(s)
 				publishIn(b, textMessage("before"))
-				c := newTestClient(b.process, "", testAddress(1), s)
-				shake(t, c)
-				if row.events {
-					c.SpeakEvents(nil)
-				}
-				if err := b.Join(c, 0); err != nil {
-					t.Fatal(err)
-				}
+				c := joiner{address: testAddress(1), events: row.events}.member(t, b, s)
 				if !c.HasFrames() {
 					t.Fatal("nothing waits for it")
 				}
@@ -66,12 +59,7 @@ func TestHeld_IsReleasedWhateverBecomesOfTheClient(t *testing.T) {
 
 func TestHeld_IsReleasedWhenItIsAbandoned(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Hub) {
-		c := newTestClient(b.process, "", testAddress(1), defaults())
-		shake(t, c)
-		c.SpeakEvents(nil)
-		if err := b.Join(c, 0); err != nil {
-			t.Fatal(err)
-		}
+		c := joiner{address: testAddress(1), events: true}.member(t, b, defaults())
 		released := false
 		c.Held(func() { released = true })
 		c.Abandon()
@@ -83,11 +71,7 @@ func TestHeld_IsReleasedWhenItIsAbandoned(t *testing.T) {
 
 func TestHasFrames_IsFalseWhereNothingWaits(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Hub) {
-		c := newTestClient(b.process, "", testAddress(1), defaults())
-		shake(t, c)
-		if err := b.Join(c, 0); err != nil {
-			t.Fatal(err)
-		}
+		c := joiner{address: testAddress(1)}.member(t, b, defaults())
 		if c.HasFrames() {
 			t.Error("something waits for a raw client without a history")
 		}

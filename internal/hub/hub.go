@@ -279,6 +279,13 @@ const (
 	progressLagged                  // frames that the client needs are gone, and so it has left: call departed, say goodbye
 )
 
+// HasFrames reports whether frames wait for c: the beginning of its protocol, or messages.
+func (c *Client) HasFrames() bool {
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	return c.due.Load() || c.cursor < c.feed.Head()
+}
+
 // next gives back the frames of the last call and returns the next frames: n messages in one slice, valid until the
 // following call or drop. If there is nothing to write it makes c idle in the same critical section, so no message can
 // come between the two.
@@ -286,13 +293,6 @@ func (b *Hub) next(c *Client) (frames []byte, n int, p progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.nextLocked(c)
-}
-
-// HasFrames reports whether frames wait for c: the beginning of its protocol, or messages.
-func (c *Client) HasFrames() bool {
-	c.hub.mu.Lock()
-	defer c.hub.mu.Unlock()
-	return c.due.Load() || c.cursor < c.feed.Head()
 }
 
 func (b *Hub) nextLocked(c *Client) (frames []byte, n int, p progress) {

@@ -73,11 +73,7 @@ func joinKeyUpdater(t *testing.T, b *Hub, s *Settings, below func(net.Conn) net.
 	}
 	k.makeKeys(t)
 
-	c := newTestClient(b.process, "", testAddress(1), s)
-	shake(t, c)
-	if err := b.Join(c, 0); err != nil {
-		t.Fatal(err)
-	}
+	c := joiner{address: testAddress(1)}.member(t, b, s)
 	c.Attach(conn.Wrap(server, nil))
 	c.Start()
 	t.Cleanup(func() {

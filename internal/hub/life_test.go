@@ -265,11 +265,7 @@ func TestLife_DeadlinesFollowTheState(t *testing.T) {
 // TestLife_LateAttachedConnectionHasTheDeadlineOfTheClose has a client leave before it has a connection.
 func TestLife_LateAttachedConnectionHasTheDeadlineOfTheClose(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Hub) {
-		c := newTestClient(b.process, "", testAddress(1), defaults())
-		shake(t, c)
-		if err := b.Join(c, 0); err != nil {
-			t.Fatal(err)
-		}
+		c := joiner{address: testAddress(1)}.member(t, b, defaults())
 		c.Close(CloseMaxAge)
 		time.Sleep(time.Second)
 		m, server := newMemoryConn(0, 0)
@@ -292,11 +288,7 @@ func TestLife_LateAttachedConnectionHasTheDeadlineOfTheClose(t *testing.T) {
 // TestLife_CutDuringTheHandshakeAbortsWhenItStarts cuts a client that has no connection yet.
 func TestLife_CutDuringTheHandshakeAbortsWhenItStarts(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Hub) {
-		c := newTestClient(b.process, "", testAddress(1), defaults())
-		shake(t, c)
-		if err := b.Join(c, 0); err != nil {
-			t.Fatal(err)
-		}
+		c := joiner{address: testAddress(1)}.member(t, b, defaults())
 		c.Cut(CloseKicked)
 		m, server := newMemoryConn(0, 0)
 		c.Attach(server)

@@ -209,11 +209,7 @@ func newSocketsOver(t *testing.T, n int, below func(server net.Conn, i int) net.
 			}
 			server, nc = s, c
 		}
-		c := newTestClient(b.process, "", testAddress(1), defaults())
-		shake(t, c)
-		if err := b.Join(c, 0); err != nil {
-			t.Fatal(err)
-		}
+		c := joiner{address: testAddress(1)}.member(t, b, defaults())
 		c.Attach(conn.Wrap(server, nil))
 		c.Start()
 		peers, clients = append(peers, &lateReader{Conn: nc, last: time.Now()}), append(clients, c)
