@@ -136,7 +136,7 @@ func TestKick_RacesWithJoins(t *testing.T) {
 							select {
 							case <-done:
 								return
-							case <-time.After(time.Duration(rng.IntN(50)) * time.Millisecond):
+							case <-time.After(time.Duration(1+rng.IntN(50)) * time.Millisecond):
 							}
 							settings := defaults()
 							if rng.IntN(2) == 0 {

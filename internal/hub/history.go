@@ -321,8 +321,8 @@ func (b *Hub) closeLocked() {
 	if b.history.sweep != nil {
 		b.history.sweep.Stop()
 	}
-	if b.remote.announcing != nil {
-		b.remote.announcing.Stop()
+	if b.remote.pause != nil {
+		b.remote.pause.Stop()
 	}
 	if b.session != nil {
 		b.admitLocked()               // those who wait and are no clients publish in the next hub

@@ -200,14 +200,17 @@ func (b *Hub) announceByLocked(t time.Time) {
 		return
 	}
 	b.presence.due = t
-	if b.presence.timer == nil {
-		b.presence.timer = time.AfterFunc(time.Until(t), b.announce)
-	} else {
-		b.presence.timer.Reset(time.Until(t))
+	switch wait := time.Until(t); {
+	case wait <= 0:
+		go b.announce() // without a timer, as in announceUsersSoonLocked
+	case b.presence.timer == nil:
+		b.presence.timer = time.AfterFunc(wait, b.announce)
+	default:
+		b.presence.timer.Reset(wait)
 	}
 }
 
-// announce sends the listeners a notice of the changes. It runs in the goroutine of a timer.
+// announce sends the listeners a notice of the changes. It runs in a goroutine of its own.
 func (b *Hub) announce() {
 	b.mu.Lock()
 	now := time.Now()

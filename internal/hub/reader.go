@@ -335,12 +335,15 @@ func (c *Client) awaitEnd() {
 		c.mu.Unlock()
 		return
 	}
-	flushed, deadline := make(chan struct{}), c.deadline
+	flushed, left := make(chan struct{}), time.Until(c.deadline)
 	c.flushed = flushed
 	c.mu.Unlock()
+	if left <= 0 {
+		return
+	}
 	select {
 	case <-flushed:
-	case <-time.After(time.Until(deadline)):
+	case <-time.After(left):
 	}
 }
 

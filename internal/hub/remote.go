@@ -18,7 +18,8 @@ type remote struct {
 
 	local       map[string]int      // this node's users
 	unannounced map[string]struct{} // the users whose number of clients the other nodes do not know
-	announcing  *time.Timer         // runs announceUsers, while users are unannounced
+	announcing  bool                // announceUsers runs, or is to run after the pause
+	pause       *time.Timer         // runs announceUsers
 }
 
 // others are the users that the other nodes have announced.
@@ -65,12 +66,19 @@ func (b *Hub) announceLocked(user string) {
 
 // announceUsersSoonLocked has the hub announce its users after a pause.
 func (b *Hub) announceUsersSoonLocked(pause time.Duration) {
-	if b.remote.announcing == nil && len(b.remote.unannounced) > 0 {
-		b.remote.announcing = time.AfterFunc(pause, b.announceUsers)
+	if b.remote.announcing || len(b.remote.unannounced) == 0 {
+		return
+	}
+	b.remote.announcing = true
+	if pause == 0 {
+		go b.announceUsers() // without a timer that is due: go.dev/issue/78156 makes those crash tests
+	} else {
+		b.remote.pause = time.AfterFunc(pause, b.announceUsers)
 	}
 }
 
-// announceUsers tells the other nodes about users of this node. It runs in the goroutine of a timer.
+// announceUsers tells the other nodes about users of this node. It runs in a goroutine of its own, which ends with the
+// answer of the engine.
 func (b *Hub) announceUsers() {
 	counts, pause := b.takeUnannounced(), announceInterval
 	if len(counts) == maxAnnounced {
@@ -84,7 +92,7 @@ func (b *Hub) announceUsers() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.remote.announcing = nil
+	b.remote.announcing = false
 	if b.closed {
 		return
 	}
