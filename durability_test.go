@@ -78,9 +78,15 @@ func (l *ledger) send(t *testing.T, p *process, name string, post bool, pace tim
 	if err != nil {
 		return
 	}
-	go func() { // ends with the connection
+	gone := make(chan struct{})
+	defer close(gone)
+	go func() { // ends with gone
 		for i := 0; ; i++ {
-			<-ticker.C
+			select {
+			case <-gone:
+				return
+			case <-ticker.C:
+			}
 			frame := fmt.Sprintf(`{"type":"send","id":"%d","data":"%s %d"}`, i, name, i)
 			if _, err := conn.Write(clientFrame(finBit|opText, []byte(frame))); err != nil {
 				return
