@@ -241,15 +241,12 @@ func newest(receipts []engine.Receipt) (p engine.Position) {
 	return p
 }
 
-// settle takes a published batch out of the outbox and passes its receipts on.
+// settle takes a published batch out of the outbox and passes its receipts on. Clients have their answers before the hub
+// finds out that its epoch is over, unless a push of the engine has told it already.
 func (b *Hub) settle(batch []*submission, receipts []engine.Receipt) {
-	over := func(r engine.Receipt) bool { return r.Epoch != b.epoch && !r.Repeated && !r.Unknown }
 	b.mu.Lock()
 	b.takeLocked(len(batch))
 	members := b.audienceLocked()
-	if slices.ContainsFunc(receipts, over) {
-		b.fallBehindLocked()
-	}
 	b.mu.Unlock()
 	for i, s := range batch {
 		r := receipts[i]
@@ -261,6 +258,12 @@ func (b *Hub) settle(batch []*submission, receipts []engine.Receipt) {
 			receipt.Epoch = r.Epoch
 		}
 		s.done(receipt, nil)
+	}
+	over := func(r engine.Receipt) bool { return r.Epoch != b.epoch && !r.Repeated && !r.Unknown }
+	if slices.ContainsFunc(receipts, over) {
+		b.mu.Lock()
+		b.fallBehindLocked()
+		b.mu.Unlock()
 	}
 }
 

@@ -146,7 +146,8 @@ func TestOutbox_RepetitionIsNeverCalledUnpublished(t *testing.T) {
 	})
 }
 
-// TestOutbox_SentNamesAnotherEpoch sends a message that the engine publishes in an epoch that is not the hub's.
+// TestOutbox_SentNamesAnotherEpoch sends a message that the engine publishes in an epoch that is not the hub's. The hub learns
+// that from the receipt.
 func TestOutbox_SentNamesAnotherEpoch(t *testing.T) {
 	twoNodes(t, unpinged(historyOfTen()), func(t *testing.T, server *enginetest.Server, a, _ *node) {
 		_, ada, hello := speak(t, a.hub, unpinged(historyOfTen()), nil)
@@ -154,11 +155,13 @@ func TestOutbox_SentNamesAnotherEpoch(t *testing.T) {
 			publishIn(a.hub, textMessage("before"))
 		}
 		server.Wipe()
+		a.session.LosePushes(1)
 		ada.text(sendEvent("1", "", "after"))
 		e := ada.answer()
 		if e.Type != "sent" || e.Seq != 1 || e.Epoch == "" || e.Epoch == hello.Epoch {
 			t.Errorf("got %s, want number 1 of another epoch", e.raw)
 		}
+		ada.wantClose(CloseHubReset)
 	})
 }
 
