@@ -361,9 +361,9 @@ func (b *Hub) catchUpStep(s *engine.Snapshot, last uint64) bool {
 	some = some[:b.stepLocked(some)]
 	b.applyEntriesLocked(next, some, &w)
 	b.mu.Unlock()
+	b.process.Counters.Repaired.Add(uint64(len(some)))
 	b.deliver(&w)
 	b.process.Published()
-	b.process.Counters.Repaired.Add(uint64(len(some)))
 	return true
 }
 
