@@ -210,7 +210,7 @@ func checkInterruptIsReported(s *suite) {
 
 func checkContextWhileInterrupted(s *suite) {
 	c := s.connect()
-	calls := c.calls()
+	calls, downs := c.calls(), c.monitor.countDowns()
 	restore := s.Interrupt()
 	for name, call := range calls {
 		ctx, cancel := context.WithTimeout(s.Context(), 100*time.Millisecond)
@@ -221,6 +221,7 @@ func checkContextWhileInterrupted(s *suite) {
 		})
 		cancel()
 	}
+	s.poll(func() error { return c.monitor.wantDown(downs) })
 	restore()
 	s.poll(c.monitor.wantUp)
 	f := c.open("opened", roomy)
