@@ -192,7 +192,7 @@ func TestConnect_ByUnixSocket(t *testing.T) {
 
 func TestConnect_ByTLS(t *testing.T) {
 	t.Parallel()
-	port := strconv.Itoa(freePort(t))
+	port := strconv.Itoa(freePort())
 	startRedis(t, "--tls-port", port, "--tls-cert-file", certificate.cert, "--tls-key-file", certificate.key,
 		"--tls-auth-clients", "no")
 	n := connect(t, "rediss://localhost:"+port)

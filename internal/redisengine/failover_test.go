@@ -141,7 +141,7 @@ func TestFailover_IdlePrimaryThatBecomesAReplicaIsLeft(t *testing.T) {
 // startSentinel starts a Sentinel that watches a primary under the name main. It returns its address.
 func startSentinel(t testing.TB, primary *redisServer) string {
 	t.Helper()
-	s := &redisServer{t: t, dir: t.TempDir(), port: freePort(t)}
+	s := &redisServer{t: t, dir: t.TempDir(), port: freePort()}
 	config := filepath.Join(s.dir, "sentinel.conf")
 	text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nlogfile %s/log\nsentinel monitor main 127.0.0.1 %d 1\n"+
 		"sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n", s.port, s.dir, s.dir, primary.port)

@@ -7,12 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,22 +35,29 @@ func startRedis(t testing.TB, args ...string) *redisServer {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("redis-server is not installed")
 	}
-	r := &redisServer{t: t, dir: t.TempDir(), port: freePort(t), args: args}
+	r := &redisServer{t: t, dir: t.TempDir(), port: freePort(), args: args}
 	t.Cleanup(r.kill)
 	r.start()
 	return r
 }
 
-// freePort returns a TCP port that nobody listens on.
-func freePort(t testing.TB) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// freePort returns a TCP port on which nobody listens, and does not return it again. It is below those that the system gives
+// to outgoing connections and to listeners that name no port: they could take it before the server does, or while the server
+// starts anew.
+func freePort() int {
+	for {
+		port := 10_000 + rand.IntN(20_000)
+		if _, taken := takenPorts.LoadOrStore(port, true); taken {
+			continue
+		}
+		if listener, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			listener.Close()
+			return port
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
 }
+
+var takenPorts sync.Map // by number
 
 func (r *redisServer) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
 
