@@ -370,12 +370,19 @@ func needClientModules(t *testing.T) string {
 }
 
 // runNode runs a module in the folder client/ and returns its output.
-func runNode(t *testing.T, script string, args ...string) string {
+func runNode(t *testing.T, script string) string { return runModule(t, script, nodeCommand(t)...) }
+
+// nodeCommand returns the command that has Node.js run a module from its standard input.
+func nodeCommand(t *testing.T) []string { return []string{nodeProgram(t), "--input-type=module", "-"} }
+
+// runModule has a command run a module in the folder client/, and returns its output.
+func runModule(t *testing.T, script string, command ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, nodeProgram(t), append([]string{"--input-type=module", "-"}, args...)...)
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Dir = "client"
+	cmd.Env = append(os.Environ(), "DENO_DIR="+t.TempDir(), "DENO_NO_UPDATE_CHECK=1")
 	cmd.Stdin = strings.NewReader(script)
 	got, err := cmd.CombinedOutput()
 	if err != nil {
@@ -384,60 +391,83 @@ func runNode(t *testing.T, script string, args ...string) string {
 	return string(got)
 }
 
-// TestChat_InNode runs chat.js where there is no page, and nothing has a location.
-func TestChat_InNode(t *testing.T) {
-	t.Parallel()
-	s := startProcess(t, "", moduleSite(t))
-	peer := s.join("/hub/history/x")
-	got := runNode(t, `
-		import { Chat } from "./chat.js";
-		Object.defineProperty(globalThis, "location", { get() { throw new Error("location was read"); }, configurable: true });
-		let chat = new Chat("ws://`+s.http+`/hub/history/x?name=node");
-		chat.addEventListener("message", ({ data, user, own }) => console.log(data, user, own));
-		chat.url = "http://`+s.http+`/hub/history/x?name=node#top";
-		let once = 0;
-		chat.addEventListener("sent", ({ seq }) => {
-			console.log(seq);
-			chat.close();
-			if (once++) return;
-			chat.connect();
-			chat.send(new Blob(["again"]));
-		});
-		chat.addEventListener("state", ({ state }) => state === "connecting" || console.log(state));
-		chat.send("from node");
-		delete globalThis.location;
-		try { new Chat("/hub/history/x"); } catch ({ name }) { console.log(name); }
-	`)
-	var lines []string
-	for line := range strings.Lines(got) {
-		if !strings.HasSuffix(line, " node true\n") { // what it has sent, before or after the answer
-			lines = append(lines, strings.TrimSuffix(line, "\n"))
+// inEachRuntime runs a test for each program that can run chat.js without a browser. The test calls run with a module.
+func inEachRuntime(t *testing.T, test func(t *testing.T, name string, run func(script string) string)) {
+	installed := func(program string, args ...string) func(*testing.T) []string {
+		return func(t *testing.T) []string {
+			return append([]string{filepath.Join(needClientModules(t), ".bin", program)}, args...)
 		}
 	}
-	if want := []string{"TypeError", "open", "1", "closed", "open", "2", "closed"}; !slices.Equal(lines, want) {
-		t.Errorf("got %q, want %q", lines, want)
-	}
-	peer.wantText("from node")
-	if got, want := peer.next(), (frame{websocket.BinaryMessage, "again"}); got != want {
-		t.Errorf("got %v, want %v", got, want)
+	for name, command := range map[string]func(*testing.T) []string{
+		"node": nodeCommand,
+		"deno": installed("deno", "run", "--allow-net", "-"),
+		"bun":  installed("bun", "run", "-"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			test(t, name, func(script string) string { return runModule(t, script, command(t)...) })
+		})
 	}
 }
 
-// TestChat_TellsARefusalInNode is quick only if the client does not wait for an event that Node.js does not send.
-func TestChat_TellsARefusalInNode(t *testing.T) {
+// TestChat_OutsideABrowser runs chat.js where there is no page, and nothing has a location.
+func TestChat_OutsideABrowser(t *testing.T) {
+	t.Parallel()
+	s := startProcess(t, "", moduleSite(t))
+	inEachRuntime(t, func(t *testing.T, name string, run func(string) string) {
+		hub := "/hub/history/" + name
+		peer := s.join(hub)
+		got := run(`
+			import { Chat } from "./chat.js";
+			Object.defineProperty(globalThis, "location", { get() { throw new Error("location was read"); }, configurable: true });
+			let chat = new Chat("ws://` + s.http + hub + `?name=me");
+			chat.addEventListener("message", ({ data, user, own }) => console.log(data, user, own));
+			chat.url = "http://` + s.http + hub + `?name=me#top";
+			let once = 0;
+			chat.addEventListener("sent", ({ seq }) => {
+				console.log(seq);
+				chat.close();
+				if (once++) return;
+				chat.connect();
+				chat.send(new Blob(["again"]));
+			});
+			chat.addEventListener("state", ({ state }) => state === "connecting" || console.log(state));
+			chat.send("from a program");
+			delete globalThis.location;
+			try { new Chat("/hub/history/x"); } catch ({ name }) { console.log(name); }
+		`)
+		var lines []string
+		for line := range strings.Lines(got) {
+			if !strings.HasSuffix(line, " me true\n") { // what it has sent, before or after the answer
+				lines = append(lines, strings.TrimSuffix(line, "\n"))
+			}
+		}
+		if want := []string{"TypeError", "open", "1", "closed", "open", "2", "closed"}; !slices.Equal(lines, want) {
+			t.Errorf("got %q, want %q", lines, want)
+		}
+		peer.wantText("from a program")
+		if got, want := peer.next(), (frame{websocket.BinaryMessage, "again"}); got != want {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// TestChat_TellsARefusalOutsideABrowser is quick only if the client does not wait for an event that only browsers send.
+func TestChat_TellsARefusalOutsideABrowser(t *testing.T) {
 	t.Parallel()
 	s := startProcess(t, "", refusingSite(t))
-	got := runNode(t, `
-		import { Chat } from "./chat.js";
-		for (const status of [401, 302, 403]) {
-			const chat = new Chat("ws://`+s.http+`/refused/" + status, { base: 20, timeout: 2 ** 30 });
-			chat.addEventListener("refused", ({ status, reason, final }) => console.log(status, reason, final, chat.state));
-			await new Promise((resolve) => chat.addEventListener("refused", resolve));
+	inEachRuntime(t, func(t *testing.T, _ string, run func(string) string) {
+		got := run(`
+			import { Chat } from "./chat.js";
+			for (const status of [401, 302, 403]) {
+				const chat = new Chat("ws://` + s.http + `/refused/" + status, { base: 20, timeout: 2 ** 30 });
+				chat.addEventListener("refused", ({ status, reason, final }) => console.log(status, reason, final, chat.state));
+				await new Promise((resolve) => chat.addEventListener("refused", resolve));
+			}
+		`)
+		if want := "401  true closed\n401  true closed\n403 Members only true closed\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
-	`)
-	if want := "401  true closed\n401  true closed\n403 Members only true closed\n"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
+	})
 }
 
 // TestChat_NoticesADeadConnection has pages that only listen, and connections that die without a word.
