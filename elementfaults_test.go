@@ -125,11 +125,7 @@ func testElementNoNetwork(t *testing.T, browser context.Context) {
 	p := openTab(t, browser, s.frame("/chat/fault"))
 	evaluate[bool](p, `(Object.defineProperty(navigator, "onLine", { get: () => !window.gone, configurable: true }), dispatchEvent(new Event("online")), true)`)
 	p.waitState("open")
-	p.send("before")
-	p.waitFor(`inside().querySelector(".mine") && !inside().querySelector(".pending")`)
-	// Now nothing is on its way that would show that there is a network, and the server sends nothing from here on.
-	stopProcess(s, nil)
-	t.Cleanup(func() { continueProcess(s, nil) })
+	p.silence(s)
 	began := time.Now()
 	evaluate[bool](p, `(window.gone = true, dispatchEvent(new Event("offline")), true)`)
 	p.waitOffline(began)
@@ -152,11 +148,21 @@ func testElementDeveloperTools(t *testing.T, browser context.Context) {
 		t.Log("this machine has no network")
 		return
 	}
+	p.silence(s)
 	began := time.Now()
 	p.do(setOffline(true))
 	p.waitOffline(began)
 	p.do(setOffline(false))
 	p.waitFor(`inside().querySelector("#state").textContent === "Connected" && inside().querySelector("#trouble").hidden`)
+}
+
+// silence stops the server when nothing is on its way to the page that would show that there is a network.
+func (p *tab) silence(s *process) {
+	p.t.Helper()
+	p.send("before")
+	p.waitFor(`inside().querySelector(".mine") && !inside().querySelector(".pending")`)
+	stopProcess(s, nil)
+	p.t.Cleanup(func() { continueProcess(s, nil) })
 }
 
 // waitOffline waits until the page shows that there is no network, which it must do at once.
