@@ -331,16 +331,14 @@ func (c *Client) awaitEnd() {
 	_, _ = io.CopyN(io.Discard, (*source)(c), maxDiscarded) // the connection closes, whatever the error
 	// A client that has closed only its own half still reads. Let the writer finish.
 	c.mu.Lock()
-	if c.State() != Closing {
+	left := time.Until(c.deadline)
+	if c.State() != Closing || left <= 0 {
 		c.mu.Unlock()
 		return
 	}
-	flushed, left := make(chan struct{}), time.Until(c.deadline)
+	flushed := make(chan struct{})
 	c.flushed = flushed
 	c.mu.Unlock()
-	if left <= 0 {
-		return
-	}
 	select {
 	case <-flushed:
 	case <-time.After(left):
